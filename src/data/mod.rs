@@ -1,0 +1,1 @@
+//! Files in and out: features, captions, tokens, batches, weights. No GPU in it.

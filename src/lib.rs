@@ -1,0 +1,5 @@
+//! Crossweave.
+pub mod error;
+pub mod shape;
+
+pub use error::{Error, Kind, Result};
