@@ -24,7 +24,10 @@ pub enum Kind {
 
 /// An error as shown to a person. Built with [`Error::new`] and the chained setters.
 #[derive(Clone, Debug)]
-pub struct Error {
+pub struct Error(Box<Parts>);
+
+#[derive(Clone, Debug)]
+struct Parts {
     kind: Kind,
     what: String,
     place: Option<String>,
@@ -44,7 +47,14 @@ impl Error {
 
     /// An error of the given kind.
     pub fn of(kind: Kind, what: impl Into<String>) -> Self {
-        Self { kind, what: what.into(), place: None, expected: None, found: None, cure: None }
+        Self(Box::new(Parts {
+            kind,
+            what: what.into(),
+            place: None,
+            expected: None,
+            found: None,
+            cure: None,
+        }))
     }
 
     /// A failed file operation: `doing` completes "could not ..".
@@ -61,41 +71,41 @@ impl Error {
 
     /// Where: a file, an option, a line.
     pub fn at(mut self, place: impl fmt::Display) -> Self {
-        self.place = Some(place.to_string());
+        self.0.place = Some(place.to_string());
         self
     }
 
     /// What would have been right.
     pub fn expected(mut self, expected: impl fmt::Display) -> Self {
-        self.expected = Some(expected.to_string());
+        self.0.expected = Some(expected.to_string());
         self
     }
 
     /// What was there instead.
     pub fn found(mut self, found: impl fmt::Display) -> Self {
-        self.found = Some(found.to_string());
+        self.0.found = Some(found.to_string());
         self
     }
 
     /// What the user can do about it.
     pub fn cure(mut self, cure: impl fmt::Display) -> Self {
-        self.cure = Some(cure.to_string());
+        self.0.cure = Some(cure.to_string());
         self
     }
 
     /// The class of this error.
     pub fn kind(&self) -> Kind {
-        self.kind
+        self.0.kind
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(place) = &self.place {
+        if let Some(place) = &self.0.place {
             write!(f, "{place}: ")?;
         }
-        write!(f, "{}", self.what)?;
-        let rows = [("expected", &self.expected), ("found", &self.found), ("cure", &self.cure)];
+        write!(f, "{}", self.0.what)?;
+        let rows = [("expected", &self.0.expected), ("found", &self.0.found), ("cure", &self.0.cure)];
         for (label, text) in rows {
             if let Some(text) = text {
                 write!(f, "\n  {label}: {text}")?;

@@ -1,0 +1,39 @@
+// y = x / max(|x|, eps), or x / (|x| + eps), where |x| is the norm along the middle axis.
+//: lane
+alias T = f32; // one value, four of a row, or one of four rows
+fn fold_sum(x: T) -> T { return x; }
+fn fold_max(x: T) -> T { return x; }
+fn places(n: u32) -> T { return T(n); }
+//: end
+
+struct Params {
+    count: u32,
+    steps: u32, // along the axis, in T
+    inner: u32, // apart, in T
+    eps: f32,
+    plus: u32, // 1 for the second form
+}
+@group(0) @binding(0) var<storage, read> x: array<T>; // [outer, n, inner]
+@group(0) @binding(1) var<storage, read_write> y: array<T>; // [outer, n, inner]
+@group(0) @binding(2) var<uniform> p: Params;
+
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+    let i = linear_id(id, groups);
+    if i >= p.count {
+        return;
+    }
+    let outer = i / p.inner;
+    let start = outer * p.steps * p.inner + i % p.inner;
+    var sum = T(0.0);
+    for (var n = 0u; n < p.steps; n++) {
+        let value = x[start + n * p.inner];
+        sum += value * value;
+    }
+    let norm = sqrt(fold_sum(sum));
+    let inverse = T(1.0) / select(max(norm, T(p.eps)), norm + p.eps, p.plus == 1u);
+    for (var n = 0u; n < p.steps; n++) {
+        let at = start + n * p.inner;
+        y[at] = x[at] * inverse;
+    }
+}

@@ -1,0 +1,46 @@
+// The gradient of l2norm: with r the norm and d what x is divided by, (g - x (g x) / (r d)) / d; the second
+// term is 0 where the norm is below eps (first form) or 0.
+//: lane
+alias T = f32; // one value, four of a row, or one of four rows
+fn fold_sum(x: T) -> T { return x; }
+fn fold_max(x: T) -> T { return x; }
+fn places(n: u32) -> T { return T(n); }
+//: end
+
+struct Params {
+    count: u32,
+    steps: u32, // along the axis, in T
+    inner: u32, // apart, in T
+    eps: f32,
+    plus: u32,
+}
+@group(0) @binding(0) var<storage, read> x: array<T>; // [outer, n, inner]
+@group(0) @binding(1) var<storage, read> g: array<T>; // [outer, n, inner]
+@group(0) @binding(2) var<storage, read_write> y: array<T>; // [outer, n, inner]
+@group(0) @binding(3) var<uniform> p: Params;
+
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+    let i = linear_id(id, groups);
+    if i >= p.count {
+        return;
+    }
+    let outer = i / p.inner;
+    let start = outer * p.steps * p.inner + i % p.inner;
+    var squares = T(0.0);
+    var dot = T(0.0);
+    for (var n = 0u; n < p.steps; n++) {
+        let at = start + n * p.inner;
+        squares += x[at] * x[at];
+        dot += x[at] * g[at];
+    }
+    let norm = sqrt(fold_sum(squares));
+    let divisor = select(max(norm, T(p.eps)), norm + p.eps, p.plus == 1u);
+    let moves = norm > select(T(p.eps), T(0.0), p.plus == 1u);
+    let inverse = T(1.0) / divisor;
+    let share = select(T(0.0), fold_sum(dot) * inverse / select(T(1.0), norm, moves), moves);
+    for (var n = 0u; n < p.steps; n++) {
+        let at = start + n * p.inner;
+        y[at] = (g[at] - x[at] * share) * inverse;
+    }
+}

@@ -1,0 +1,38 @@
+// The gradient of softmax from its result s and g: scale * s (g - sum of g s).
+//: lane
+alias T = f32; // one value, four of a row, or one of four rows
+fn fold_sum(x: T) -> T { return x; }
+fn fold_max(x: T) -> T { return x; }
+fn places(n: u32) -> T { return T(n); }
+//: end
+
+struct Params {
+    count: u32,
+    steps: u32, // along the axis, in T
+    inner: u32, // apart, in T
+    scale: f32,
+}
+@group(0) @binding(0) var<storage, read> s: array<T>; // [outer, n, inner]
+@group(0) @binding(1) var<storage, read> g: array<T>; // [outer, n, inner]
+@group(0) @binding(2) var<storage, read_write> y: array<T>; // [outer, n, inner]
+@group(0) @binding(3) var<uniform> p: Params;
+
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+    let i = linear_id(id, groups);
+    if i >= p.count {
+        return;
+    }
+    let outer = i / p.inner;
+    let start = outer * p.steps * p.inner + i % p.inner;
+    var sum = T(0.0);
+    for (var n = 0u; n < p.steps; n++) {
+        let at = start + n * p.inner;
+        sum += s[at] * g[at];
+    }
+    sum = fold_sum(sum);
+    for (var n = 0u; n < p.steps; n++) {
+        let at = start + n * p.inner;
+        y[at] = p.scale * s[at] * (g[at] - sum);
+    }
+}

@@ -1,0 +1,51 @@
+// The gradient of standardize, with s its result: (g - mean(g) - s mean(g s)) / sqrt(variance + eps).
+//: lane
+alias T = f32; // one value, four of a row, or one of four rows
+fn fold_sum(x: T) -> T { return x; }
+fn fold_max(x: T) -> T { return x; }
+fn places(n: u32) -> T { return T(n); }
+//: end
+
+struct Params {
+    count: u32,
+    steps: u32, // along the axis, in T
+    inner: u32, // apart, in T
+    n: f32,
+    eps: f32,
+}
+@group(0) @binding(0) var<storage, read> x: array<T>; // [outer, n, inner]
+@group(0) @binding(1) var<storage, read> g: array<T>; // [outer, n, inner]
+@group(0) @binding(2) var<storage, read_write> y: array<T>; // [outer, n, inner]
+@group(0) @binding(3) var<uniform> p: Params;
+
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+    let i = linear_id(id, groups);
+    if i >= p.count {
+        return;
+    }
+    let outer = i / p.inner;
+    let start = outer * p.steps * p.inner + i % p.inner;
+    var sum = T(0.0);
+    for (var n = 0u; n < p.steps; n++) {
+        sum += x[start + n * p.inner];
+    }
+    let mean = fold_sum(sum) / p.n;
+    var squares = T(0.0);
+    var total = T(0.0);
+    var dot = T(0.0);
+    for (var n = 0u; n < p.steps; n++) {
+        let at = start + n * p.inner;
+        let centred = x[at] - mean;
+        squares += centred * centred;
+        total += g[at];
+        dot += g[at] * centred;
+    }
+    let inverse = T(1.0) / sqrt(fold_sum(squares) / p.n + p.eps);
+    let shift = fold_sum(total) / p.n;
+    let share = fold_sum(dot) / p.n * inverse * inverse;
+    for (var n = 0u; n < p.steps; n++) {
+        let at = start + n * p.inner;
+        y[at] = (g[at] - shift - (x[at] - mean) * share) * inverse;
+    }
+}

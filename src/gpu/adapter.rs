@@ -1,0 +1,160 @@
+//! Which adapters there are, and which one is taken.
+
+use crate::error::{Error, Kind, Result};
+
+/// Whether kernels run on a GPU or on the CPU's cores: the styles that win differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// A GPU.
+    Hardware,
+    /// A software driver such as lavapipe.
+    Software,
+}
+
+/// What is known of an adapter.
+#[derive(Clone, Debug)]
+pub struct AdapterFacts {
+    /// The adapter's name.
+    pub name: String,
+    /// The graphics API: Vulkan, Metal, Dx12 or Gl.
+    pub backend: String,
+    /// The driver and its version.
+    pub driver: String,
+    /// Discrete, integrated, virtual, CPU or other.
+    pub kind: String,
+    /// Hardware or software.
+    pub class: Class,
+    /// The largest storage binding in bytes.
+    pub max_binding: u64,
+    /// The largest buffer in bytes.
+    pub max_buffer: u64,
+    /// Workgroup memory in bytes.
+    pub workgroup_memory: u32,
+    /// Invocations per workgroup.
+    pub invocations: u32,
+    /// Alignment of storage offsets in bytes.
+    pub storage_align: u64,
+    /// Alignment of uniform offsets in bytes.
+    pub uniform_align: u64,
+    /// Subgroups, if the adapter has them.
+    pub subgroup: bool,
+    /// f16 arithmetic.
+    pub f16: bool,
+    /// Timestamp queries.
+    pub timestamps: bool,
+    /// Cooperative matrices.
+    pub cooperative_matrix: bool,
+}
+
+impl AdapterFacts {
+    fn of(adapter: &wgpu::Adapter, limits: &wgpu::Limits) -> Self {
+        let info = adapter.get_info();
+        let features = adapter.features();
+        let class = match info.device_type {
+            wgpu::DeviceType::Cpu => Class::Software,
+            _ => Class::Hardware,
+        };
+        Self {
+            name: info.name,
+            backend: format!("{:?}", info.backend),
+            driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
+            kind: format!("{:?}", info.device_type),
+            class,
+            max_binding: limits.max_storage_buffer_binding_size,
+            max_buffer: limits.max_buffer_size,
+            workgroup_memory: limits.max_compute_workgroup_storage_size,
+            invocations: limits.max_compute_invocations_per_workgroup,
+            storage_align: u64::from(limits.min_storage_buffer_offset_alignment),
+            uniform_align: u64::from(limits.min_uniform_buffer_offset_alignment),
+            subgroup: features.contains(wgpu::Features::SUBGROUP),
+            f16: features.contains(wgpu::Features::SHADER_F16),
+            timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+            cooperative_matrix: features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
+        }
+    }
+}
+
+fn found_by(backends: wgpu::Backends) -> Vec<wgpu::Adapter> {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = backends;
+    pollster::block_on(wgpu::Instance::new(descriptor).enumerate_adapters(backends))
+}
+
+fn all() -> Vec<wgpu::Adapter> {
+    // GL drivers are noisy and slow: they are asked only for lack of others, or on demand.
+    let gl = std::env::var("CROSSWEAVE_BACKEND").is_ok_and(|b| b.eq_ignore_ascii_case("gl"));
+    let mut found = if gl { Vec::new() } else { found_by(wgpu::Backends::PRIMARY) };
+    if found.is_empty() {
+        found = found_by(wgpu::Backends::GL);
+    }
+    found.retain(|a| {
+        a.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
+            && a.limits().max_storage_buffers_per_shader_stage >= 8
+    });
+    found.sort_by_key(|a| {
+        let info = a.get_info();
+        let kind = match info.device_type {
+            wgpu::DeviceType::DiscreteGpu => 0,
+            wgpu::DeviceType::IntegratedGpu => 1,
+            wgpu::DeviceType::VirtualGpu => 2,
+            wgpu::DeviceType::Other => 3,
+            wgpu::DeviceType::Cpu => 4,
+        };
+        (info.backend == wgpu::Backend::Gl, kind)
+    });
+    found
+}
+
+/// Every adapter that can run the kernels, best first: discrete, integrated, virtual, software; GL last.
+pub fn adapters() -> Vec<AdapterFacts> {
+    all().iter().map(|a| AdapterFacts::of(a, &a.limits())).collect()
+}
+
+/// The adapter of this index or with this text in its name, or the best one.
+///
+/// # Errors
+/// None there, or none that fits.
+pub fn choose(device: Option<&str>) -> Result<wgpu::Adapter> {
+    let mut found = all();
+    if found.is_empty() {
+        return Err(Error::of(Kind::Adapter, "no GPU adapter that can run compute shaders")
+            .cure("install a Vulkan driver; Debian and Ubuntu have a software one: apt-get install mesa-vulkan-drivers"));
+    }
+    let Some(wanted) = device else { return Ok(found.swap_remove(0)) };
+    let at = match wanted.parse::<usize>() {
+        Ok(i) => Some(i).filter(|i| *i < found.len()),
+        Err(_) => {
+            let wanted = wanted.to_lowercase();
+            found.iter().position(|a| a.get_info().name.to_lowercase().contains(&wanted))
+        }
+    };
+    match at {
+        Some(i) => Ok(found.swap_remove(i)),
+        None => Err(Error::of(Kind::Adapter, "no such adapter")
+            .at("--device")
+            .expected(format!("an index below {} or part of a name", found.len()))
+            .found(wanted)
+            .cure("`crossweave devices` lists them")),
+    }
+}
+
+pub(super) fn open(
+    adapter: &wgpu::Adapter,
+    default_limits: bool,
+) -> Result<(wgpu::Device, wgpu::Queue, AdapterFacts)> {
+    let limits = if default_limits { wgpu::Limits::default() } else { adapter.limits() };
+    let facts = AdapterFacts::of(adapter, &limits);
+    let descriptor = wgpu::DeviceDescriptor {
+        label: Some("crossweave"),
+        required_features: wgpu::Features::empty(),
+        required_limits: limits,
+        memory_hints: wgpu::MemoryHints::MemoryUsage,
+        ..Default::default()
+    };
+    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).map_err(|e| {
+        Error::of(Kind::Adapter, format!("the driver gave no device: {e}"))
+            .at(&facts.name)
+            .cure("choose another adapter with --device")
+    })?;
+    Ok((device, queue, facts))
+}

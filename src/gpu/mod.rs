@@ -1,0 +1,188 @@
+//! The device: adapter choice, buffer pool, kernels, recorder and profile. Bytes and kernels, no tensors;
+//! the only layer that names `wgpu`.
+
+mod adapter;
+mod kernel;
+mod pool;
+mod profile;
+mod recorder;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+
+pub use adapter::{AdapterFacts, Class, adapters, choose};
+pub use kernel::{Kernel, MAX_LOOP};
+pub use pool::{Buf, Memory};
+pub use profile::{KernelTime, Stats};
+pub use recorder::{Launch, Words, groups_of};
+
+use crate::error::{Error, Kind, Result};
+use kernel::Pipelines;
+use pool::Pool;
+use profile::Profile;
+use recorder::Recorder;
+
+/// How to open a device.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Index in [`adapters`], or part of an adapter's name; `None` takes the best.
+    pub device: Option<String>,
+    /// Ask for WebGPU's default limits only, even where the adapter offers more.
+    pub default_limits: bool,
+    /// Time every kernel: each dispatch is submitted and waited for (slow, for profiling).
+    pub profile: bool,
+}
+
+/// A handle to one device with its queue, pool, kernels and recorder. Cheap to clone.
+#[derive(Clone)]
+pub struct Gpu(Rc<Shared>);
+
+pub(crate) struct Shared {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    facts: AdapterFacts,
+    pool: RefCell<Pool>,
+    recorder: RefCell<Recorder>,
+    pipelines: RefCell<Pipelines>,
+    profile: RefCell<Profile>,
+    epoch: Cell<u64>,
+    fault: Fault,
+}
+
+/// The first error the device reported and nobody has been told of yet.
+type Fault = Arc<Mutex<Option<Error>>>;
+
+impl Gpu {
+    /// Opens the chosen adapter.
+    ///
+    /// # Errors
+    /// No adapter, an unknown `device`, or a driver that refuses.
+    pub fn open(options: &Options) -> Result<Self> {
+        let adapter = choose(options.device.as_deref())?;
+        let (device, queue, facts) = adapter::open(&adapter, options.default_limits)?;
+        let fault: Fault = Arc::default();
+        let seen = fault.clone();
+        device.on_uncaptured_error(Arc::new(move |e| report(&seen, device_error(e))));
+        let seen = fault.clone();
+        device.set_device_lost_callback(move |reason, message| {
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                report(
+                    &seen,
+                    Error::of(Kind::DeviceLost, format!("the device was lost: {message}"))
+                        .cure("run again; `train --resume` goes on from the last checkpoint"),
+                );
+            }
+        });
+        let recorder = Recorder::new(&device, &facts);
+        Ok(Self(Rc::new(Shared {
+            pool: RefCell::default(),
+            recorder: RefCell::new(recorder),
+            pipelines: RefCell::default(),
+            profile: RefCell::new(Profile::new(options.profile)),
+            epoch: Cell::new(1),
+            device,
+            queue,
+            facts,
+            fault,
+        })))
+    }
+
+    /// What is known of the adapter.
+    pub fn facts(&self) -> &AdapterFacts {
+        &self.0.facts
+    }
+
+    /// A buffer for `len` f32 values that a dispatch will fill. Past the adapter's binding limit the
+    /// error is kept, dispatches do nothing, and the next [`Gpu::flush`] or [`Gpu::read`] returns it.
+    pub fn alloc(&self, len: usize) -> Buf {
+        pool::alloc(self, len, false)
+    }
+
+    /// A buffer holding `data`. It never overwrites memory that recorded, unsubmitted work still reads.
+    pub fn upload(&self, data: &[f32]) -> Buf {
+        let buf = pool::alloc(self, data.len(), true);
+        if !data.is_empty() && !self.faulted() {
+            self.0.queue.write_buffer(buf.buffer(), 0, bytemuck::cast_slice(data));
+            self.0.profile.borrow_mut().uploaded += 4 * data.len() as u64;
+        }
+        buf
+    }
+
+    /// Records one dispatch.
+    pub fn dispatch(&self, launch: &Launch) {
+        recorder::dispatch(self, launch);
+    }
+
+    /// Submits what is recorded.
+    ///
+    /// # Errors
+    /// The first thing that went wrong on the device since the last call; the work recorded since is void.
+    pub fn flush(&self) -> Result<()> {
+        recorder::flush(self)
+    }
+
+    /// Waits until the device is idle.
+    ///
+    /// # Errors
+    /// As [`Gpu::flush`].
+    pub fn wait(&self) -> Result<()> {
+        self.flush()?;
+        recorder::wait(self)
+    }
+
+    /// Copies a buffer back.
+    ///
+    /// # Errors
+    /// As [`Gpu::flush`].
+    pub fn read(&self, buf: &Buf) -> Result<Vec<f32>> {
+        recorder::read(self, buf)
+    }
+
+    /// Counters since the start.
+    pub fn stats(&self) -> Stats {
+        let pool = self.0.pool.borrow();
+        self.0.profile.borrow().stats(&pool, self.0.pipelines.borrow().len())
+    }
+
+    /// Time per kernel, where [`Options::profile`] is on.
+    pub fn kernel_times(&self) -> Vec<KernelTime> {
+        self.0.profile.borrow().kernel_times()
+    }
+
+    /// Gives pooled, unused memory back to the driver.
+    pub fn trim(&self) {
+        recorder::forget_bindings(self);
+        self.0.pool.borrow_mut().trim();
+    }
+
+    /// Marks the device as lost, as a driver reset would (for tests of recovery).
+    #[doc(hidden)]
+    pub fn lose(&self) {
+        report(&self.0.fault, Error::of(Kind::DeviceLost, "the device was lost: simulated"));
+    }
+
+    fn faulted(&self) -> bool {
+        self.0.fault.lock().is_ok_and(|f| f.is_some())
+    }
+
+    fn take_fault(&self) -> Option<Error> {
+        self.0.fault.lock().ok()?.take()
+    }
+}
+
+fn report(fault: &Fault, error: Error) {
+    if let Ok(mut first) = fault.lock() {
+        first.get_or_insert(error);
+    }
+}
+
+fn device_error(e: wgpu::Error) -> Error {
+    match e {
+        wgpu::Error::OutOfMemory { .. } => {
+            Error::of(Kind::OutOfMemory, "the device is out of memory").cure("use a smaller batch")
+        }
+        other => Error::of(Kind::Adapter, format!("the driver refused a command: {other}"))
+            .cure("run `crossweave selftest` to see which op this driver gets wrong"),
+    }
+}

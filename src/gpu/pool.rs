@@ -1,0 +1,163 @@
+//! Buffers in size classes. A dropped buffer returns at once: commands run in the order they are recorded,
+//! so a later dispatch may overwrite it. Only the CPU's writes overtake recorded work, and they are kept off
+//! memory freed since the last submission.
+
+use std::collections::HashMap;
+use std::rc::{Rc, Weak};
+
+use super::{Gpu, Shared, report};
+use crate::error::{Error, Kind};
+
+/// Device memory of one size class, returned to the pool when the last [`Buf`] of it goes.
+pub struct Memory {
+    pub(super) buffer: wgpu::Buffer,
+    pub(super) id: u64,
+    bytes: u64,
+    valid: bool,
+    home: Weak<Shared>,
+}
+
+/// `len` f32 values at an offset in a piece of [`Memory`]. Cheap to clone.
+#[derive(Clone)]
+pub struct Buf {
+    pub(super) memory: Rc<Memory>,
+    pub(super) offset: u64,
+    len: usize,
+}
+
+impl Buf {
+    /// The number of f32 values.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub(super) fn buffer(&self) -> &wgpu::Buffer {
+        &self.memory.buffer
+    }
+
+    /// The device it lives on; `None` once that is gone.
+    pub fn gpu(&self) -> Option<Gpu> {
+        self.memory.home.upgrade().map(Gpu)
+    }
+
+    /// Whether both are the same values in memory.
+    pub fn same(&self, other: &Self) -> bool {
+        self.memory.id == other.memory.id && self.offset == other.offset
+    }
+
+    /// `len` values from `start` without a copy, where the adapter can bind at that offset.
+    pub fn part(&self, start: usize, len: usize) -> Option<Self> {
+        assert!(start + len <= self.len, "part {start}+{len} of a buffer of {}", self.len);
+        let offset = self.offset + 4 * start as u64;
+        let align = self.memory.home.upgrade()?.facts.storage_align;
+        offset.is_multiple_of(align).then(|| Self { memory: self.memory.clone(), offset, len })
+    }
+}
+
+struct Free {
+    buffer: wgpu::Buffer,
+    id: u64,
+    freed: u64,
+}
+
+/// Free memory by size class, with counters.
+#[derive(Default)]
+pub(super) struct Pool {
+    free: HashMap<u64, Vec<Free>>,
+    next: u64,
+    pub(super) live: u64,
+    pub(super) pooled: u64,
+    pub(super) peak: u64,
+    pub(super) created: u64,
+}
+
+impl Pool {
+    pub(super) fn trim(&mut self) {
+        self.free.clear();
+        self.pooled = 0;
+    }
+}
+
+/// Powers of two with one step between: at most a third is wasted.
+fn class_of(bytes: u64) -> u64 {
+    let bytes = bytes.max(256);
+    let power = bytes.next_power_of_two();
+    if bytes <= power / 4 * 3 { power / 4 * 3 } else { power }
+}
+
+pub(super) fn alloc(gpu: &Gpu, len: usize, upload: bool) -> Buf {
+    let wanted = 4 * len as u64;
+    let limit = gpu.0.facts.max_binding.min(gpu.0.facts.max_buffer);
+    let over = wanted > limit;
+    if over {
+        let error = Error::of(Kind::OutOfMemory, "a tensor is larger than this adapter can bind")
+            .expected(format!("at most {limit} bytes (max_storage_buffer_binding_size)"))
+            .found(format!("{wanted} bytes"))
+            .cure("use a smaller batch or tile");
+        report(&gpu.0.fault, error);
+    }
+    let bytes = if over { 256 } else { class_of(wanted).min(limit / 4 * 4) };
+    let epoch = gpu.0.epoch.get();
+    let mut pool = gpu.0.pool.borrow_mut();
+    let slots = pool.free.entry(bytes).or_default();
+    // The oldest suits an upload, the newest is likeliest to be in a cache.
+    let at = if upload { slots.iter().position(|f| f.freed < epoch) } else { slots.len().checked_sub(1) };
+    let found = at.map(|i| slots.remove(i));
+    if found.is_some() {
+        pool.pooled -= bytes;
+    }
+    pool.live += bytes;
+    pool.peak = pool.peak.max(pool.live);
+    let (buffer, id, valid) = match found {
+        Some(free) => (free.buffer, free.id, true),
+        None => {
+            pool.created += 1;
+            pool.next += 1;
+            let id = pool.next;
+            drop(pool);
+            let buffer = gpu.0.device.create_buffer(&wgpu::BufferDescriptor {
+                label: None,
+                size: bytes,
+                usage: wgpu::BufferUsages::STORAGE
+                    | wgpu::BufferUsages::COPY_DST
+                    | wgpu::BufferUsages::COPY_SRC,
+                mapped_at_creation: false,
+            });
+            (buffer, id, !gpu.faulted())
+        }
+    };
+    let memory = Memory { buffer, id, bytes, valid, home: Rc::downgrade(&gpu.0) };
+    Buf { memory: Rc::new(memory), offset: 0, len }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let Some(home) = self.home.upgrade() else { return };
+        let mut pool = home.pool.borrow_mut();
+        pool.live -= self.bytes;
+        if self.valid {
+            pool.pooled += self.bytes;
+            let free = Free { buffer: self.buffer.clone(), id: self.id, freed: home.epoch.get() };
+            pool.free.entry(self.bytes).or_default().push(free);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::class_of;
+
+    #[test]
+    fn a_class_wastes_at_most_a_third() {
+        for bytes in [1, 256, 257, 385, 1000, 1 << 20, (1 << 20) + 4, 3 << 19] {
+            let class = class_of(bytes);
+            assert!(class >= bytes && class % 4 == 0);
+            assert!(bytes < 256 || class * 2 <= bytes * 3, "{bytes} takes {class}");
+        }
+    }
+}

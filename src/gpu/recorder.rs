@@ -1,0 +1,271 @@
+//! The command stream: dispatches are kept as a list and encoded into one compute pass per submission.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::rc::Rc;
+use std::sync::mpsc;
+
+use super::kernel::{MAX_LOOP, Pipeline, pipeline};
+use super::{AdapterFacts, Buf, Gpu, Kernel};
+use crate::error::{Error, Kind, Result};
+
+/// Bytes of parameters a kernel can declare.
+const PARAM_BYTES: u64 = 1024;
+/// Bytes of parameters one submission can hold.
+const ARENA_BYTES: u64 = 1 << 18;
+/// Dispatches after which recorded work is submitted.
+const FLUSH_AFTER: usize = 192;
+/// Submissions the CPU may be ahead.
+const IN_FLIGHT: usize = 3;
+/// Bind groups kept; past it the cache starts anew.
+const MAX_BINDINGS: usize = 1 << 14;
+/// Workgroups along one axis.
+const MAX_GROUPS: usize = 65_535;
+
+/// Parameters as 32-bit words, in the order of the kernel's `Params`.
+#[derive(Clone, Debug, Default)]
+pub struct Words(pub Vec<u32>);
+
+impl Words {
+    /// Appends sizes or strides.
+    #[track_caller]
+    pub fn sizes(mut self, values: &[usize]) -> Self {
+        for v in values {
+            self.0.push(u32::try_from(*v).expect("sizes fit u32: bindings are smaller"));
+        }
+        self
+    }
+
+    /// Appends floats.
+    pub fn floats(mut self, values: &[f32]) -> Self {
+        self.0.extend(values.iter().map(|v| v.to_bits()));
+        self
+    }
+}
+
+/// One dispatch: the kernel, its variant, what it reads and writes, and how many invocations it needs.
+pub struct Launch<'a> {
+    /// The kernel.
+    pub kernel: Kernel,
+    /// A generated body that replaces the kernel's text, and its hash.
+    pub body: Option<(u64, &'a dyn Fn() -> String)>,
+    /// Values of `override` constants.
+    pub constants: &'a [(&'a str, f64)],
+    /// Buffers only read.
+    pub reads: &'a [&'a Buf],
+    /// Buffers written (and perhaps read).
+    pub writes: &'a [&'a Buf],
+    /// The kernel's parameters.
+    pub params: Words,
+    /// Workgroups along x and y (see [`groups_of`]).
+    pub groups: [usize; 2],
+    /// Loop iterations of the longest invocation, checked against [`MAX_LOOP`].
+    pub loops: usize,
+}
+
+/// Workgroups for `n` invocations at 64 a group, folded into two axes.
+pub fn groups_of(n: usize) -> [usize; 2] {
+    let groups = n.div_ceil(64);
+    if groups <= MAX_GROUPS { [groups, 1] } else { [MAX_GROUPS, groups.div_ceil(MAX_GROUPS)] }
+}
+
+struct Command {
+    pipeline: Rc<Pipeline>,
+    bindings: Rc<wgpu::BindGroup>,
+    params: u32,
+    groups: [u32; 2],
+}
+
+pub(super) struct Recorder {
+    commands: Vec<Command>,
+    arena: Vec<u8>,
+    uniforms: wgpu::Buffer,
+    bindings: HashMap<u64, Rc<wgpu::BindGroup>>,
+    in_flight: VecDeque<wgpu::SubmissionIndex>,
+    align: u64,
+}
+
+impl Recorder {
+    pub(super) fn new(device: &wgpu::Device, facts: &AdapterFacts) -> Self {
+        let uniforms = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("params"),
+            size: ARENA_BYTES + PARAM_BYTES,
+            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        Self {
+            commands: Vec::new(),
+            arena: Vec::new(),
+            uniforms,
+            bindings: HashMap::new(),
+            in_flight: VecDeque::new(),
+            align: facts.uniform_align.max(16),
+        }
+    }
+}
+
+pub(super) fn dispatch(gpu: &Gpu, launch: &Launch) {
+    let name = launch.kernel.name;
+    assert!(launch.loops <= MAX_LOOP, "{name} would loop {} times in one invocation", launch.loops);
+    assert!(launch.reads.len() + launch.writes.len() <= 8, "{name} binds more than 8 buffers");
+    if launch.groups.contains(&0) || gpu.faulted() {
+        return;
+    }
+    assert!(launch.groups.iter().all(|g| *g <= MAX_GROUPS), "{name}: {:?} workgroups", launch.groups);
+    let mut hash = DefaultHasher::new();
+    for (key, value) in launch.constants {
+        (key, value.to_bits()).hash(&mut hash);
+    }
+    launch.body.map(|b| b.0).hash(&mut hash);
+    let text = || launch.body.map_or_else(|| launch.kernel.text.to_string(), |b| b.1());
+    let (reads, writes) = (launch.reads.len(), launch.writes.len());
+    let pipeline = pipeline(gpu, name, hash.finish(), reads, writes, text, launch.constants);
+
+    let mut recorder = gpu.0.recorder.borrow_mut();
+    let bindings = bind_group(gpu, &mut recorder, &pipeline, launch);
+    let params = recorder.arena.len() as u32;
+    recorder.arena.extend_from_slice(bytemuck::cast_slice(&launch.params.0));
+    assert!(recorder.arena.len() as u64 - u64::from(params) <= PARAM_BYTES, "{name}: too many parameters");
+    let padded = (recorder.arena.len() as u64).next_multiple_of(recorder.align);
+    recorder.arena.resize(padded as usize, 0);
+    let groups = launch.groups.map(|g| g as u32);
+    recorder.commands.push(Command { pipeline, bindings, params, groups });
+    gpu.0.profile.borrow_mut().dispatches += 1;
+    let full = recorder.commands.len() >= FLUSH_AFTER || padded + PARAM_BYTES > ARENA_BYTES;
+    let profiling = gpu.0.profile.borrow().on;
+    if full || profiling {
+        submit(gpu, &mut recorder);
+    }
+    if profiling {
+        let started = std::time::Instant::now();
+        let _ = gpu.0.device.poll(wgpu::PollType::wait_indefinitely());
+        gpu.0.profile.borrow_mut().add(name, started.elapsed());
+    }
+}
+
+fn bind_group(gpu: &Gpu, rec: &mut Recorder, pipeline: &Pipeline, launch: &Launch) -> Rc<wgpu::BindGroup> {
+    let mut hash = DefaultHasher::new();
+    pipeline.id.hash(&mut hash);
+    for buf in launch.reads.iter().chain(launch.writes) {
+        (buf.memory.id, buf.offset).hash(&mut hash);
+    }
+    let key = hash.finish();
+    let mut profile = gpu.0.profile.borrow_mut();
+    if let Some(found) = rec.bindings.get(&key) {
+        profile.bindings_reused += 1;
+        return found.clone();
+    }
+    profile.bindings_made += 1;
+    let mut entries: Vec<_> = launch
+        .reads
+        .iter()
+        .chain(launch.writes)
+        .enumerate()
+        .map(|(i, buf)| wgpu::BindGroupEntry {
+            binding: i as u32,
+            resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer: buf.buffer(),
+                offset: buf.offset,
+                size: None,
+            }),
+        })
+        .collect();
+    entries.push(wgpu::BindGroupEntry {
+        binding: entries.len() as u32,
+        resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+            buffer: &rec.uniforms,
+            offset: 0,
+            size: wgpu::BufferSize::new(PARAM_BYTES),
+        }),
+    });
+    let made = Rc::new(gpu.0.device.create_bind_group(&wgpu::BindGroupDescriptor {
+        label: None,
+        layout: &pipeline.layout,
+        entries: &entries,
+    }));
+    if rec.bindings.len() >= MAX_BINDINGS {
+        rec.bindings.clear();
+    }
+    rec.bindings.insert(key, made.clone());
+    made
+}
+
+fn submit(gpu: &Gpu, rec: &mut Recorder) {
+    if rec.commands.is_empty() {
+        return;
+    }
+    gpu.0.queue.write_buffer(&rec.uniforms, 0, &rec.arena);
+    let mut encoder = gpu.0.device.create_command_encoder(&Default::default());
+    {
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        for command in &rec.commands {
+            pass.set_pipeline(&command.pipeline.pipeline);
+            pass.set_bind_group(0, &*command.bindings, &[command.params]);
+            pass.dispatch_workgroups(command.groups[0], command.groups[1], 1);
+        }
+    }
+    rec.in_flight.push_back(gpu.0.queue.submit([encoder.finish()]));
+    rec.commands.clear();
+    rec.arena.clear();
+    gpu.0.epoch.set(gpu.0.epoch.get() + 1);
+    gpu.0.profile.borrow_mut().submissions += 1;
+    while rec.in_flight.len() > IN_FLIGHT {
+        let oldest = rec.in_flight.pop_front();
+        let _ = gpu.0.device.poll(wgpu::PollType::Wait { submission_index: oldest, timeout: None });
+    }
+}
+
+pub(super) fn flush(gpu: &Gpu) -> Result<()> {
+    let mut recorder = gpu.0.recorder.borrow_mut();
+    if let Some(fault) = gpu.take_fault() {
+        recorder.commands.clear();
+        recorder.arena.clear();
+        return Err(fault);
+    }
+    submit(gpu, &mut recorder);
+    gpu.take_fault().map_or(Ok(()), Err)
+}
+
+pub(super) fn wait(gpu: &Gpu) -> Result<()> {
+    gpu.0.recorder.borrow_mut().in_flight.clear();
+    gpu.0.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| lost(&e.to_string()))?;
+    gpu.take_fault().map_or(Ok(()), Err)
+}
+
+pub(super) fn read(gpu: &Gpu, buf: &Buf) -> Result<Vec<f32>> {
+    flush(gpu)?;
+    if buf.is_empty() {
+        return Ok(Vec::new());
+    }
+    let bytes = 4 * buf.len() as u64;
+    let staging = gpu.0.device.create_buffer(&wgpu::BufferDescriptor {
+        label: Some("readback"),
+        size: bytes,
+        usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    });
+    let mut encoder = gpu.0.device.create_command_encoder(&Default::default());
+    encoder.copy_buffer_to_buffer(buf.buffer(), buf.offset, &staging, 0, bytes);
+    gpu.0.queue.submit([encoder.finish()]);
+    let (sender, receiver) = mpsc::channel();
+    staging.map_async(wgpu::MapMode::Read, .., move |r| {
+        let _ = sender.send(r);
+    });
+    wait(gpu)?;
+    match receiver.recv() {
+        Ok(Ok(())) => {}
+        _ => return Err(gpu.take_fault().unwrap_or_else(|| lost("a readback failed"))),
+    }
+    let view = staging.get_mapped_range(..).map_err(|e| lost(&e.to_string()))?;
+    gpu.0.profile.borrow_mut().readbacks += 1;
+    Ok(bytemuck::pod_collect_to_vec(&view[..]))
+}
+
+pub(super) fn forget_bindings(gpu: &Gpu) {
+    gpu.0.recorder.borrow_mut().bindings.clear();
+}
+
+fn lost(message: &str) -> Error {
+    Error::of(Kind::DeviceLost, format!("the device stopped answering: {message}"))
+        .cure("run again; `train --resume` goes on from the last checkpoint")
+}

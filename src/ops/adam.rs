@@ -1,0 +1,131 @@
+//! Adam and AdamW with a global norm clip: the one place where tensors change in place.
+
+use crate::gpu::{Buf, Gpu, Kernel, Launch, Words, groups_of};
+use crate::tensor::Tensor;
+
+const KERNEL: Kernel = Kernel { name: "adam", text: include_str!("../../shaders/adam.wgsl") };
+
+/// The constants of one step.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamStep {
+    /// The learning rate.
+    pub lr: f64,
+    /// Decay of the mean of gradients.
+    pub beta1: f64,
+    /// Decay of the mean of their squares.
+    pub beta2: f64,
+    /// Added to the root of that mean.
+    pub eps: f64,
+    /// Decoupled weight decay (AdamW); 0 is Adam.
+    pub decay: f64,
+    /// The largest global norm; 0 or less for none.
+    pub clip: f64,
+}
+
+/// A parameter, its two moments and how many steps it has taken.
+#[derive(Clone, Debug)]
+pub struct AdamState {
+    /// The parameter.
+    pub w: Tensor,
+    /// The mean of gradients.
+    pub m: Tensor,
+    /// The mean of their squares.
+    pub v: Tensor,
+    /// Steps taken: those in which it had a gradient.
+    pub steps: u32,
+}
+
+impl AdamState {
+    /// A parameter that has taken no step, in memory of its own.
+    pub fn new(w: &Tensor) -> Self {
+        let zeros = || w.device().full(w.shape(), 0.0);
+        Self { w: w.map(|x| x * 1.0 + 0.0), m: zeros(), v: zeros(), steps: 0 }
+    }
+}
+
+/// The sum of the squares of all gradients, a scalar: the global norm squared.
+#[track_caller]
+pub fn sum_of_squares(grads: &[&Tensor]) -> Tensor {
+    let squares: Vec<Tensor> = grads
+        .iter()
+        .map(|g| super::sum_of(vec![g.reshape([g.len()]).view()], 0, |x| &x[0] * &x[0]))
+        .collect();
+    sum_scalars(squares)
+}
+
+/// Adds scalars seven at a time.
+fn sum_scalars(mut terms: Vec<Tensor>) -> Tensor {
+    while terms.len() > 1 {
+        terms = terms
+            .chunks(7)
+            .map(|c| {
+                let views = c.iter().map(Tensor::view).collect();
+                super::map(views, |x| x.iter().skip(1).fold(x[0].clone(), |sum, x| sum + x))
+            })
+            .collect();
+    }
+    terms.pop().expect("there is at least one gradient")
+}
+
+/// Takes one step with gradient `g`, clipped by `squares` (of [`sum_of_squares`]).
+pub fn adam(state: &mut AdamState, g: &Tensor, squares: &Tensor, step: &AdamStep) {
+    assert_eq!(state.w.shape(), g.shape(), "adam: parameter and gradient");
+    state.steps += 1;
+    let t = state.steps as i32;
+    match (state.w.buf(), g.buf(), squares.buf()) {
+        (Some(w), Some(g), Some(norm)) => {
+            let gpu = w.gpu().expect("a tensor never outlives its device");
+            let (m, v) = (state.m.buf(), state.v.buf());
+            on_gpu(&gpu, [g, norm], [w, m.expect("beside w"), v.expect("beside w")], step, t);
+        }
+        _ => on_host(state, g, squares, step, t),
+    }
+}
+
+fn corrections(step: &AdamStep, t: i32) -> (f64, f64) {
+    (1.0 - step.beta1.powi(t), (1.0 - step.beta2.powi(t)).sqrt())
+}
+
+fn on_gpu(gpu: &Gpu, reads: [&Buf; 2], writes: [&Buf; 3], step: &AdamStep, t: i32) {
+    let n = reads[0].len();
+    let (first, second) = corrections(step, t);
+    let floats = [
+        step.beta1,
+        1.0 - step.beta1,
+        step.beta2,
+        1.0 - step.beta2,
+        step.lr / first,
+        second,
+        step.eps,
+        step.clip,
+        1.0 - step.lr * step.decay,
+    ]
+    .map(|v| v as f32);
+    gpu.dispatch(&Launch {
+        kernel: KERNEL,
+        body: None,
+        constants: &[],
+        reads: &reads,
+        writes: &writes,
+        params: Words::default().sizes(&[n]).floats(&floats),
+        groups: groups_of(n),
+        loops: 1,
+    });
+}
+
+fn on_host(state: &mut AdamState, g: &Tensor, squares: &Tensor, step: &AdamStep, t: i32) {
+    let array = |t: &Tensor| t.array().expect("all of a step lives on one side").clone();
+    let (mut w, mut m, mut v, g) = (array(&state.w), array(&state.m), array(&state.v), array(g));
+    let norm = array(squares).data[0].sqrt();
+    let scale = if step.clip > 0.0 { (step.clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
+    let AdamStep { lr, beta1, beta2, eps, decay, .. } = *step;
+    let (correct1, correct2) = corrections(step, t);
+    for i in 0..w.data.len() {
+        let grad = g.data[i] * scale;
+        m.data[i] = beta1 * m.data[i] + (1.0 - beta1) * grad;
+        v.data[i] = beta2 * v.data[i] + (1.0 - beta2) * grad * grad;
+        let kept = w.data[i] * (1.0 - lr * decay);
+        w.data[i] = kept - lr / correct1 * m.data[i] / (v.data[i].sqrt() / correct2 + eps);
+    }
+    (state.w, state.m, state.v) = (Tensor::on_host(w), Tensor::on_host(m), Tensor::on_host(v));
+}

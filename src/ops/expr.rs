@@ -1,0 +1,522 @@
+//! The pointwise language: a formula is a Rust closure over [`Expr`]; the shader, the f64 reference and the
+//! gradient are derived from it.
+
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops;
+use std::rc::Rc;
+
+/// A function of one number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Unary {
+    /// `-x`
+    Neg,
+    /// `e^x`
+    Exp,
+    /// `ln x`
+    Log,
+    /// Square root.
+    Sqrt,
+    /// `1 / sqrt(x)`
+    Rsqrt,
+    /// `|x|`
+    Abs,
+    /// -1, 0 or 1.
+    Sign,
+    /// Hyperbolic tangent, safe at any size.
+    Tanh,
+    /// `1 / (1 + e^-x)`, safe at any size.
+    Sigmoid,
+    /// `ln(1 + e^x)`, safe at any size.
+    Softplus,
+    /// The error function.
+    Erf,
+}
+
+/// A function of two numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Binary {
+    /// `a + b`
+    Add,
+    /// `a - b`
+    Sub,
+    /// `a * b`
+    Mul,
+    /// `a / b`
+    Div,
+    /// The larger.
+    Max,
+    /// The smaller.
+    Min,
+    /// 1 where `a > b`, else 0.
+    Greater,
+}
+
+#[derive(Debug)]
+enum Node {
+    Input(usize),
+    Const(f64),
+    Unary(Unary, Expr),
+    Binary(Binary, Expr, Expr),
+    /// The second where the first is not 0, else the third.
+    Select(Expr, Expr, Expr),
+}
+
+/// A formula over the inputs of a map. Cheap to clone; shared parts are computed once.
+#[derive(Clone, Debug)]
+pub struct Expr(Rc<Node>);
+
+impl From<f64> for Expr {
+    fn from(value: f64) -> Self {
+        Self(Rc::new(Node::Const(value)))
+    }
+}
+
+impl From<&Expr> for Expr {
+    fn from(e: &Expr) -> Self {
+        e.clone()
+    }
+}
+
+macro_rules! operators {
+    ($($trait:ident $method:ident $op:ident),*) => {$(
+        impl<T: Into<Expr>> ops::$trait<T> for Expr {
+            type Output = Expr;
+            fn $method(self, other: T) -> Expr {
+                binary(Binary::$op, self, other.into())
+            }
+        }
+        impl<T: Into<Expr>> ops::$trait<T> for &Expr {
+            type Output = Expr;
+            fn $method(self, other: T) -> Expr {
+                binary(Binary::$op, self.clone(), other.into())
+            }
+        }
+        impl ops::$trait<Expr> for f64 {
+            type Output = Expr;
+            fn $method(self, other: Expr) -> Expr {
+                binary(Binary::$op, self.into(), other)
+            }
+        }
+    )*};
+}
+operators!(Add add Add, Sub sub Sub, Mul mul Mul, Div div Div);
+
+impl ops::Neg for Expr {
+    type Output = Self;
+    fn neg(self) -> Self {
+        unary(Unary::Neg, self)
+    }
+}
+
+fn unary(op: Unary, x: Expr) -> Expr {
+    match x.constant() {
+        Some(v) => op.value(v).into(),
+        None => Expr(Rc::new(Node::Unary(op, x))),
+    }
+}
+
+fn binary(op: Binary, a: Expr, b: Expr) -> Expr {
+    use Binary::{Add, Div, Mul, Sub};
+    match (op, a.constant(), b.constant()) {
+        (_, Some(x), Some(y)) => op.value(x, y).into(),
+        (Add, Some(0.0), _) | (Mul, Some(1.0), _) => b,
+        (Add | Sub, _, Some(0.0)) | (Mul | Div, _, Some(1.0)) => a,
+        (Mul, Some(0.0), _) | (Mul, _, Some(0.0)) => 0.0.into(),
+        (Sub, Some(0.0), _) => -b,
+        _ => Expr(Rc::new(Node::Binary(op, a, b))),
+    }
+}
+
+impl Expr {
+    /// Input `i` of the map.
+    pub fn input(i: usize) -> Self {
+        Self(Rc::new(Node::Input(i)))
+    }
+
+    fn constant(&self) -> Option<f64> {
+        match *self.0 {
+            Node::Const(v) => Some(v),
+            _ => None,
+        }
+    }
+
+    /// `e^x`
+    pub fn exp(&self) -> Self {
+        unary(Unary::Exp, self.clone())
+    }
+
+    /// `ln x`
+    pub fn log(&self) -> Self {
+        unary(Unary::Log, self.clone())
+    }
+
+    /// Square root.
+    pub fn sqrt(&self) -> Self {
+        unary(Unary::Sqrt, self.clone())
+    }
+
+    /// `1 / sqrt(x)`
+    pub fn rsqrt(&self) -> Self {
+        unary(Unary::Rsqrt, self.clone())
+    }
+
+    /// `|x|`; its gradient at 0 is 0.
+    pub fn abs(&self) -> Self {
+        unary(Unary::Abs, self.clone())
+    }
+
+    /// -1, 0 or 1; its gradient is 0.
+    pub fn sign(&self) -> Self {
+        unary(Unary::Sign, self.clone())
+    }
+
+    /// Hyperbolic tangent.
+    pub fn tanh(&self) -> Self {
+        unary(Unary::Tanh, self.clone())
+    }
+
+    /// `1 / (1 + e^-x)`
+    pub fn sigmoid(&self) -> Self {
+        unary(Unary::Sigmoid, self.clone())
+    }
+
+    /// `ln(1 + e^x)`
+    pub fn softplus(&self) -> Self {
+        unary(Unary::Softplus, self.clone())
+    }
+
+    /// The error function.
+    pub fn erf(&self) -> Self {
+        unary(Unary::Erf, self.clone())
+    }
+
+    /// The larger; where equal the gradient goes to the other.
+    pub fn max(&self, other: impl Into<Self>) -> Self {
+        binary(Binary::Max, self.clone(), other.into())
+    }
+
+    /// The smaller; where equal the gradient goes to the other.
+    pub fn min(&self, other: impl Into<Self>) -> Self {
+        binary(Binary::Min, self.clone(), other.into())
+    }
+
+    /// 1 where it is greater, else 0; its gradient is 0.
+    pub fn greater(&self, other: impl Into<Self>) -> Self {
+        binary(Binary::Greater, self.clone(), other.into())
+    }
+
+    /// `yes` where this is not 0, else `no`.
+    pub fn select(&self, yes: impl Into<Self>, no: impl Into<Self>) -> Self {
+        Self(Rc::new(Node::Select(self.clone(), yes.into(), no.into())))
+    }
+
+    /// `max(x, 0)`; its gradient at 0 is 0, as PyTorch's.
+    pub fn relu(&self) -> Self {
+        self.max(0.0)
+    }
+
+    /// `x` where positive, else `slope * x`.
+    pub fn leaky_relu(&self, slope: f64) -> Self {
+        self.greater(0.0).select(self, self * slope)
+    }
+
+    /// `x/2 (1 + erf(x / sqrt 2))`: the exact form, no tanh fit.
+    pub fn gelu(&self) -> Self {
+        self * 0.5 * ((self * std::f64::consts::FRAC_1_SQRT_2).erf() + 1.0)
+    }
+
+    /// The derivative with respect to input `i`.
+    pub fn derivative(&self, i: usize) -> Self {
+        derivative(self, i, &mut HashMap::new())
+    }
+}
+
+fn derivative(e: &Expr, i: usize, seen: &mut HashMap<*const Node, Expr>) -> Expr {
+    let key = Rc::as_ptr(&e.0);
+    if let Some(d) = seen.get(&key) {
+        return d.clone();
+    }
+    let d = match &*e.0 {
+        Node::Input(k) => f64::from(u8::from(*k == i)).into(),
+        Node::Const(_) => 0.0.into(),
+        Node::Unary(op, x) => {
+            let dx = derivative(x, i, seen);
+            if dx.constant() == Some(0.0) { dx } else { op.slope(x, e) * dx }
+        }
+        Node::Binary(op, a, b) => {
+            let (da, db) = (derivative(a, i, seen), derivative(b, i, seen));
+            match op {
+                Binary::Add => da + db,
+                Binary::Sub => da - db,
+                Binary::Mul => da * b + a * db,
+                Binary::Div => da / b - e * (db / b),
+                Binary::Max => pick(&a.greater(b), da, db),
+                Binary::Min => pick(&b.greater(a), da, db),
+                Binary::Greater => 0.0.into(),
+            }
+        }
+        Node::Select(c, a, b) => pick(c, derivative(a, i, seen), derivative(b, i, seen)),
+    };
+    seen.insert(key, d.clone());
+    d
+}
+
+fn pick(condition: &Expr, yes: Expr, no: Expr) -> Expr {
+    if yes.constant() == Some(0.0) && no.constant() == Some(0.0) {
+        return yes;
+    }
+    condition.select(yes, no)
+}
+
+impl Unary {
+    fn value(self, x: f64) -> f64 {
+        match self {
+            Self::Neg => -x,
+            Self::Exp => x.exp(),
+            Self::Log => x.ln(),
+            Self::Sqrt => x.sqrt(),
+            Self::Rsqrt => 1.0 / x.sqrt(),
+            Self::Abs => x.abs(),
+            Self::Sign if x == 0.0 => 0.0,
+            Self::Sign => x.signum(),
+            Self::Tanh => x.tanh(),
+            Self::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+            Self::Softplus => x.max(0.0) + (-x.abs()).exp().ln_1p(),
+            Self::Erf => libm::erf(x),
+        }
+    }
+
+    /// The derivative at `x`, where `y` is the value there.
+    fn slope(self, x: &Expr, y: &Expr) -> Expr {
+        match self {
+            Self::Neg => (-1.0).into(),
+            Self::Exp => y.clone(),
+            Self::Log => 1.0 / x.clone(),
+            Self::Sqrt => 0.5 / y.clone(),
+            Self::Rsqrt => y * y * y * -0.5,
+            Self::Abs => x.sign(),
+            Self::Sign => 0.0.into(),
+            Self::Tanh => 1.0 - y * y,
+            Self::Sigmoid => y * (1.0 - y.clone()),
+            Self::Softplus => x.sigmoid(),
+            Self::Erf => (x * x * -1.0).exp() * std::f64::consts::FRAC_2_SQRT_PI,
+        }
+    }
+
+    fn wgsl(self, x: &str) -> String {
+        match self {
+            Self::Neg => format!("-{x}"),
+            Self::Exp => format!("exp({x})"),
+            Self::Log => format!("log({x})"),
+            Self::Sqrt => format!("sqrt({x})"),
+            Self::Rsqrt => format!("T(1.0) / sqrt({x})"),
+            Self::Abs => format!("abs({x})"),
+            Self::Sign => format!("sign({x})"),
+            Self::Tanh => format!("safe_tanh({x})"),
+            Self::Sigmoid => format!("sigmoid({x})"),
+            Self::Softplus => format!("softplus({x})"),
+            Self::Erf => format!("erf({x})"),
+        }
+    }
+}
+
+impl Binary {
+    fn value(self, a: f64, b: f64) -> f64 {
+        match self {
+            Self::Add => a + b,
+            Self::Sub => a - b,
+            Self::Mul => a * b,
+            Self::Div => a / b,
+            Self::Max => a.max(b),
+            Self::Min => a.min(b),
+            Self::Greater => f64::from(u8::from(a > b)),
+        }
+    }
+
+    fn wgsl(self, a: &str, b: &str) -> String {
+        match self {
+            Self::Add => format!("{a} + {b}"),
+            Self::Sub => format!("{a} - {b}"),
+            Self::Mul => format!("{a} * {b}"),
+            Self::Div => format!("{a} / {b}"),
+            Self::Max => format!("max({a}, {b})"),
+            Self::Min => format!("min({a}, {b})"),
+            Self::Greater => format!("select(T(0.0), T(1.0), {a} > {b})"),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Step {
+    Input(usize),
+    /// An index into the constants: their values are parameters, not text.
+    Const(usize),
+    Unary(Unary, usize),
+    Binary(Binary, usize, usize),
+    Select(usize, usize, usize),
+}
+
+/// A formula as a list of steps, each using earlier ones; the last is the result.
+#[derive(Clone, Debug)]
+pub struct Program {
+    steps: Vec<Step>,
+    constants: Vec<f64>,
+    expr: Expr,
+}
+
+impl Program {
+    /// Orders a formula's parts; shared parts become one step.
+    pub fn new(expr: Expr) -> Self {
+        let mut program = Self { steps: Vec::new(), constants: Vec::new(), expr: expr.clone() };
+        program.add(&expr, &mut HashMap::new());
+        program
+    }
+
+    fn add(&mut self, e: &Expr, seen: &mut HashMap<*const Node, usize>) -> usize {
+        let key = Rc::as_ptr(&e.0);
+        if let Some(i) = seen.get(&key) {
+            return *i;
+        }
+        let step = match &*e.0 {
+            Node::Input(i) => Step::Input(*i),
+            Node::Const(v) => {
+                self.constants.push(*v);
+                Step::Const(self.constants.len() - 1)
+            }
+            Node::Unary(op, x) => Step::Unary(*op, self.add(x, seen)),
+            Node::Binary(op, a, b) => {
+                let a = self.add(a, seen);
+                Step::Binary(*op, a, self.add(b, seen))
+            }
+            Node::Select(c, a, b) => {
+                let c = self.add(c, seen);
+                let a = self.add(a, seen);
+                Step::Select(c, a, self.add(b, seen))
+            }
+        };
+        self.steps.push(step);
+        seen.insert(key, self.steps.len() - 1);
+        self.steps.len() - 1
+    }
+
+    /// The formula.
+    pub fn expr(&self) -> &Expr {
+        &self.expr
+    }
+
+    /// Whether it reads input `i`.
+    pub fn reads(&self, i: usize) -> bool {
+        self.steps.contains(&Step::Input(i))
+    }
+
+    /// The constants, in the order the shader numbers them.
+    pub fn constants(&self) -> &[f64] {
+        &self.constants
+    }
+
+    /// A hash of the structure, constants left out.
+    pub fn key(&self) -> u64 {
+        let mut hash = DefaultHasher::new();
+        self.steps.hash(&mut hash);
+        hash.finish()
+    }
+
+    /// Operations per element.
+    pub fn flops(&self) -> usize {
+        self.steps.iter().filter(|s| !matches!(s, Step::Input(_) | Step::Const(_))).count()
+    }
+
+    /// WGSL statements that compute the steps as `v0, v1, ..` over type `T`, and the name of the result.
+    /// `input(i)` and `constant(i)` name what they read.
+    pub fn wgsl(
+        &self,
+        input: impl Fn(usize) -> String,
+        constant: impl Fn(usize) -> String,
+    ) -> (String, String) {
+        let mut text = String::new();
+        let v = |i: &usize| format!("v{i}");
+        for (n, step) in self.steps.iter().enumerate() {
+            let value = match step {
+                Step::Input(i) => input(*i),
+                Step::Const(i) => format!("T({})", constant(*i)),
+                Step::Unary(op, x) => op.wgsl(&v(x)),
+                Step::Binary(op, a, b) => op.wgsl(&v(a), &v(b)),
+                Step::Select(c, a, b) => format!("select({}, {}, {} != T(0.0))", v(b), v(a), v(c)),
+            };
+            let _ = writeln!(text, "    let v{n} = {value};");
+        }
+        (text, format!("v{}", self.steps.len() - 1))
+    }
+
+    /// The value in f64, one element.
+    pub fn value(&self, x: &[f64], scratch: &mut Vec<f64>) -> f64 {
+        scratch.clear();
+        for step in &self.steps {
+            let value = match *step {
+                Step::Input(i) => x[i],
+                Step::Const(i) => self.constants[i],
+                Step::Unary(op, a) => op.value(scratch[a]),
+                Step::Binary(op, a, b) => op.value(scratch[a], scratch[b]),
+                Step::Select(c, a, b) => scratch[if scratch[c] != 0.0 { a } else { b }],
+            };
+            scratch.push(value);
+        }
+        scratch[self.steps.len() - 1]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(e: &Expr, x: &[f64]) -> f64 {
+        Program::new(e.clone()).value(x, &mut Vec::new())
+    }
+
+    #[test]
+    fn derivatives_agree_with_differences() {
+        let (x, y) = (Expr::input(0), Expr::input(1));
+        let formulas = [
+            (&x * &y).tanh() + x.sigmoid() / (&y * &y + 1.0),
+            x.gelu() * y.softplus() - x.leaky_relu(0.1),
+            x.max(&y).exp() + x.min(0.3) * (&y * &y + 2.0).sqrt().log(),
+            (&x * &x + 0.5).rsqrt() * y.abs() + y.erf() * x.relu(),
+        ];
+        let h = 1e-6;
+        for e in &formulas {
+            for at in [[0.7, -0.4], [-1.2, 0.9], [2.5, 1.5]] {
+                for i in 0..2 {
+                    let (mut up, mut down) = (at, at);
+                    up[i] += h;
+                    down[i] -= h;
+                    let slope = (value(e, &up) - value(e, &down)) / (2.0 * h);
+                    let exact = value(&e.derivative(i), &at);
+                    assert!(
+                        (slope - exact).abs() < 1e-7 * (1.0 + exact.abs()),
+                        "{e:?} at {at:?}: {slope} {exact}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn primitives_are_safe_far_out() {
+        for v in [-1e4, 1e4] {
+            let x = Expr::input(0);
+            for e in [x.tanh(), x.sigmoid(), x.softplus(), x.gelu(), x.erf()] {
+                assert!(value(&e, &[v]).is_finite() && value(&e.derivative(0), &[v]).is_finite());
+            }
+        }
+    }
+
+    #[test]
+    fn shared_parts_are_one_step() {
+        let x = Expr::input(0);
+        let t = x.tanh();
+        let p = Program::new(&t * &t + &t);
+        assert_eq!(p.flops(), 3);
+    }
+}

@@ -1,0 +1,258 @@
+//! Pointwise work: a formula over any number of viewed tensors, with its derived gradient.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use super::expr::{Expr, Program};
+use super::reduce::{Kind, Reduce, sum_axis};
+use super::walk::{Lane, Walk, distinct, fill, pointwise};
+use crate::gpu::{Buf, Gpu, Kernel, Launch, Words, groups_of};
+use crate::host::Array;
+use crate::shape::Shape;
+use crate::tensor::{Back, Cost, Keep, Op, Tensor, View, Viewed, apply};
+
+const KERNEL: Kernel = Kernel { name: "map", text: include_str!("../../shaders/map.wgsl") };
+
+/// `y = f(x0, x1, ..)`, element by element, over the broadcast of the inputs' shapes. At most 7 tensors.
+#[track_caller]
+pub fn map(x: Vec<Viewed>, f: impl FnOnce(&[Expr]) -> Expr) -> Tensor {
+    let inputs: Vec<Expr> = (0..x.len()).map(Expr::input).collect();
+    map_program(x, Program::new(f(&inputs)))
+}
+
+/// A view as a tensor of its own.
+#[track_caller]
+pub fn materialize(x: Viewed) -> Tensor {
+    if x.view.is_identity() { x.tensor } else { map(vec![x], |x| x[0].clone()) }
+}
+
+/// `a + b`, broadcast.
+#[track_caller]
+pub fn add(a: &Tensor, b: &Tensor) -> Tensor {
+    a.map2(b, |a, b| a + b)
+}
+
+impl Tensor {
+    /// This tensor as a view to refine.
+    pub fn view(&self) -> Viewed {
+        Viewed::from(self)
+    }
+
+    /// `f(x)`, element by element.
+    #[track_caller]
+    pub fn map(&self, f: impl FnOnce(&Expr) -> Expr) -> Self {
+        map(vec![self.view()], |x| f(&x[0]))
+    }
+
+    /// `f(x, b)`, broadcast.
+    #[track_caller]
+    pub fn map2(&self, b: impl Into<Viewed>, f: impl FnOnce(&Expr, &Expr) -> Expr) -> Self {
+        map(vec![self.view(), b.into()], |x| f(&x[0], &x[1]))
+    }
+
+    /// `f(x, b, c)`, broadcast.
+    #[track_caller]
+    pub fn map3(
+        &self,
+        b: impl Into<Viewed>,
+        c: impl Into<Viewed>,
+        f: impl FnOnce(&Expr, &Expr, &Expr) -> Expr,
+    ) -> Self {
+        map(vec![self.view(), b.into(), c.into()], |x| f(&x[0], &x[1], &x[2]))
+    }
+}
+
+/// The broadcast of all views, each refined to it.
+#[track_caller]
+pub(super) fn broadcast_all(x: Vec<Viewed>) -> (Shape, Vec<Viewed>) {
+    let shape = x.iter().skip(1).fold(x[0].shape(), |s, v| {
+        s.broadcast(&v.shape()).unwrap_or_else(|| panic!("broadcast {s} with {}", v.shape()))
+    });
+    (shape, x.into_iter().map(|v| v.broadcast(shape)).collect())
+}
+
+#[track_caller]
+fn map_program(x: Vec<Viewed>, program: Program) -> Tensor {
+    let (_, x) = broadcast_all(x);
+    let (tensors, views): (Vec<Tensor>, Vec<View>) = x.into_iter().map(|v| (v.tensor, v.view)).unzip();
+    apply(Map { program, views }, &tensors.iter().collect::<Vec<_>>())
+}
+
+/// The pointwise op. All views have the output's shape.
+#[derive(Clone, Debug)]
+struct Map {
+    program: Program,
+    views: Vec<View>,
+}
+
+impl Op for Map {
+    fn name(&self) -> &'static str {
+        "map"
+    }
+
+    fn shape(&self, _: &[Shape]) -> Shape {
+        self.views[0].shape
+    }
+
+    fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, _: &[Shape]) {
+        let used: Vec<usize> = (0..x.len()).filter(|i| self.program.reads(*i)).collect();
+        let (buffers, places) = distinct(&used.iter().map(|i| x[*i]).collect::<Vec<_>>());
+        let views: Vec<&View> = used.iter().map(|i| &self.views[*i]).collect();
+        let walk = Walk::new(self.views[0].shape, None, &views, &places);
+        let mut params = vec![walk.invocations() as u32];
+        walk.params(&mut params);
+        let constants = params.len();
+        params.extend(self.program.constants().iter().map(|c| (*c as f32).to_bits()));
+
+        let mut hash = DefaultHasher::new();
+        (self.program.key(), &used, buffers.len()).hash(&mut hash);
+        walk.hash(&mut hash);
+        let text = || {
+            let vector = walk.lane == Lane::Out;
+            let place = |i: usize| format!("in{}", used.iter().position(|u| *u == i).unwrap_or(0));
+            let constant = |i: usize| format!("bitcast<f32>({})", super::walk::param(constants + i));
+            let (steps, result) = self.program.wgsl(place, constant);
+            let body =
+                format!("{}{}{steps}    y[i] = {result};", walk.coordinates(1, "i"), walk.loads(1, |_| true));
+            let bindings = walk.bindings(buffers.len(), vector);
+            format!("{}{}", pointwise(vector), fill(KERNEL.text, &[("bindings", &bindings), ("body", &body)]))
+        };
+        gpu.dispatch(&Launch {
+            kernel: KERNEL,
+            body: Some((hash.finish(), &text)),
+            constants: &[],
+            reads: &buffers,
+            writes: &[y],
+            params: Words(params),
+            groups: groups_of(walk.invocations()),
+            loops: 1,
+        });
+    }
+
+    fn host(&self, x: &[&Array]) -> Array {
+        let read: Vec<Vec<f64>> = x.iter().zip(&self.views).map(|(x, v)| gather(x, v)).collect();
+        let shape = self.views[0].shape;
+        let (mut row, mut scratch) = (vec![0.0; x.len()], Vec::new());
+        let data = (0..shape.len())
+            .map(|e| {
+                for (value, values) in row.iter_mut().zip(&read) {
+                    *value = values[e];
+                }
+                self.program.value(&row, &mut scratch)
+            })
+            .collect();
+        Array::new(shape, data)
+    }
+
+    fn keep(&self) -> Keep {
+        kept_inputs(&self.program, self.views.len())
+    }
+
+    fn grad(&self, back: &Back) -> Vec<Option<Tensor>> {
+        pullbacks(&self.program, &self.views, back, &back.g().view(), 1.0)
+    }
+
+    fn cost(&self, x: &[Shape]) -> Cost {
+        let n = self.views[0].shape.len();
+        let moved = n + x.iter().map(Shape::len).sum::<usize>();
+        Cost { flops: (n * self.program.flops()) as f64, bytes: 4.0 * moved as f64 }
+    }
+}
+
+/// The inputs that some derivative of the formula reads.
+pub(super) fn kept_inputs(program: &Program, n: usize) -> Keep {
+    let slopes: Vec<Program> = (0..n).map(|i| Program::new(program.expr().derivative(i))).collect();
+    Keep::inputs((0..n).filter(|i| slopes.iter().any(|p| p.reads(*i))))
+}
+
+/// The gradient of each input of `program` over `views`, where `g` (read over the same shape, times
+/// `factor`) is the gradient of its values.
+pub(super) fn pullbacks(
+    program: &Program,
+    views: &[View],
+    back: &Back,
+    g: &Viewed,
+    factor: f64,
+) -> Vec<Option<Tensor>> {
+    let n = views.len();
+    let gradient = |i: usize| {
+        let slope = program.expr().derivative(i) * Expr::input(n) * factor;
+        let slope = Program::new(slope);
+        if !slope.reads(n) {
+            return None;
+        }
+        let viewed = |j: usize| {
+            if j == n {
+                return g.clone();
+            }
+            // An input the slope does not read is not kept: any tensor may stand in its place.
+            let tensor = if slope.reads(j) { back.x(j).clone() } else { return g.clone() };
+            Viewed { tensor, view: views[j].clone() }
+        };
+        let inputs: Vec<Viewed> = (0..=n).map(viewed).collect();
+        Some(adjoint(slope, inputs, &views[i]))
+    };
+    (0..n).map(|i| if back.needs(i) { gradient(i) } else { None }).collect()
+}
+
+/// `program` over the view's shape, pulled back to the view's source.
+fn adjoint(program: Program, inputs: Vec<Viewed>, view: &View) -> Tensor {
+    let (summed, back) = view.adjoint();
+    let mut y = match summed.as_slice() {
+        [] => map_program(inputs, program),
+        [axis] => {
+            let (tensors, views): (Vec<Tensor>, Vec<View>) =
+                inputs.into_iter().map(|v| (v.tensor, v.view)).unzip();
+            let op = Reduce { kind: Kind::Sum, program, views, axis: *axis, factor: 1.0 };
+            apply(op, &tensors.iter().collect::<Vec<_>>())
+        }
+        axes => {
+            let mut y = map_program(inputs, program);
+            for run in runs(axes).into_iter().rev() {
+                y = sum_run(&y, run);
+            }
+            y
+        }
+    };
+    y = y.reshape(back.source);
+    materialize(Viewed { tensor: y, view: back })
+}
+
+/// Neighbouring axes as (first, count).
+fn runs(axes: &[usize]) -> Vec<(usize, usize)> {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for a in axes {
+        match runs.last_mut() {
+            Some((first, count)) if *first + *count == *a => *count += 1,
+            _ => runs.push((*a, 1)),
+        }
+    }
+    runs
+}
+
+fn sum_run(y: &Tensor, (first, count): (usize, usize)) -> Tensor {
+    let mut dims = y.dims().to_vec();
+    let n: usize = dims.drain(first..first + count).product();
+    dims.insert(first, n);
+    sum_axis(&y.reshape(Shape::new(&dims)), first)
+}
+
+/// The values a view reads, in its order.
+pub(super) fn gather(x: &Array, view: &View) -> Vec<f64> {
+    let (offset, strides) = view.strides();
+    let dims = view.shape.dims();
+    let mut c = vec![0usize; dims.len()];
+    let mut values = Vec::with_capacity(view.shape.len());
+    for _ in 0..view.shape.len() {
+        let inside = view.axes.iter().zip(&c).all(|(a, c)| (a.low..a.high).contains(c));
+        let at = offset + c.iter().zip(&strides).map(|(c, s)| (c * s) as isize).sum::<isize>();
+        values.push(if inside { x.data[at as usize] } else { 0.0 });
+        for k in (0..dims.len()).rev() {
+            c[k] += 1;
+            if c[k] < dims[k] {
+                break;
+            }
+            c[k] = 0;
+        }
+    }
+    values
+}

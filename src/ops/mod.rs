@@ -1,0 +1,25 @@
+//! Every operation: its kernel, its f64 definition, its gradient and its registry row, a file a family.
+
+mod adam;
+mod backward;
+mod dropout;
+mod expr;
+mod gather;
+mod map;
+mod matmul;
+mod norm;
+mod reduce;
+pub mod registry;
+mod route;
+mod rows;
+mod share;
+mod softmax;
+mod walk;
+
+pub use adam::{AdamState, AdamStep, adam, sum_of_squares};
+pub use backward::Grads;
+pub use expr::Expr;
+pub use map::{add, map, materialize};
+pub use matmul::Act;
+pub use reduce::sum_of;
+pub use route::route;

@@ -1,0 +1,125 @@
+//! Softmax along an axis, scaled, and masked by lengths.
+
+use super::rows::{Rows, each_row};
+use crate::gpu::{Buf, Gpu, Kernel, Words};
+use crate::host::Array;
+use crate::shape::Shape;
+use crate::tensor::{Back, Cost, Keep, Op, Tensor, apply};
+
+const KERNEL: Kernel = Kernel { name: "softmax", text: include_str!("../../shaders/softmax.wgsl") };
+const GRAD: Kernel = Kernel { name: "softmax_grad", text: include_str!("../../shaders/softmax_grad.wgsl") };
+
+#[derive(Clone, Debug)]
+struct Softmax {
+    axis: usize,
+    scale: f32,
+    /// Outer rows that share a length; lengths repeat. 0 if not masked.
+    every: usize,
+}
+
+impl Tensor {
+    /// `softmax(scale * x)` along an axis.
+    #[track_caller]
+    pub fn softmax(&self, axis: isize, scale: f32) -> Self {
+        let axis = self.shape().axis(axis);
+        apply(Softmax { axis, scale, every: 0 }, &[self])
+    }
+
+    /// As [`Tensor::softmax`] over the first `lens[o / every % lens.len()]` places of the axis, where `o`
+    /// counts the rows of the axes before it; the other places are 0.
+    #[track_caller]
+    pub fn softmax_to(&self, axis: isize, scale: f32, lens: &Self, every: usize) -> Self {
+        let axis = self.shape().axis(axis);
+        apply(Softmax { axis, scale, every }, &[self, lens])
+    }
+}
+
+impl Op for Softmax {
+    fn name(&self) -> &'static str {
+        "softmax"
+    }
+
+    fn shape(&self, x: &[Shape]) -> Shape {
+        x[0]
+    }
+
+    fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, shapes: &[Shape]) {
+        let rows = Rows::of(shapes[0], self.axis);
+        let lens = shapes.get(1).map_or(0, Shape::len);
+        let rest = Words::default().sizes(&[self.every.max(1), lens]).floats(&[self.scale]);
+        // Unmasked rows bind their input twice.
+        rows.dispatch(gpu, KERNEL, &[x[0], x[x.len() - 1]], y, rest);
+    }
+
+    fn host(&self, x: &[&Array]) -> Array {
+        let n = x[0].shape[self.axis];
+        let mut y = Array::zeros(x[0].shape);
+        each_row(x[0].shape, self.axis, |o, at| {
+            let len = x.get(1).map_or(n, |l| l.data[o / self.every % l.data.len()] as usize).min(n);
+            let scaled = |k: usize| f64::from(self.scale) * x[0].data[at(k)];
+            let most = (0..len).map(scaled).fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = (0..len).map(|k| (scaled(k) - most).exp()).sum();
+            for k in 0..len {
+                y.data[at(k)] = (scaled(k) - most).exp() / sum;
+            }
+        });
+        y
+    }
+
+    fn keep(&self) -> Keep {
+        Keep::OUTPUT
+    }
+
+    fn grad(&self, back: &Back) -> Vec<Option<Tensor>> {
+        let op = SoftmaxGrad { axis: self.axis, scale: self.scale };
+        let mut grads = vec![Some(apply(op, &[back.y(), back.g()]))];
+        grads.resize(back.inputs(), None);
+        grads
+    }
+
+    fn cost(&self, x: &[Shape]) -> Cost {
+        let n = x[0].len() as f64;
+        Cost { flops: 5.0 * n, bytes: 8.0 * n }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct SoftmaxGrad {
+    axis: usize,
+    scale: f32,
+}
+
+impl Op for SoftmaxGrad {
+    fn name(&self) -> &'static str {
+        "softmax_grad"
+    }
+
+    fn shape(&self, x: &[Shape]) -> Shape {
+        x[0]
+    }
+
+    fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, shapes: &[Shape]) {
+        Rows::of(shapes[0], self.axis).dispatch(gpu, GRAD, x, y, Words::default().floats(&[self.scale]));
+    }
+
+    fn host(&self, x: &[&Array]) -> Array {
+        let (s, g) = (&x[0].data, &x[1].data);
+        let n = x[0].shape[self.axis];
+        let mut y = Array::zeros(x[0].shape);
+        each_row(x[0].shape, self.axis, |_, at| {
+            let sum: f64 = (0..n).map(|k| s[at(k)] * g[at(k)]).sum();
+            for k in 0..n {
+                y.data[at(k)] = f64::from(self.scale) * s[at(k)] * (g[at(k)] - sum);
+            }
+        });
+        y
+    }
+
+    fn keep(&self) -> Keep {
+        Keep::NOTHING
+    }
+
+    fn grad(&self, _: &Back) -> Vec<Option<Tensor>> {
+        panic!("softmax_grad: second derivatives are not taken")
+    }
+}

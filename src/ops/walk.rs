@@ -1,0 +1,352 @@
+//! How a generated kernel walks: collapsed dimensions, how each input is read, and the WGSL of both.
+
+use std::fmt::Write;
+use std::hash::{Hash, Hasher};
+
+use crate::gpu::Buf;
+use crate::shape::Shape;
+use crate::tensor::View;
+
+/// Which elements an invocation handles together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Lane {
+    /// One.
+    Single,
+    /// Four beside each other in the output.
+    Out,
+    /// Four beside each other on the reduced axis.
+    Axis,
+}
+
+/// One dimension as an input sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Step {
+    stride: usize,
+    bounds: Option<(usize, usize)>,
+}
+
+/// How four elements of an input are fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Load {
+    Single,
+    Vector,
+    Splat,
+    Gather,
+}
+
+#[derive(Clone, Debug)]
+struct Input {
+    binding: usize,
+    offset: isize,
+    steps: Vec<Step>,
+    axis: Step,
+    load: Load,
+}
+
+/// The plan of one generated kernel.
+#[derive(Clone, Debug)]
+pub(super) struct Walk {
+    /// Output dimensions after collapsing, outermost first.
+    dims: Vec<usize>,
+    /// The reduced axis' length, 1 for a map.
+    axis: usize,
+    pub(super) lane: Lane,
+    inputs: Vec<Input>,
+    vector_bindings: Vec<bool>,
+}
+
+impl Walk {
+    /// A plan over `shape`, whose axis `reduced` (if any) is summed, for inputs read through `views` from
+    /// `buffers` (equal buffers share a binding).
+    pub(super) fn new(shape: Shape, reduced: Option<usize>, views: &[&View], buffers: &[usize]) -> Self {
+        let step = |v: &View, strides: &[usize], k: usize| Step {
+            stride: strides[k],
+            bounds: v.is_padded(k).then(|| (v.axes[k].low, v.axes[k].high)),
+        };
+        let read: Vec<(isize, Vec<usize>)> = views.iter().map(|v| v.strides()).collect();
+        let mut dims: Vec<usize> = Vec::new();
+        let mut inputs: Vec<Input> = read
+            .iter()
+            .zip(buffers)
+            .map(|((offset, _), binding)| Input {
+                binding: *binding,
+                offset: *offset,
+                steps: Vec::new(),
+                axis: Step { stride: 0, bounds: None },
+                load: Load::Single,
+            })
+            .collect();
+        for k in 0..shape.rank() {
+            let n = shape[k];
+            let here: Vec<Step> = views.iter().zip(&read).map(|(v, r)| step(v, &r.1, k)).collect();
+            if Some(k) == reduced {
+                for (input, s) in inputs.iter_mut().zip(&here) {
+                    input.axis = *s;
+                }
+                continue;
+            }
+            if n == 1 && here.iter().all(|s| s.bounds.is_none()) {
+                continue;
+            }
+            let joins = !dims.is_empty()
+                && inputs.iter().zip(&here).all(|(input, s)| {
+                    let before = input.steps[input.steps.len() - 1];
+                    before.bounds.is_none() && s.bounds.is_none() && before.stride == s.stride * n
+                });
+            for (input, s) in inputs.iter_mut().zip(&here) {
+                if joins {
+                    input.steps.pop();
+                }
+                input.steps.push(*s);
+            }
+            if joins {
+                let last = dims.len() - 1;
+                dims[last] *= n;
+            } else {
+                dims.push(n);
+            }
+        }
+        let axis = reduced.map_or(1, |k| shape[k]);
+        let lane = match reduced {
+            Some(_) if axis.is_multiple_of(4) && inputs.iter().any(|i| i.axis.stride == 1) => Lane::Axis,
+            _ if dims.last().is_some_and(|n| n.is_multiple_of(4)) => Lane::Out,
+            _ => Lane::Single,
+        };
+        let mut walk = Self { dims, axis, lane, inputs, vector_bindings: Vec::new() };
+        walk.choose_loads();
+        walk
+    }
+
+    fn choose_loads(&mut self) {
+        let lane = self.lane;
+        let aligned = |s: &Step| s.stride.is_multiple_of(4);
+        for input in &mut self.inputs {
+            let mut others: Vec<Step> = input.steps.clone();
+            let along = match lane {
+                Lane::Single => continue,
+                Lane::Out => {
+                    let last = others.pop();
+                    others.push(input.axis);
+                    last
+                }
+                Lane::Axis => Some(input.axis),
+            };
+            let Some(along) = along else { continue };
+            let whole = along.bounds.is_none_or(|(a, b)| a.is_multiple_of(4) && b.is_multiple_of(4));
+            input.load = if along.stride == 0 && whole {
+                Load::Splat
+            } else if along.stride == 1
+                && whole
+                && input.offset.rem_euclid(4) == 0
+                && others.iter().all(aligned)
+            {
+                Load::Vector
+            } else {
+                Load::Gather
+            };
+        }
+        let bindings = self.inputs.iter().map(|i| i.binding + 1).max().unwrap_or(0);
+        self.vector_bindings = (0..bindings)
+            .map(|b| self.inputs.iter().all(|i| i.binding != b || i.load == Load::Vector))
+            .collect();
+    }
+
+    /// Output elements.
+    pub(super) fn outputs(&self) -> usize {
+        self.dims.iter().product()
+    }
+
+    /// Invocations for one chunk of the axis.
+    pub(super) fn invocations(&self) -> usize {
+        if self.lane == Lane::Out { self.outputs() / 4 } else { self.outputs() }
+    }
+
+    /// The axis' length in loop iterations.
+    pub(super) fn axis_steps(&self) -> usize {
+        if self.lane == Lane::Axis { self.axis / 4 } else { self.axis }
+    }
+
+    /// Everything about the plan that the text depends on: structure, never sizes.
+    pub(super) fn hash(&self, hash: &mut impl Hasher) {
+        (self.lane, self.dims.len(), &self.vector_bindings).hash(hash);
+        for input in &self.inputs {
+            (input.binding, input.load).hash(hash);
+            for s in input.steps.iter().chain([&input.axis]) {
+                (s.stride.min(2), s.bounds.is_some()).hash(hash);
+            }
+        }
+    }
+
+    /// The bindings' declarations; `vector_out` says whether `y` is stored four at a time.
+    pub(super) fn bindings(&self, buffers: usize, vector_out: bool) -> String {
+        let mut text = String::new();
+        let element = |vector| if vector { "vec4<f32>" } else { "f32" };
+        for b in 0..buffers {
+            let vector = self.vector_bindings.get(b).copied().unwrap_or(false);
+            let _ = writeln!(
+                text,
+                "@group(0) @binding({b}) var<storage, read> x{b}: array<{}>;",
+                element(vector)
+            );
+        }
+        let _ = writeln!(
+            text,
+            "@group(0) @binding({buffers}) var<storage, read_write> y: array<{}>;",
+            element(vector_out)
+        );
+        let _ = writeln!(text, "@group(0) @binding({}) var<uniform> p: array<vec4<u32>, 64>;", buffers + 1);
+        text
+    }
+
+    /// Parameters after the first `words`: dims, then each input's offset, strides and bounds.
+    pub(super) fn params(&self, words: &mut Vec<u32>) {
+        words.extend(self.dims.iter().map(|d| *d as u32));
+        for input in &self.inputs {
+            words.push(input.offset as i32 as u32);
+            for s in input.steps.iter().chain([&input.axis]) {
+                words.push(s.stride as u32);
+                if let Some((low, high)) = s.bounds {
+                    words.extend([low as u32, high as u32]);
+                }
+            }
+        }
+    }
+
+    /// Statements that split `i` into coordinates `c0, c1, ..` of the output.
+    pub(super) fn coordinates(&self, first_param: usize, index: &str) -> String {
+        let mut text = String::new();
+        let _ = writeln!(text, "    var rest = {index};");
+        for k in (0..self.dims.len()).rev() {
+            let mut n = param(first_param + k);
+            let lanes = self.lane == Lane::Out && k + 1 == self.dims.len();
+            if lanes {
+                n = format!("({n} / 4u)");
+            }
+            let times = if lanes { " * 4u" } else { "" };
+            if k == 0 {
+                let _ = writeln!(text, "    let c0 = rest{times};");
+            } else {
+                let _ = writeln!(text, "    let c{k} = (rest % {n}){times};\n    rest /= {n};");
+            }
+        }
+        text
+    }
+
+    /// Statements that load input `i` as `in{i}` of type `T`; `n` names the axis' coordinate in a reduction.
+    pub(super) fn loads(&self, first_param: usize, wanted: impl Fn(usize) -> bool) -> String {
+        let mut text = String::new();
+        let mut at = first_param + self.dims.len();
+        for (i, input) in self.inputs.iter().enumerate() {
+            let mut index = param(at);
+            at += 1;
+            let mut inside = Vec::new();
+            let mut lane_stride = "0u".to_string();
+            let mut lane_bounds = None;
+            for (k, s) in input.steps.iter().chain([&input.axis]).enumerate() {
+                let is_axis = k == input.steps.len();
+                let c = if is_axis { "n".to_string() } else { format!("c{k}") };
+                let stride = param(at);
+                at += 1;
+                match s.stride {
+                    0 => {}
+                    1 => index = format!("{index} + {c}"),
+                    _ => index = format!("{index} + {c} * {stride}"),
+                }
+                let is_lane = match self.lane {
+                    Lane::Single => false,
+                    Lane::Out => k + 1 == input.steps.len(),
+                    Lane::Axis => is_axis,
+                };
+                if is_lane {
+                    lane_stride = stride;
+                }
+                if s.bounds.is_some() {
+                    let (low, high) = (param(at), param(at + 1));
+                    at += 2;
+                    if is_lane && input.load == Load::Gather {
+                        lane_bounds = Some((c, low, high));
+                    } else {
+                        inside.push(format!("{c} >= {low} && {c} < {high}"));
+                    }
+                }
+            }
+            if !wanted(i) {
+                continue;
+            }
+            let b = input.binding;
+            let vector = self.vector_bindings.get(b).copied().unwrap_or(false);
+            let _ = writeln!(text, "    let a{i} = {index};");
+            let value = match input.load {
+                Load::Single => format!("x{b}[a{i}]"),
+                Load::Splat => format!("T(x{b}[a{i}])"),
+                Load::Vector if vector => format!("x{b}[a{i} >> 2u]"),
+                Load::Vector => format!("T(x{b}[a{i}], x{b}[a{i} + 1u], x{b}[a{i} + 2u], x{b}[a{i} + 3u])"),
+                Load::Gather => {
+                    let part = |l: usize| {
+                        let value = format!("x{b}[a{i} + {l}u * {lane_stride}]");
+                        match &lane_bounds {
+                            Some((c, low, high)) => {
+                                format!("select(0.0, {value}, {c} + {l}u >= {low} && {c} + {l}u < {high})")
+                            }
+                            None => value,
+                        }
+                    };
+                    format!("T({}, {}, {}, {})", part(0), part(1), part(2), part(3))
+                }
+            };
+            let _ = if inside.is_empty() {
+                writeln!(text, "    let in{i} = {value};")
+            } else {
+                writeln!(text, "    let in{i} = select(T(0.0), {value}, {});", inside.join(" && "))
+            };
+        }
+        text
+    }
+}
+
+/// Parameter word `i`.
+pub(super) fn param(i: usize) -> String {
+    format!("p[{}].{}", i / 4, ["x", "y", "z", "w"][i % 4])
+}
+
+/// The distinct buffers of a list, and for each entry its place among them.
+pub(super) fn distinct<'a>(buffers: &[&'a Buf]) -> (Vec<&'a Buf>, Vec<usize>) {
+    let mut unique: Vec<&Buf> = Vec::new();
+    let places = buffers
+        .iter()
+        .map(|b| {
+            unique.iter().position(|u| u.same(b)).unwrap_or_else(|| {
+                unique.push(b);
+                unique.len() - 1
+            })
+        })
+        .collect();
+    (unique, places)
+}
+
+/// A template with the text between `//: name` and `//: end` replaced.
+pub(super) fn fill(template: &str, parts: &[(&str, &str)]) -> String {
+    let mut text = String::new();
+    let mut lines = template.lines();
+    while let Some(line) = lines.next() {
+        let part = line.strip_prefix("//: ").and_then(|name| parts.iter().find(|p| p.0 == name));
+        match part {
+            Some((_, body)) => {
+                text.push_str(body);
+                text.push('\n');
+                lines.by_ref().find(|l| *l == "//: end");
+            }
+            None => {
+                text.push_str(line);
+                text.push('\n');
+            }
+        }
+    }
+    text
+}
+
+/// The functions of formulas, over one number or four.
+pub(super) fn pointwise(vector: bool) -> String {
+    let alias = if vector { "alias T = vec4<f32>;" } else { "alias T = f32;" };
+    fill(include_str!("../../shaders/pointwise.wgsl"), &[("type", alias)])
+}

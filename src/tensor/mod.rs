@@ -1,0 +1,183 @@
+//! Tensors on either side, the tape, and what an op is.
+
+mod op;
+mod tape;
+mod view;
+
+use std::rc::Rc;
+
+pub(crate) use op::record;
+pub use op::{Back, Cost, Keep, Op, apply, split_with};
+pub use tape::Tape;
+pub use view::{Axis, View, Viewed};
+
+use crate::error::Result;
+use crate::gpu::{Buf, Gpu};
+use crate::host::Array;
+use crate::shape::Shape;
+use tape::Var;
+
+/// Where tensors live: on a GPU in f32, or on the host in f64. The same model code runs on both.
+#[derive(Clone)]
+pub enum Device {
+    /// A GPU through wgpu.
+    Gpu(Gpu),
+    /// The host twin.
+    Host,
+}
+
+impl Device {
+    /// A tensor of these values.
+    #[track_caller]
+    pub fn tensor(&self, shape: impl Into<Shape>, data: &[f32]) -> Tensor {
+        let shape = shape.into();
+        assert_eq!(shape.len(), data.len(), "{} values for shape {shape}", data.len());
+        let data = match self {
+            Self::Gpu(gpu) => Data::Gpu(gpu.upload(data)),
+            Self::Host => Data::Host(Rc::new(Array::from_f32(shape, data))),
+        };
+        Tensor { shape, data, var: None }
+    }
+
+    /// A tensor filled with one value.
+    pub fn full(&self, shape: impl Into<Shape>, value: f32) -> Tensor {
+        let shape = shape.into();
+        self.tensor(shape, &vec![value; shape.len()])
+    }
+
+    /// A scalar.
+    pub fn scalar(&self, value: f32) -> Tensor {
+        self.full([], value)
+    }
+
+    /// The GPU, if it is one.
+    pub fn gpu(&self) -> Option<&Gpu> {
+        match self {
+            Self::Gpu(gpu) => Some(gpu),
+            Self::Host => None,
+        }
+    }
+}
+
+/// Where a tensor's values are.
+#[derive(Clone)]
+pub(crate) enum Data {
+    Gpu(Buf),
+    Host(Rc<Array>),
+}
+
+/// A shape and its values, contiguous and never changed after they are made, and its place on a tape if
+/// gradients are wanted. Cheap to clone.
+#[derive(Clone)]
+pub struct Tensor {
+    shape: Shape,
+    data: Data,
+    var: Option<Var>,
+}
+
+impl Tensor {
+    /// The shape.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// The dimensions.
+    pub fn dims(&self) -> &[usize] {
+        self.shape.dims()
+    }
+
+    /// The number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.len()
+    }
+
+    /// Whether it has no elements.
+    pub fn is_empty(&self) -> bool {
+        self.shape.is_empty()
+    }
+
+    /// Where it lives.
+    pub fn device(&self) -> Device {
+        match &self.data {
+            Data::Gpu(buf) => Device::Gpu(buf.gpu().expect("a tensor never outlives its device")),
+            Data::Host(_) => Device::Host,
+        }
+    }
+
+    /// The values in f32, copied back from the GPU.
+    ///
+    /// # Errors
+    /// What went wrong on the device since it was last asked.
+    pub fn to_vec(&self) -> Result<Vec<f32>> {
+        match &self.data {
+            Data::Gpu(buf) => self.device().gpu().expect("a Gpu buffer has a Gpu").read(buf),
+            Data::Host(array) => Ok(array.to_f32()),
+        }
+    }
+
+    /// The values in f64: exact from the host twin, widened from the GPU.
+    ///
+    /// # Errors
+    /// As [`Tensor::to_vec`].
+    pub fn to_f64(&self) -> Result<Vec<f64>> {
+        match &self.data {
+            Data::Gpu(_) => Ok(self.to_vec()?.into_iter().map(f64::from).collect()),
+            Data::Host(array) => Ok(array.data.clone()),
+        }
+    }
+
+    /// The only value.
+    ///
+    /// # Errors
+    /// As [`Tensor::to_vec`].
+    #[track_caller]
+    pub fn item(&self) -> Result<f64> {
+        assert_eq!(self.len(), 1, "item of shape {}", self.shape);
+        Ok(self.to_f64()?[0])
+    }
+
+    /// The same values without a place on the tape.
+    pub fn detach(&self) -> Self {
+        Self { var: None, ..self.clone() }
+    }
+
+    /// Whether gradients flow to it.
+    pub fn is_tracked(&self) -> bool {
+        self.var.is_some()
+    }
+
+    /// The GPU buffer of its values, for kernels outside the tape.
+    pub(crate) fn buf(&self) -> Option<&Buf> {
+        match &self.data {
+            Data::Gpu(buf) => Some(buf),
+            Data::Host(_) => None,
+        }
+    }
+
+    /// The host values.
+    pub(crate) fn array(&self) -> Option<&Array> {
+        match &self.data {
+            Data::Host(array) => Some(array),
+            Data::Gpu(_) => None,
+        }
+    }
+
+    pub(crate) fn on_host(array: Array) -> Self {
+        Self { shape: array.shape, data: Data::Host(Rc::new(array)), var: None }
+    }
+
+    pub(crate) fn on_gpu(shape: Shape, buf: Buf) -> Self {
+        Self { shape, data: Data::Gpu(buf), var: None }
+    }
+
+    pub(crate) fn var(&self) -> Option<&Var> {
+        self.var.as_ref()
+    }
+}
+
+impl std::fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let side = if self.buf().is_some() { "gpu" } else { "host" };
+        write!(f, "Tensor({}, {side})", self.shape)
+    }
+}

@@ -1,0 +1,192 @@
+//! What an op is, and how calling one computes and records it.
+
+use std::rc::Rc;
+
+use super::Tensor;
+use super::tape::{Node, Var};
+use crate::gpu::{Buf, Gpu};
+use crate::host::Array;
+use crate::shape::Shape;
+
+/// What an op's gradient reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keep {
+    inputs: u32,
+    output: bool,
+}
+
+impl Keep {
+    /// Nothing.
+    pub const NOTHING: Self = Self { inputs: 0, output: false };
+    /// The output alone.
+    pub const OUTPUT: Self = Self { inputs: 0, output: true };
+
+    /// These inputs.
+    pub fn inputs(inputs: impl IntoIterator<Item = usize>) -> Self {
+        Self { inputs: inputs.into_iter().fold(0, |mask, i| mask | 1 << i), output: false }
+    }
+
+    /// These inputs and the output.
+    pub fn and_output(self) -> Self {
+        Self { output: true, ..self }
+    }
+
+    fn has(self, i: usize) -> bool {
+        self.inputs & (1 << i) != 0
+    }
+}
+
+/// What an op costs, for the roofline.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cost {
+    /// Floating-point operations (a multiply-add is two).
+    pub flops: f64,
+    /// Bytes that must move between memory and the cores.
+    pub bytes: f64,
+}
+
+/// One differentiable operation: its kernel, its f64 definition and its gradient, declared in one place.
+pub trait Op: std::fmt::Debug {
+    /// The op's name: its file's, its kernel's and its registry row's.
+    fn name(&self) -> &'static str;
+
+    /// The output's shape. A wrong input shape is the caller's bug: it panics with the op and the shapes.
+    fn shape(&self, x: &[Shape]) -> Shape;
+
+    /// Records the dispatches that fill `y`.
+    fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, shapes: &[Shape]);
+
+    /// The definition, in f64.
+    fn host(&self, x: &[&Array]) -> Array;
+
+    /// What [`Op::grad`] reads.
+    fn keep(&self) -> Keep;
+
+    /// The gradient of each input, written with other ops so that it runs on both sides; `None` where an
+    /// input has none or `back.needs(i)` is false.
+    fn grad(&self, back: &Back) -> Vec<Option<Tensor>>;
+
+    /// What it costs: by default each buffer moves once and an output element costs one operation.
+    fn cost(&self, x: &[Shape]) -> Cost {
+        let y = self.shape(x).len() as f64;
+        let moved: f64 = x.iter().map(|s| s.len() as f64).sum::<f64>() + y;
+        Cost { flops: y, bytes: 4.0 * moved }
+    }
+}
+
+/// What a gradient sees: the incoming gradient and what [`Op::keep`] asked for. Nothing in it is tracked.
+pub struct Back {
+    x: Vec<Option<Tensor>>,
+    y: Option<Tensor>,
+    shapes: Vec<Shape>,
+    needs: Vec<bool>,
+    g: Vec<Tensor>,
+}
+
+impl Back {
+    pub(crate) fn new(
+        x: Vec<Option<Tensor>>,
+        y: Option<Tensor>,
+        shapes: Vec<Shape>,
+        needs: Vec<bool>,
+        g: Vec<Tensor>,
+    ) -> Self {
+        Self { x, y, shapes, needs, g }
+    }
+
+    /// A kept input.
+    #[track_caller]
+    pub fn x(&self, i: usize) -> &Tensor {
+        self.x[i].as_ref().expect("the op keeps this input")
+    }
+
+    /// The kept output.
+    #[track_caller]
+    pub fn y(&self) -> &Tensor {
+        self.y.as_ref().expect("the op keeps its output")
+    }
+
+    /// The gradient of the output.
+    pub fn g(&self) -> &Tensor {
+        &self.g[0]
+    }
+
+    /// The gradients of all outputs of an op applied with [`split_with`].
+    pub fn gs(&self) -> &[Tensor] {
+        &self.g
+    }
+
+    /// Input `i`'s shape.
+    pub fn shape(&self, i: usize) -> Shape {
+        self.shapes[i]
+    }
+
+    /// The number of inputs.
+    pub fn inputs(&self) -> usize {
+        self.shapes.len()
+    }
+
+    /// Whether input `i`'s gradient is wanted.
+    pub fn needs(&self, i: usize) -> bool {
+        self.needs[i]
+    }
+}
+
+/// Computes an op where its inputs live, and records it if one of them is tracked.
+#[track_caller]
+pub fn apply(op: impl Op + 'static, x: &[&Tensor]) -> Tensor {
+    let y = compute(&op, x);
+    record(Rc::new(op), x, vec![y]).remove(0)
+}
+
+/// As [`apply`], for an op of several results: `select` cuts the output into them.
+#[track_caller]
+pub fn split_with(
+    op: impl Op + 'static,
+    x: &[&Tensor],
+    select: impl Fn(&Tensor) -> Vec<Tensor>,
+) -> Vec<Tensor> {
+    let y = compute(&op, x);
+    record(Rc::new(op), x, select(&y))
+}
+
+#[track_caller]
+fn compute(op: &dyn Op, x: &[&Tensor]) -> Tensor {
+    let shapes: Vec<Shape> = x.iter().map(|t| t.shape).collect();
+    let shape = op.shape(&shapes);
+    if let Some(first) = x[0].buf() {
+        let gpu = first.gpu().expect("a tensor never outlives its device");
+        let bufs: Vec<&Buf> = x.iter().map(|t| t.buf().unwrap_or_else(|| mixed(op))).collect();
+        let y = gpu.alloc(shape.len());
+        op.gpu(&gpu, &bufs, &y, &shapes);
+        return Tensor::on_gpu(shape, y);
+    }
+    let arrays: Vec<&Array> = x.iter().map(|t| t.array().unwrap_or_else(|| mixed(op))).collect();
+    let y = op.host(&arrays);
+    assert_eq!(y.shape, shape, "{}: the definition's shape", op.name());
+    Tensor::on_host(y)
+}
+
+fn mixed(op: &dyn Op) -> ! {
+    panic!("{}: inputs live on different devices", op.name())
+}
+
+pub(crate) fn record(op: Rc<dyn Op>, x: &[&Tensor], mut y: Vec<Tensor>) -> Vec<Tensor> {
+    let Some(tape) = x.iter().find_map(|t| t.var.as_ref()).map(|v| v.tape.clone()) else { return y };
+    let keep = op.keep();
+    let first = tape.borrow_mut().ids(y.len());
+    let node = Node {
+        op,
+        inputs: x.iter().map(|t| t.var.as_ref().map(|v| v.id)).collect(),
+        x: x.iter().enumerate().map(|(i, t)| keep.has(i).then(|| t.detach())).collect(),
+        y: keep.output.then(|| y[0].detach()),
+        shapes: x.iter().map(|t| t.shape).collect(),
+        first,
+        outputs: y.iter().map(|t| t.shape).collect(),
+    };
+    tape.borrow_mut().push(node);
+    for (i, t) in y.iter_mut().enumerate() {
+        t.var = Some(Var { tape: tape.clone(), id: first + i });
+    }
+    y
+}

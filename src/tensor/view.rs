@@ -1,0 +1,231 @@
+//! Views: how a contiguous tensor is read as another shape. Permuting, slicing, padding and broadcasting are
+//! arguments of [`crate::ops::map`], fused into its formula; each has its adjoint as a view (and sums).
+
+use super::Tensor;
+use crate::shape::Shape;
+
+/// One axis of a view's shape: coordinate `c` reads coordinate `c + shift` of `source` (or repeats it where
+/// there is none), and reads zero outside `low..high`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Axis {
+    /// The source's axis; `None` repeats.
+    pub source: Option<usize>,
+    /// Added to the coordinate.
+    pub shift: isize,
+    /// First coordinate that is not padding.
+    pub low: usize,
+    /// One past the last coordinate that is not padding.
+    pub high: usize,
+}
+
+/// How a tensor of shape `source` is read as one of shape `shape`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct View {
+    /// The shape read.
+    pub shape: Shape,
+    /// The shape stored.
+    pub source: Shape,
+    /// One per dimension of `shape`.
+    pub axes: Vec<Axis>,
+    /// For each source axis that no axis maps, the coordinate read.
+    pub fixed: Vec<usize>,
+}
+
+impl View {
+    /// The tensor as it is.
+    pub fn identity(shape: Shape) -> Self {
+        let axes = shape
+            .dims()
+            .iter()
+            .enumerate()
+            .map(|(i, n)| Axis { source: Some(i), shift: 0, low: 0, high: *n })
+            .collect();
+        Self { shape, source: shape, axes, fixed: vec![0; shape.rank()] }
+    }
+
+    /// Whether it reads the tensor as it is.
+    pub fn is_identity(&self) -> bool {
+        self.shape == self.source && *self == Self::identity(self.shape)
+    }
+
+    /// Whether part of it reads zero instead of the source.
+    pub fn is_padded(&self, axis: usize) -> bool {
+        let a = self.axes[axis];
+        a.low > 0 || a.high < self.shape[axis]
+    }
+
+    /// The source offset at the origin and the stride of each axis, in elements; the offset may be negative
+    /// where the origin is padding.
+    pub fn strides(&self) -> (isize, Vec<usize>) {
+        let source = self.source.strides();
+        let mut offset: isize = self.fixed.iter().zip(&source).map(|(c, s)| (c * s) as isize).sum();
+        let strides = self
+            .axes
+            .iter()
+            .map(|a| {
+                let stride = a.source.map_or(0, |s| source[s]);
+                offset += a.shift * stride as isize;
+                stride
+            })
+            .collect();
+        (offset, strides)
+    }
+
+    /// The adjoint: which axes of a gradient of `shape` to sum (kept with length 1), and how to read the sum
+    /// as a gradient of `source`.
+    pub fn adjoint(&self) -> (Vec<usize>, Self) {
+        let summed: Vec<usize> =
+            (0..self.axes.len()).filter(|k| self.axes[*k].source.is_none() && self.shape[*k] != 1).collect();
+        let mut reduced = self.shape;
+        for k in &summed {
+            reduced = reduced.with(*k, 1);
+        }
+        let mut back =
+            Self { shape: self.source, source: reduced, axes: Vec::new(), fixed: vec![0; reduced.rank()] };
+        for (s, n) in self.source.dims().iter().enumerate() {
+            let at = self.axes.iter().position(|a| a.source == Some(s));
+            back.axes.push(match at {
+                Some(k) => {
+                    let a = self.axes[k];
+                    let bound = |c: usize| (c as isize + a.shift).clamp(0, *n as isize) as usize;
+                    Axis { source: Some(k), shift: -a.shift, low: bound(a.low), high: bound(a.high) }
+                }
+                None => {
+                    let c = self.fixed[s];
+                    Axis { source: None, shift: 0, low: c, high: c + 1 }
+                }
+            });
+        }
+        (summed, back)
+    }
+}
+
+/// A tensor and how it is read: what [`crate::ops::map`] takes. Made from a [`Tensor`] and refined by the
+/// methods below, none of which copies.
+#[derive(Clone, Debug)]
+pub struct Viewed {
+    /// The tensor.
+    pub tensor: Tensor,
+    /// How it is read.
+    pub view: View,
+}
+
+impl From<&Tensor> for Viewed {
+    fn from(tensor: &Tensor) -> Self {
+        Self { tensor: tensor.clone(), view: View::identity(tensor.shape()) }
+    }
+}
+
+impl From<&Viewed> for Viewed {
+    fn from(v: &Viewed) -> Self {
+        v.clone()
+    }
+}
+
+impl Viewed {
+    /// The shape read.
+    pub fn shape(&self) -> Shape {
+        self.view.shape
+    }
+
+    /// Axis `i` of the result is axis `order[i]`.
+    #[track_caller]
+    pub fn permute(mut self, order: &[usize]) -> Self {
+        let v = &mut self.view;
+        assert_eq!(order.len(), v.axes.len(), "permute {} by {order:?}", v.shape);
+        let dims: Vec<usize> = order.iter().map(|i| v.shape[*i]).collect();
+        v.axes = order.iter().map(|i| v.axes[*i]).collect();
+        v.shape = Shape::new(&dims);
+        self
+    }
+
+    /// `len` coordinates of an axis from `start`.
+    #[track_caller]
+    pub fn slice(mut self, axis: usize, start: usize, len: usize) -> Self {
+        let v = &mut self.view;
+        assert!(start + len <= v.shape[axis], "slice {start}+{len} of axis {axis} of {}", v.shape);
+        v.shape = v.shape.with(axis, len);
+        let a = &mut v.axes[axis];
+        a.shift += start as isize;
+        a.low = a.low.saturating_sub(start).min(len);
+        a.high = a.high.saturating_sub(start).min(len);
+        self
+    }
+
+    /// Zeros before and after an axis.
+    pub fn pad(mut self, axis: usize, before: usize, after: usize) -> Self {
+        let v = &mut self.view;
+        let n = v.shape[axis];
+        v.shape = v.shape.with(axis, n + before + after);
+        let a = &mut v.axes[axis];
+        a.shift -= before as isize;
+        a.low += before;
+        a.high += before;
+        self
+    }
+
+    /// A new axis of length `n` that repeats the rest.
+    pub fn repeat(mut self, axis: usize, n: usize) -> Self {
+        let v = &mut self.view;
+        let mut dims = v.shape.dims().to_vec();
+        dims.insert(axis, n);
+        v.shape = Shape::new(&dims);
+        v.axes.insert(axis, Axis { source: None, shift: 0, low: 0, high: n });
+        self
+    }
+
+    /// Without an axis of length 1.
+    #[track_caller]
+    pub fn squeeze(mut self, axis: usize) -> Self {
+        let v = &mut self.view;
+        assert!(v.shape[axis] == 1 && !v.is_padded(axis), "squeeze axis {axis} of {}", v.shape);
+        let a = v.axes.remove(axis);
+        if let Some(s) = a.source {
+            v.fixed[s] = a.shift as usize;
+        }
+        v.shape = v.shape.without(axis);
+        self
+    }
+
+    /// Broadcast as in NumPy.
+    #[track_caller]
+    pub fn broadcast(mut self, shape: Shape) -> Self {
+        assert_eq!(self.shape().broadcast(&shape), Some(shape), "broadcast {} to {shape}", self.shape());
+        let missing = shape.rank() - self.shape().rank();
+        for i in 0..shape.rank() {
+            if i < missing {
+                self = self.repeat(i, shape[i]);
+            } else if self.shape()[i] != shape[i] {
+                self = self.squeeze(i).repeat(i, shape[i]);
+            }
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::Device;
+
+    fn viewed(dims: &[usize]) -> Viewed {
+        let n = dims.iter().product();
+        Viewed::from(&Device::Host.tensor(Shape::new(dims), &vec![0.0; n]))
+    }
+
+    #[test]
+    fn a_slice_keeps_what_padding_hides() {
+        let v = viewed(&[4]).slice(0, 1, 2).pad(0, 1, 1);
+        let a = v.view.axes[0];
+        assert_eq!((a.shift, a.low, a.high, v.shape().len()), (0, 1, 3, 4));
+    }
+
+    #[test]
+    fn the_adjoint_of_a_slice_is_a_pad() {
+        let v = viewed(&[3, 5]).slice(1, 2, 2).permute(&[1, 0]);
+        let (summed, back) = v.view.adjoint();
+        assert!(summed.is_empty());
+        assert_eq!(back.shape, Shape::new(&[3, 5]));
+        assert_eq!((back.axes[1].low, back.axes[1].high, back.axes[1].shift), (2, 4, -2));
+    }
+}

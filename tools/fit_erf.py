@@ -1,0 +1,30 @@
+"""Fits the two polynomials of `erf` in shaders/pointwise.wgsl and prints them with their f32 error."""
+
+import math
+
+import numpy as np
+from numpy.polynomial import chebyshev, polynomial
+
+
+def fit(f, low, high, degree):
+    nodes = np.cos(np.pi * (np.arange(400) + 0.5) / 400)
+    x = low + (high - low) * (nodes + 1) / 2
+    series = chebyshev.Chebyshev.fit(x, [f(v) for v in x], degree, domain=[low, high])
+    return series.convert(kind=polynomial.Polynomial).coef
+
+
+def horner(coefficients, x):
+    y = np.float32(coefficients[-1]) * np.ones_like(x)
+    for c in coefficients[-2::-1]:
+        y = (y * x + np.float32(c)).astype(np.float32)
+    return y
+
+
+near = fit(lambda s: math.erf(math.sqrt(s)) / math.sqrt(s) if s > 0 else 2 / math.sqrt(math.pi), 1e-9, 1, 7)
+far = fit(lambda a: math.log(math.erfc(a)), 1, 4, 8)
+x = np.linspace(0, 4, 400_001).astype(np.float32)
+exact = np.array([math.erf(float(v)) for v in x])
+y = np.where(x < 1, x * horner(near, x * x), 1 - np.exp(horner(far, x)))
+print("near", [float(f"{c:.9g}") for c in near])
+print("far ", [float(f"{c:.9g}") for c in far])
+print("largest error", np.abs(y - exact).max(), "relative below 1", (np.abs(y - exact)[1:100_000] / exact[1:100_000]).max())
