@@ -114,6 +114,8 @@ fn unusable_arrays_are_refused_with_the_reason() {
         (npy("<f4", "False", "(99999999, 99999999, 99)", &data), "cut short"),
         (npy("<f4", "False", "(99999999999, 99999999999, 4)", &data), "no plain float array"),
         (npy("<f4", "False", "(-2, 3, 4)", &data), "negative"),
+        (npy("<f4", "False", &format!("({}2, 3, 4)", "-".repeat(9001)), &data), "negative"),
+        (npy("<f4", "False", &format!("({}2, 3, 4)", "'a',".repeat(2400)), &data), "must be an integer"),
         (npy("[('x', '<f4')]", "False", "(2, 3, 4)", &data), "no plain float array"),
         (npy("<f4", "False", &"(".repeat(5000), &data), "no plain float array"),
         (npy("<f4", "False", &format!("(2, 3, 4{})", " ".repeat(20_000)), &data), "too long"),

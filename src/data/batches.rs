@@ -59,7 +59,7 @@ impl Sampler {
                 .expected("1 or more")
                 .found(0));
         }
-        if captions == 0 || captions_per_image == 0 || captions % captions_per_image != 0 {
+        if captions == 0 || captions_per_image == 0 || !captions.is_multiple_of(captions_per_image) {
             return Err(Error::new("no batches can be made of these captions")
                 .expected("whole images, one or more")
                 .found(format!("{captions} captions, {captions_per_image} an image")));

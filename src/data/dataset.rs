@@ -163,7 +163,7 @@ pub fn layout(features: &Features, captions: usize, asked: Option<usize>) -> Res
 /// large one.
 fn groups_identical(features: &Features, n: usize) -> Result<bool> {
     let (rows, groups) = (features.len(), features.len() / n);
-    if rows % n != 0 {
+    if !rows.is_multiple_of(n) {
         return Ok(false);
     }
     let small = rows.saturating_mul(features.row_bytes()) <= SMALL_FILE;
@@ -198,7 +198,7 @@ fn wrong_counts(rows: usize, captions: usize, asked: Option<usize>) -> Error {
             "{k} captions a row, or as many captions as rows with rows in groups of {k} identical ones"
         ),
     };
-    let fits = captions.checked_div(rows).filter(|k| captions % rows == 0 && *k > 0);
+    let fits = captions.checked_div(rows).filter(|k| captions.is_multiple_of(rows) && *k > 0);
     let cure = match (asked, fits) {
         (None, Some(k)) => format!("if each row has {k} captions, say --captions-per-image {k}"),
         (Some(_), Some(_)) => "leave out --captions-per-image, or correct it".to_owned(),

@@ -46,17 +46,17 @@ impl Element {
 
 /// What a checked header says; no product of its sizes overflows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Header {
+pub(super) struct Header {
     element: Element,
-    rows: usize,
-    regions: usize,
-    dim: usize,
+    pub(super) rows: usize,
+    pub(super) regions: usize,
+    pub(super) dim: usize,
     /// Bytes before the first element.
-    data: usize,
+    pub(super) data: usize,
     /// Bytes of one row.
-    row: usize,
+    pub(super) row: usize,
     /// Bytes a whole file has.
-    end: usize,
+    pub(super) end: usize,
 }
 
 /// A value that no feature may have: the first such in its row.
@@ -229,7 +229,7 @@ fn wrong_length(path: &Path, expected: u64, found: u64) -> Error {
 }
 
 /// Parses the start of a file (its first [`MAX_PREAMBLE`] + [`MAX_HEADER`] bytes, or all if it is shorter).
-fn parse_header(head: &[u8]) -> Result<Header> {
+pub(super) fn parse_header(head: &[u8]) -> Result<Header> {
     let data = header_end(head)?;
     let text = &head[..data];
     refuse_odd_header(text)?;

@@ -7,3 +7,6 @@ pub mod dataset;
 pub mod features;
 pub mod prefetch;
 pub mod tokenizer;
+
+#[cfg(test)]
+mod hostile;

@@ -232,7 +232,7 @@ pub fn build_vocab<S: AsRef<str>>(texts: &[S], size: usize) -> Vec<String> {
 }
 
 /// A caption's words and punctuation marks, normalised.
-fn words(text: &str) -> Vec<String> {
+pub(super) fn words(text: &str) -> Vec<String> {
     let mut normal = NormalizedString::from(text);
     BertNormalizer::new(true, false, Some(true), true)
         .normalize(&mut normal)
@@ -244,7 +244,7 @@ fn words(text: &str) -> Vec<String> {
 }
 
 /// The lines of a vocabulary file, stripped; blank lines at its end are none.
-fn parse_vocab(bytes: &[u8]) -> Result<Vec<String>> {
+pub(super) fn parse_vocab(bytes: &[u8]) -> Result<Vec<String>> {
     let text = std::str::from_utf8(bytes).map_err(|e| {
         let line = bytes[..e.valid_up_to()].iter().filter(|&&b| b == b'\n').count() + 1;
         Error::new("the vocabulary is no UTF-8 text")
