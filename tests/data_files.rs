@@ -1,6 +1,7 @@
 //! Features, captions and whole data folders, from real files.
 
 use std::fs;
+use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -176,6 +177,20 @@ fn layouts_are_told_apart_by_counts_and_rows() {
     // One caption an image; a group of equal rows among others does not change that.
     assert_eq!(layout(&floats(15, 2, 2, |i| if i < 40 { 0.0 } else { i as f32 }), 15), (15, 1, 56.0));
     assert_eq!(layout(&floats(7, 2, 2, |_| 0.0), 7), (7, 1, 0.0));
+}
+
+#[test]
+fn a_large_file_is_told_by_a_spread_of_its_groups() {
+    // 74 MB of zeros, most of it a hole: past the size up to which all rows are compared.
+    let header = npy("<f4", "False", "(500, 36, 1024)", &[]);
+    let folder = Folder::new(&header, &lines(500));
+    let end = header.len() as u64 + 500 * 36 * 1024 * 4;
+    let mut file = fs::OpenOptions::new().write(true).open(folder.file("dev_ims.npy")).unwrap();
+    file.set_len(end).unwrap();
+    assert_eq!(folder.open().unwrap().images(), 100);
+    file.seek(SeekFrom::Start(end - 4)).unwrap();
+    file.write_all(&1.0_f32.to_le_bytes()).unwrap();
+    assert_eq!(folder.open().unwrap().images(), 500, "the last group is among those compared");
 }
 
 #[test]
