@@ -1,0 +1,150 @@
+//! Scans a data folder whole and reports everything wrong with it, not just the first thing.
+
+use std::path::Path;
+
+use super::captions;
+use super::dataset::{Layout, PER_IMAGE, group_identical, layout, splits};
+use super::features::Features;
+use crate::{Error, Result};
+
+/// Bad rows of a file that are listed one by one.
+const ROWS_LISTED: usize = 20;
+/// The splits that training and evaluation use by default.
+const USUAL: [&str; 3] = ["train", "dev", "test"];
+
+/// How far a scan is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Progress<'a> {
+    /// The split under way.
+    pub split: &'a str,
+    /// Rows of features read.
+    pub done: usize,
+    /// Rows of features in all.
+    pub rows: usize,
+}
+
+/// What a scan found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// A line for each split that can be used.
+    pub splits: Vec<String>,
+    /// What must be put right, each in the form of an error.
+    pub problems: Vec<String>,
+    /// What is odd but legal.
+    pub notices: Vec<String>,
+}
+
+impl Report {
+    /// Whether nothing must be put right.
+    pub fn is_ok(&self) -> bool {
+        self.problems.is_empty()
+    }
+}
+
+/// Scans every split that a folder holds a file of: both files there, their form, every number of the features,
+/// every caption, counts (`captions_per_image` where they do not tell), groups of repeated rows, and that all
+/// splits have images of one shape.
+///
+/// # Errors
+/// Only a folder that cannot be listed; all else goes into the report.
+pub fn scan(
+    folder: &Path,
+    captions_per_image: Option<usize>,
+    progress: &mut dyn FnMut(&Progress<'_>),
+) -> Result<Report> {
+    std::fs::read_dir(folder).map_err(|e| Error::io("list the data folder", folder, &e))?;
+    let found = splits(folder);
+    let mut report = Report::default();
+    if found.is_empty() {
+        let error = Error::new("the folder holds no split")
+            .at(folder.display())
+            .expected("train_ims.npy with train_caps.txt, and the same for dev and test");
+        report.problems.push(error.to_string());
+        return Ok(report);
+    }
+    for split in USUAL.iter().filter(|split| !found.iter().any(|name| name == *split)) {
+        report.notices.push(format!("there is no {split} split"));
+    }
+    let mut shapes = Vec::new();
+    for split in &found {
+        let shape = scan_split(folder, split, captions_per_image, &mut report, progress);
+        shapes.extend(shape.map(|shape| (split, shape)));
+    }
+    if let [(first, shape), rest @ ..] = shapes.as_slice() {
+        for (split, other) in rest.iter().filter(|(_, other)| other != shape) {
+            let error =
+                Error::new(format!("the {split} split's images differ in shape from those of {first}"))
+                    .at(folder.display())
+                    .expected(format!("{} regions x {}", shape.0, shape.1))
+                    .found(format!("{} regions x {}", other.0, other.1));
+            report.problems.push(error.to_string());
+        }
+    }
+    Ok(report)
+}
+
+/// Scans one split and returns its images' shape (regions, dim), if they could be opened.
+fn scan_split(
+    folder: &Path,
+    split: &str,
+    asked: Option<usize>,
+    report: &mut Report,
+    progress: &mut dyn FnMut(&Progress<'_>),
+) -> Option<(usize, usize)> {
+    let (ims, caps) = (folder.join(format!("{split}_ims.npy")), folder.join(format!("{split}_caps.txt")));
+    let captions = match captions::read(&caps, false) {
+        Ok(captions) => {
+            report
+                .notices
+                .extend(captions.notices.iter().map(|notice| format!("{}: {notice}", caps.display())));
+            Some(captions.texts.len())
+        }
+        Err(e) => {
+            report.problems.push(e.to_string());
+            None
+        }
+    };
+    let features = Features::open(&ims).map_err(|e| report.problems.push(e.to_string())).ok()?;
+    scan_rows(&features, report, |done| progress(&Progress { split, done, rows: features.len() }));
+    if let Some(captions) = captions {
+        match layout(&features, captions, asked).map_err(|e| e.at(format!("{}, {split}", folder.display()))) {
+            Ok(layout) => describe(split, &features, captions, layout, report),
+            Err(e) => report.problems.push(e.to_string()),
+        }
+    }
+    Some((features.regions(), features.dim()))
+}
+
+fn scan_rows(features: &Features, report: &mut Report, progress: impl FnMut(usize)) {
+    match features.verify_all(progress) {
+        Err(e) => report.problems.push(e.to_string()),
+        Ok(bad) => {
+            let path = features.path().display();
+            report.problems.extend(bad.iter().take(ROWS_LISTED).map(|value| format!("{path}: {value}")));
+            if bad.len() > ROWS_LISTED {
+                report.problems.push(format!("{path}: {} rows with NaN or infinity in all", bad.len()));
+            }
+        }
+    }
+}
+
+/// Says what a split holds, and, where the counts are equal, whether only some of its rows repeat in groups.
+fn describe(split: &str, features: &Features, captions: usize, layout: Layout, report: &mut Report) {
+    let rows = features.len();
+    let (k, n) = (layout.captions_per_image, layout.rows_per_image);
+    let images = rows / n;
+    report.splits.push(format!(
+        "{split}: {images} images, {rows} rows ({n} an image), {captions} captions ({k} an image)"
+    ));
+    let (size, groups) = (PER_IMAGE, rows / PER_IMAGE);
+    if rows != captions {
+        return;
+    }
+    let same = (0..groups).filter(|&group| group_identical(features, group, size).unwrap_or(false)).count();
+    if same > 0 && (same < groups || groups * size < rows) {
+        let taken = if n == 1 { "taken as different images" } else { "taken as one image each all the same" };
+        report
+            .notices
+            .push(format!("{split}: {same} of {groups} groups of {size} rows are identical: {taken}"));
+    }
+}
