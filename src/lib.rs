@@ -1,4 +1,5 @@
 //! Crossweave.
+pub mod data;
 pub mod error;
 pub mod shape;
 
