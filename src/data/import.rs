@@ -55,10 +55,10 @@ impl Source {
         }
     }
 
-    /// The plain values beside the weights, `opt` among them.
-    pub fn fact(&self, key: &str) -> Option<&Json> {
+    /// The options beside the weights: the attributes of the authors' `opt`.
+    fn options(&self) -> Option<&Map<String, Json>> {
         match self {
-            Self::PyTorch(checkpoint) => checkpoint.facts().get(key),
+            Self::PyTorch(checkpoint) => checkpoint.facts().get("opt")?.as_object(),
             Self::Safetensors(_) => None,
         }
     }
@@ -249,12 +249,20 @@ pub fn dime<'a>(
     let expected =
         dime_parameters(&config).map_err(|e| e.at(&place).cure("give it in --config, or by --set"))?;
     plan.check(source, &expected)?;
-    for key in ["epoch", "best_rsum", "Eiters"] {
-        if let Some(fact) = source.fact(key) {
-            plan.metadata.insert(key.to_string(), fact.to_string());
-        }
-    }
+    plan.metadata = progress(source);
     plan.run(source, config)
+}
+
+/// How far training had come, as the checkpoint says.
+fn progress(source: &Source) -> HashMap<String, String> {
+    let said = |key: &str| match source {
+        Source::PyTorch(checkpoint) => checkpoint.facts().get(key).map(Json::to_string),
+        Source::Safetensors(weights) => weights.metadata().get(key).cloned(),
+    };
+    ["epoch", "best_rsum", "Eiters"]
+        .into_iter()
+        .filter_map(|key| Some((key.to_string(), said(key)?)))
+        .collect()
 }
 
 /// `0.fc.weight` as `img_enc.fc.weight`; `None` for a list that is too long.
@@ -282,10 +290,7 @@ fn dime_config<'s>(
     settings: &[(String, Json)],
     shape_of: impl Fn(&str) -> Option<&'s [usize]>,
 ) -> Result<Json> {
-    let mut config = match source.fact("opt") {
-        Some(Json::Object(options)) => options.clone(),
-        _ => Map::new(),
-    };
+    let mut config = source.options().cloned().unwrap_or_default();
     let whole = given.and_then(|given| given.as_object()).filter(|given| given.contains_key("bert_config"));
     for (option, value) in whole.into_iter().flatten() {
         config.entry(option).or_insert_with(|| value.clone());
