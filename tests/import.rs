@@ -134,7 +134,7 @@ const REFUSALS: [(&str, &str); 35] = [
     ("zip_bigendian", "ig-endian"),
     ("zip_crc", "checksum"),
     ("zip_declared_numel_too_big", "another size"),
-    ("zip_deep_nesting", "no dict of tensors"),
+    ("zip_deep_nesting", "more than 250000 steps"),
     ("zip_deflated_bomb", "compressed"),
     ("zip_huge_numel_overflow", "overflow"),
     ("zip_long_declared_string", "ends behind the file"),

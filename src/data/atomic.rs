@@ -24,12 +24,12 @@ pub fn file(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()
 }
 
 /// Makes the folder `path`, whose files `fill` writes into the temporary folder it is given. `path` must not
-/// exist yet, or be an empty folder. On any failure nothing is left behind.
+/// exist yet, or be an empty folder. On any failure nothing is left behind, and the error names `path`.
 pub fn folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     refuse_existing(path)?;
     let temporary = Temporary::beside(path)?;
     fs::create_dir(&temporary.path).map_err(|e| Error::io("make the folder", path, &e))?;
-    fill(&temporary.path)?;
+    fill(&temporary.path).map_err(|e| e.at(path.display()))?;
     sync_folder(&temporary.path);
     temporary.rename_to(path)
 }
@@ -126,9 +126,10 @@ mod tests {
         let path = parent.path().join("out");
         let failed = folder(&path, |inside| {
             fs::write(inside.join("a"), b"a").expect("a file inside");
-            Err(Error::new("stop"))
+            Err(Error::new("stop").at(inside.display()))
         });
-        assert!(failed.is_err());
+        let failed = failed.expect_err("stopped").to_string();
+        assert_eq!(failed, format!("{}: stop", path.display()));
         assert!(names(parent.path()).is_empty());
         folder(&path, |inside| file(&inside.join("a"), |out| out.write_all(b"a"))).expect("the folder");
         assert_eq!(names(&path), ["a"]);

@@ -9,6 +9,8 @@ use serde_json::{Map, Value as Json, json};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 /// How many lines of a kind a report shows before it only counts them.
@@ -25,7 +27,8 @@ pub enum Source {
 impl Source {
     /// Opens a file, by its content: a safetensors header, or else a PyTorch checkpoint.
     pub fn open(path: &Path) -> Result<Self> {
-        if path.extension().is_some_and(|extension| extension == "safetensors") {
+        let named = path.extension().is_some_and(|extension| extension == "safetensors");
+        if named || has_json_header(path)? {
             return Weights::open(path).map(Self::Safetensors);
         }
         Checkpoint::open(path).map(Self::PyTorch)
@@ -80,6 +83,15 @@ impl Source {
         };
         Ok(Entry { name: name.to_string(), dtype, shape, bytes })
     }
+}
+
+/// Whether a file begins as safetensors files do: a length that a header can have, then its JSON.
+fn has_json_header(path: &Path) -> Result<bool> {
+    let io = |e| Error::io("open the weights", path, &e);
+    let mut begin = Vec::new();
+    File::open(path).map_err(io)?.take(9).read_to_end(&mut begin).map_err(io)?;
+    let length = begin.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
+    Ok(length.is_some_and(|n| n <= weights::MAX_HEADER) && begin.get(8) == Some(&b'{'))
 }
 
 /// What an import makes.
