@@ -1,12 +1,19 @@
 //! Files in and out: features, captions, tokens, batches, weights. No GPU in it.
 
+pub mod archive;
+pub mod atomic;
 pub mod batches;
 pub mod captions;
 pub mod check;
 pub mod dataset;
 pub mod features;
+pub mod import;
+pub mod layouts;
+pub mod pickle;
 pub mod prefetch;
+pub mod pytorch;
 pub mod tokenizer;
+pub mod weights;
 
 #[cfg(test)]
 mod hostile;

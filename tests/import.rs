@@ -1,0 +1,407 @@
+//! Imports against the values PyTorch itself read, and hostile files against the promise that each is refused.
+
+mod mutation;
+
+use assert_cmd::Command;
+use crossweave::data::import::{self, Imported, Source};
+use crossweave::data::pickle;
+use crossweave::data::pytorch::Checkpoint;
+use crossweave::data::weights::{self, Dtype, Entry, Weights};
+use proptest::prelude::*;
+use serde_json::{Value as Json, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// The folder of fixtures: the repository's own, or all of them where the variable names a folder.
+fn fixtures() -> PathBuf {
+    let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    std::env::var_os("CROSSWEAVE_FIXTURES").map_or_else(own, PathBuf::from)
+}
+
+fn fixture(name: &str) -> PathBuf {
+    fixtures().join(name)
+}
+
+/// The fixtures whose names begin so, json and text files aside.
+fn checkpoints(prefix: &str) -> Vec<PathBuf> {
+    let files = fs::read_dir(fixtures()).expect("the fixtures").map(|file| file.expect("a file").path());
+    let binary = ["bin", "tar", "ckpt", "pth"];
+    let mut files: Vec<PathBuf> = files
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)))
+        .filter(|path| path.extension().is_some_and(|e| binary.contains(&e.to_string_lossy().as_ref())))
+        .collect();
+    files.sort();
+    assert!(!files.is_empty(), "no fixture begins with {prefix}");
+    files
+}
+
+fn bert_config() -> Json {
+    let text = fs::read_to_string(fixture("ckpt_bert_config.json")).expect("the fixture");
+    serde_json::from_str(&text).expect("its JSON")
+}
+
+/// Asserts that the imported tensors are exactly those of `expected` whose names begin with `prefix`.
+fn assert_same(path: &Path, imported: &Imported, expected: &Weights, prefix: &str) {
+    let names: Vec<&str> = expected.names().filter_map(|name| name.strip_prefix(prefix)).collect();
+    let mut own: Vec<&str> = imported.entries.iter().map(|entry| entry.name.as_str()).collect();
+    own.sort_unstable();
+    assert_eq!(own, names, "{}", path.display());
+    for entry in &imported.entries {
+        let full = format!("{prefix}{}", entry.name);
+        assert_eq!(Some(&entry.shape[..]), expected.shape(&full), "{}: {full}", path.display());
+        assert_same_values(path, entry, expected, &full);
+    }
+}
+
+fn assert_same_values(path: &Path, entry: &Entry, expected: &Weights, full: &str) {
+    if expected.dtype(full) == Some(Dtype::F32) {
+        assert_eq!(entry.dtype, Dtype::F32, "{}: {full}", path.display());
+        assert_eq!(entry.bytes, expected.bytes(full).expect("held"), "{}: {full}", path.display());
+        return;
+    }
+    // Integers are i32 in the expected file; ours keep their types, so they are compared once written.
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("one.safetensors");
+    weights::write(&file, std::slice::from_ref(entry), &Default::default()).expect("a file");
+    let own = Weights::open(&file).expect("the file").ints(&entry.name).expect("integers");
+    assert_eq!(own, expected.ints(full).expect("integers"), "{}: {full}", path.display());
+}
+
+#[test]
+fn every_dime_checkpoint_is_exact() {
+    let expected = Weights::open(&fixture("ckpt_expected.safetensors")).expect("the fixture");
+    let spec: Json = serde_json::from_str(&expected.metadata()["spec"]).expect("its spec");
+    for path in checkpoints("ckpt_dime_") {
+        let source = Source::open(&path).unwrap_or_else(|e| panic!("{e}"));
+        let imported = import::dime(&source, Some(&bert_config()), &[]).unwrap_or_else(|e| panic!("{e}"));
+        assert_same(&path, &imported, &expected, "param.");
+        let mut config = spec["config"]["opt"].clone();
+        config["system"] = "dime".into();
+        config["bert_config"] = bert_config();
+        assert_eq!(imported.config, config, "{}", path.display());
+        assert_eq!(imported.metadata["epoch"], "17");
+        assert_eq!(imported.metadata["best_rsum"], "412.25");
+        assert_eq!(imported.report.renamed.len(), imported.report.taken);
+    }
+}
+
+#[test]
+fn every_bert_checkpoint_is_exact() {
+    let expected = Weights::open(&fixture("ckpt_expected.safetensors")).expect("the fixture");
+    for path in checkpoints("ckpt_bert_") {
+        let source = Source::open(&path).unwrap_or_else(|e| panic!("{e}"));
+        let imported = import::bert(&source, &bert_config()).unwrap_or_else(|e| panic!("{e}"));
+        assert_same(&path, &imported, &expected, "param.txt_enc.bert.");
+        let known = |name: &str| name.starts_with("cls.") || name.ends_with("position_ids");
+        let heads = imported.report.ignored.iter().all(|(name, _)| known(name));
+        let held = path.to_string_lossy().contains("prefix");
+        assert!(heads && imported.report.ignored.is_empty() != held, "{}", path.display());
+    }
+}
+
+#[test]
+fn every_odd_tensor_is_exact() {
+    let expected = Weights::open(&fixture("ckpt_odd_tensors_expected.safetensors")).expect("the fixture");
+    for path in checkpoints("ckpt_odd_") {
+        let source = Source::open(&path).unwrap_or_else(|e| panic!("{e}"));
+        let imported = import::tensors(&source).unwrap_or_else(|e| panic!("{e}"));
+        assert_same(&path, &imported, &expected, "out.");
+        let dtype = |name: &str| imported.entries.iter().find(|e| e.name == name).map(|e| e.dtype);
+        assert_eq!(dtype("b"), Some(Dtype::BOOL));
+        assert_eq!(dtype("i64"), Some(Dtype::I64));
+        assert_eq!(dtype("u8"), Some(Dtype::U8));
+    }
+}
+
+/// What the message about each hostile file must say.
+const REFUSALS: [(&str, &str); 35] = [
+    ("empty", "empty"),
+    ("garbage", "neither like a zip archive nor like a pickle"),
+    ("legacy_missing_key", "does not hold it"),
+    ("legacy_reduce_os_system", "posix.system"),
+    ("legacy_size_exceeds_storage", "needs 4096 elements"),
+    ("legacy_storage_count_mismatch", "another size"),
+    ("legacy_truncated_pickle", "ends too early"),
+    ("legacy_truncated_storage", "cut off"),
+    ("legacy_wrong_magic", "magic number"),
+    ("legacy_wrong_protocol", "protocol version"),
+    ("missing_param", "1 missing"),
+    ("nan_param", "NaN"),
+    ("plain_pickle_os_system", "posix.system"),
+    ("two_state_dicts", "no `itr_module`"),
+    ("wrong_shape", "wrong shape"),
+    ("zip_bigendian", "ig-endian"),
+    ("zip_crc", "checksum"),
+    ("zip_declared_numel_too_big", "another size"),
+    ("zip_deep_nesting", "more than 250000 steps"),
+    ("zip_deflated_bomb", "compressed"),
+    ("zip_huge_numel_overflow", "overflow"),
+    ("zip_long_declared_string", "ends behind the file"),
+    ("zip_memo_bomb", "no dict of tensors"),
+    ("zip_missing_storage", "does not hold it"),
+    ("zip_negative_size", "non-negative"),
+    ("zip_negative_stride", "non-negative"),
+    ("zip_no_data_pkl", "data.pkl"),
+    ("zip_offset_exceeds_storage", "needs 20 elements"),
+    ("zip_path_traversal_key", "does not hold it"),
+    ("zip_rank_mismatch", "rank"),
+    ("zip_reduce_os_system", "posix.system"),
+    ("zip_size_exceeds_storage", "needs 4096 elements"),
+    ("zip_stride_exceeds_storage", "needs 304 elements"),
+    ("zip_truncated", "cut off"),
+    ("zip_unknown_global", "no.such.module.Thing"),
+];
+
+#[test]
+fn every_hostile_file_is_refused() {
+    let files = checkpoints("ckpt_bad_");
+    assert_eq!(files.len(), REFUSALS.len());
+    for path in files {
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        let case = name.trim_start_matches("ckpt_bad_").split('.').next().unwrap_or_default();
+        let (_, says) = REFUSALS.iter().find(|(known, _)| *known == case).expect("a known file");
+        let started = Instant::now();
+        let source = Source::open(&path);
+        let refused = match &source {
+            Ok(source) => import::dime(source, Some(&bert_config()), &[]).err(),
+            Err(error) => Some(error.clone()),
+        };
+        let error = refused.unwrap_or_else(|| panic!("{name} was accepted")).to_string();
+        assert!(error.contains(says), "{error}");
+        assert!(error.contains(&name), "{error}");
+        assert!(error.contains("cure:"), "{error}");
+        assert!(started.elapsed() < Duration::from_secs(1), "{name} took {:?}", started.elapsed());
+    }
+}
+
+fn run(arguments: &[&str]) -> assert_cmd::assert::Assert {
+    Command::cargo_bin("import").expect("the binary").args(arguments).assert()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a path of text")
+}
+
+#[test]
+fn the_binary_makes_a_folder() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out");
+    let (config, vocab) = (fixture("ckpt_bert_config.json"), fixture("ckpt_bert_vocab.txt"));
+    let file = fixture("ckpt_dime_py2_legacy_cuda.pth.tar");
+    let options = ["--config", text(&config), "--vocab", text(&vocab)];
+    let made = run(&[&["dime", text(&file), text(&out)][..], &options].concat()).success();
+    let report = String::from_utf8_lossy(&made.get_output().stdout).into_owned();
+    assert!(report.contains("taken    177 tensors, 13408 values"), "{report}");
+    assert!(report.contains("model.2.* -> itr_module.* (121)"), "{report}");
+    let mut names: Vec<_> =
+        fs::read_dir(&out).expect("the folder").flatten().map(|f| f.file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["config.json", "model.safetensors", "vocab.txt"]);
+    assert_eq!(fs::read(out.join("vocab.txt")).expect("it"), fs::read(vocab).expect("it"));
+    // What was made imports again: names are ours already, and the configuration beside it is whole.
+    let again = folder.path().join("again");
+    run(&["dime", text(&out), text(&again)]).success();
+    for name in names {
+        assert_eq!(
+            fs::read(out.join(&name)).expect("it"),
+            fs::read(again.join(&name)).expect("it"),
+            "{name:?}"
+        );
+    }
+}
+
+#[test]
+fn the_binary_refuses_with_status_2_and_leaves_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out");
+    let (config, vocab) = (fixture("ckpt_bert_config.json"), fixture("ckpt_bert_vocab.txt"));
+    let bare = folder.path().join("bare.bin");
+    fs::copy(fixture("ckpt_bert_prefix_zip.bin"), &bare).expect("a copy");
+    let small = folder.path().join("small.txt");
+    fs::write(&small, "[PAD]\n[UNK]\n[SEP]\n").expect("a vocabulary");
+    let missing = fixture("ckpt_bad_missing_param.pth.tar");
+    let crc = fixture("ckpt_bad_zip_crc.pth.tar");
+    let cases: [(&[&str], &str); 6] = [
+        (
+            &["dime", text(&missing), "--config", text(&config), "--vocab", text(&vocab)],
+            "itr_module.bn.running_var",
+        ),
+        (&["tensors", text(&crc)], "checksum"),
+        (&["tensors", "no/such/file"], "no/such/file"),
+        (&["bert", text(&bare)], "--config"),
+        (&["bert", text(&bare), "--config", text(&config)], "--vocab"),
+        (&["bert", text(&bare), "--config", text(&config), "--vocab", text(&small)], "[CLS]"),
+    ];
+    for (arguments, says) in cases {
+        let made = run(&[&arguments[..2], &[text(&out)], &arguments[2..]].concat()).code(2);
+        let error = String::from_utf8_lossy(&made.get_output().stderr).into_owned();
+        assert!(error.contains(says), "{error}");
+        assert!(made.get_output().stdout.is_empty());
+    }
+    let left: Vec<_> =
+        fs::read_dir(folder.path()).expect("the folder").flatten().map(|f| f.file_name()).collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+    fs::create_dir(&out).expect("a folder");
+    fs::write(out.join("precious"), "kept").expect("a file");
+    let odd = fixture("ckpt_odd_tensors_zip.bin");
+    run(&["tensors", text(&odd), text(&out)]).code(2);
+    assert_eq!(fs::read_to_string(out.join("precious")).expect("kept"), "kept");
+}
+
+/// A zip archive of stored entries without checksums, so that damage reaches the readers behind it.
+fn zip(entries: &[(&str, &[u8])]) -> Vec<u8> {
+    let (mut archive, mut directory) = (Vec::new(), Vec::new());
+    for (name, bytes) in entries {
+        let offset = (archive.len() as u32).to_le_bytes();
+        let size = (bytes.len() as u32).to_le_bytes();
+        let sizes = [&[0; 4], &size, &size, &(name.len() as u16).to_le_bytes()[..], &[0; 2]].concat();
+        let part = [b"PK\x03\x04\x14\0\0\0\0\0\0\0\0\0".as_slice(), &sizes, name.as_bytes(), bytes].concat();
+        let head = b"PK\x01\x02\x14\0\x14\0\0\0\0\0\0\0\0\0".as_slice();
+        directory.extend([head, &sizes, &[0; 10], &offset, name.as_bytes()].concat());
+        archive.extend(part);
+    }
+    let count = (entries.len() as u16).to_le_bytes();
+    let (size, start) = ((directory.len() as u32).to_le_bytes(), (archive.len() as u32).to_le_bytes());
+    let end = [b"PK\x05\x06\0\0\0\0".as_slice(), &count, &count, &size, &start, &[0; 2]].concat();
+    [archive, directory, end].concat()
+}
+
+/// A checkpoint of this pickle and one storage of 64 bytes.
+fn checkpoint(pickle: &[u8]) -> Vec<u8> {
+    zip(&[("a/data.pkl", pickle), ("a/data/0", &[0x3f; 64]), ("a/version", b"3\n")])
+}
+
+/// A pickle `{'w': tensor}`: a float tensor of this shape and stride on the storage.
+fn tensor_pickle(shape: &str, stride: &str) -> Vec<u8> {
+    let text = format!(
+        "(dVw\nctorch._utils\n_rebuild_tensor_v2\n((Vstorage\nctorch\nFloatStorage\nV0\nVcpu\nI16\ntQI0\n({shape}t({stride}t\
+         I00\nNtRs."
+    );
+    text.into_bytes()
+}
+
+fn open(bytes: &[u8]) -> crossweave::Result<Vec<Entry<'static>>> {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    fs::write(file.path(), bytes).expect("written");
+    let checkpoint = Checkpoint::open(file.path())?;
+    let names: Vec<String> = checkpoint.shapes().map(|(name, _)| name.to_string()).collect();
+    names.iter().map(|name| checkpoint.entry(name)).collect()
+}
+
+fn refused(bytes: &[u8]) -> String {
+    open(bytes).expect_err("it must be refused").to_string()
+}
+
+#[test]
+fn the_archive_built_here_is_a_good_one() {
+    let read = open(&checkpoint(&tensor_pickle("I4\nI4\n", "I4\nI1\n"))).expect("a good checkpoint");
+    assert_eq!((read[0].name.as_str(), &read[0].shape[..]), ("w", &[4, 4][..]));
+    assert_eq!(&read[0].bytes[..], [0x3f; 64]);
+    let turned = open(&checkpoint(&tensor_pickle("I2\nI3\n", "I1\nI2\n"))).expect("a transposed view");
+    assert_eq!(turned[0].shape, [2, 3]);
+}
+
+#[test]
+fn what_grows_without_bound_is_refused() {
+    // 64 bytes that a stride of 0 repeats to 8 GB, below the reader's own limit.
+    assert!(refused(&checkpoint(&tensor_pickle("I2000000000\n", "I0\n"))).contains("far beyond the size"));
+    let many = |one: &str| one.repeat(40);
+    let wide = tensor_pickle(&many("I1\n"), &many("I1\n"));
+    assert!(refused(&checkpoint(&wide)).contains("32 dimensions"));
+    let long_key = [b"(dV", "k".repeat(3000).as_bytes(), b"\nI1\ns."].concat();
+    assert!(refused(&checkpoint(&long_key)).contains("longer than"));
+    // Dicts that share each other: 2^40 paths.
+    let mut shared = b"(dp0\n".to_vec();
+    for slot in 1..40 {
+        shared.extend(format!("0(dp{slot}\nVa\ng{}\nsVb\ng{}\ns", slot - 1, slot - 1).bytes());
+    }
+    shared.push(b'.');
+    assert!(refused(&checkpoint(&shared)).contains("without end"));
+}
+
+#[test]
+fn two_tensors_of_one_name_are_refused() {
+    let one = tensor_pickle("I4\n", "I1\n");
+    let tensor = String::from_utf8_lossy(&one[5..one.len() - 2]).into_owned();
+    let both = format!("(dVa.b\n{tensor}sVa\n(dVb\n{tensor}ss.");
+    assert!(refused(&checkpoint(both.as_bytes())).contains("two tensors are named `a.b`"));
+}
+
+#[test]
+fn dime_names_the_option_it_cannot_know() {
+    let source = Source::open(&fixture("ckpt_expected.safetensors")).expect("the fixture");
+    let error = import::dime(&source, Some(&bert_config()), &[]).err().expect("no sub-modules").to_string();
+    assert!(error.contains("img_enc"), "{error}");
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("model.safetensors");
+    let dime = Source::open(&fixture("ckpt_dime_zip.pth.tar")).expect("the fixture");
+    let made = import::dime(&dime, Some(&bert_config()), &[]).expect("a DIME");
+    weights::write(&file, &made.entries, &made.metadata).expect("a file");
+    let bare = Source::open(&file).expect("the file");
+    let error = import::dime(&bare, None, &[]).err().expect("no BERT").to_string();
+    assert!(error.contains("--config"), "{error}");
+    let error = import::dime(&bare, Some(&bert_config()), &[]).err().expect("no options").to_string();
+    assert!(error.contains("--set direction"), "{error}");
+    let given = json!({"direction": "t2i", "max_words": 10, "num_head_IMRC": 2, "raw_feature_norm_CMRC": "softmax",
+        "lambda_softmax_CMRC": 9.0, "use_abs": false, "no_imgnorm": false});
+    let settings: Vec<(String, Json)> = given.as_object().expect("a map").clone().into_iter().collect();
+    let made = import::dime(&bare, Some(&bert_config()), &settings).expect("a DIME");
+    let told = ["embed_size", "img_dim", "hid_IMRC", "hid_router"].map(|option| made.config[option].as_u64());
+    assert_eq!(told, [Some(8), Some(14), Some(10), Some(6)]);
+}
+
+/// Longer than any sound or refused small file takes, even on a busy machine.
+const SLOW: Duration = Duration::from_secs(5);
+
+#[test]
+fn fuzz_pickles() {
+    let good: Vec<Vec<u8>> = ["ckpt_bad_legacy_missing_key.bin", "ckpt_odd_tensors_legacy.bin"]
+        .map(|name| fs::read(fixture(name)).expect("the fixture"))
+        .to_vec();
+    // Behind the three short pickles of a legacy file stands the one with the tensors.
+    let tails = good.iter().map(|bytes| {
+        (0..3)
+            .fold(&bytes[..], |rest, _| &rest[pickle::read(rest).expect("a sound pickle").length()..])
+            .to_vec()
+    });
+    let tails: Vec<Vec<u8>> = tails.collect();
+    let bytes = prop_oneof![
+        3 => (prop::sample::select(tails), mutation::edits()).prop_map(|(good, edits)| mutation::edited(&good, &edits)),
+        1 => prop::collection::vec(any::<u8>(), 0..200),
+    ];
+    mutation::fuzz(4000, bytes, |bytes| {
+        let started = Instant::now();
+        if let Ok(pickle) = pickle::read(&bytes) {
+            prop_assert!(pickle.nodes().len() <= bytes.len());
+            let _ =
+                (pickle.json(pickle.root(), 8), pickle.items(pickle.root()), pickle.type_name(pickle.root()));
+        }
+        prop_assert!(started.elapsed() < SLOW);
+        Ok(())
+    });
+}
+
+#[test]
+fn fuzz_checkpoints() {
+    let names =
+        ["ckpt_odd_tensors_zip.bin", "ckpt_odd_tensors_legacy.bin", "ckpt_bad_legacy_missing_key.bin"];
+    let whole: Vec<Vec<u8>> = names.map(|name| fs::read(fixture(name)).expect("the fixture")).to_vec();
+    let pickles = vec![tensor_pickle("I4\nI4\n", "I4\nI1\n"), tensor_pickle("I2\nI3\n", "I1\nI2\n")];
+    let bytes = prop_oneof![
+        (prop::sample::select(whole), mutation::edits())
+            .prop_map(|(good, edits)| mutation::edited(&good, &edits)),
+        (prop::sample::select(pickles), mutation::edits())
+            .prop_map(|(good, edits)| checkpoint(&mutation::edited(&good, &edits))),
+        prop::collection::vec(any::<u8>(), 0..200).prop_map(|bytes| checkpoint(&bytes)),
+    ];
+    mutation::fuzz(3000, bytes, |bytes| {
+        let started = Instant::now();
+        for entry in open(&bytes).into_iter().flatten() {
+            let elements: usize = entry.shape.iter().product();
+            prop_assert_eq!(entry.bytes.len() * 8, elements * entry.dtype.bitsize());
+        }
+        prop_assert!(started.elapsed() < SLOW);
+        Ok(())
+    });
+}
