@@ -1,1 +1,2 @@
-//! The command line.
+//! What the program shows to a person.
+pub mod plot;
