@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 
 use plotters::coord::Shift;
-use plotters::coord::ranged1d::{KeyPointHint, Ranged};
+use plotters::coord::ranged1d::Ranged;
 use plotters::prelude::*;
 use serde_json::Value;
 
