@@ -26,7 +26,7 @@ cargo_ready() {
 # Toolchains that are installed but not in PATH: rustup's, and Ubuntu's versioned packages, newest first.
 find_rust() {
     cargo_ready && return
-    for bin in "${CARGO_HOME:-$HOME/.cargo}/bin" $(ls -d /usr/lib/rust-1.*/bin 2>/dev/null | sort -t. -k2 -rn); do
+    for bin in "${CARGO_HOME:-${HOME:-/root}/.cargo}/bin" $(ls -d /usr/lib/rust-1.*/bin 2>/dev/null | sort -t. -k2 -rn); do
         [ -x "$bin/cargo" ] || continue
         before=$PATH
         PATH=$bin:$PATH

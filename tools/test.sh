@@ -22,10 +22,11 @@ count() { find "$1" -maxdepth 1 -type f ! -name README.md | wc -l | tr -d ' '; }
 
 if [ -n "${CROSSWEAVE_FIXTURES:-}" ]; then
     # Tests run with the package's root as their folder; a relative path means the caller's.
-    CROSSWEAVE_FIXTURES=$(cd "${OLDPWD:-.}" && cd "$CROSSWEAVE_FIXTURES" && pwd) || {
+    folder=$(cd "${OLDPWD:-.}" && cd "$CROSSWEAVE_FIXTURES" && pwd) || {
         echo "test.sh: CROSSWEAVE_FIXTURES is no folder: $CROSSWEAVE_FIXTURES" >&2
         exit 1
     }
+    CROSSWEAVE_FIXTURES=$folder
     export CROSSWEAVE_FIXTURES
     set_name="tests/fixtures ($(count tests/fixtures) files) and $CROSSWEAVE_FIXTURES ($(count "$CROSSWEAVE_FIXTURES") files)"
 else
