@@ -100,9 +100,20 @@ list_packages() {
 
 all_ready() { linker_ready && vulkan_ready && find_rust && lints_ready; }
 
+say_missing() {
+    linker_ready || say "missing: a C compiler and linker"
+    vulkan_ready || say "missing: the Vulkan loader (libvulkan.so.1) and a driver; Mesa's software driver will do"
+    if ! find_rust; then
+        say "missing: Rust 1.$RUST_MINOR or newer"
+    elif ! lints_ready; then
+        say "missing: rustfmt and clippy (cargo fmt, cargo clippy)"
+    fi
+}
+
 no_rust_package() {
-    say "no package of this system holds Rust 1.$RUST_MINOR or newer."
-    say "Install it with rustup (https://rustup.rs) and run this again."
+    say "no package that apt-get knows of holds Rust 1.$RUST_MINOR or newer."
+    [ -z "$1" ] || say "Its lists may be old: run  sudo apt-get update  and this again."
+    say "Otherwise install Rust with rustup (https://rustup.rs) and run this again."
     return 1
 }
 
@@ -110,17 +121,18 @@ setup_with_apt() {
     root=
     [ "$(id -u)" = 0 ] || root=sudo
     if [ -n "$root" ] && { [ "${SETUP_YES:-0}" = 0 ] || ! has sudo; }; then
-        list_packages || { no_rust_package; return 1; }
-        # Words are meant to split: spaces come from the list alone.
-        [ -z "$packages" ] || say "missing; run:  sudo apt-get update && sudo apt-get install -y$packages"
+        say_missing
+        list_packages || no_rust_package lists-may-be-old || return 1
+        [ -z "$packages" ] || say "run:  sudo apt-get update && sudo apt-get install -y$packages"
         rust_toolchain_hint
-        say "or run this script again with --yes."
+        say "or run this again with --yes (through sudo) or as root."
         return 1
     fi
     $root apt-get update -q >&2 || say "apt-get update failed; trying the lists that are there"
-    list_packages || { no_rust_package; return 1; }
+    list_packages || no_rust_package "" || return 1
     if [ -n "$packages" ]; then
         say "installing$packages"
+        # Words are meant to split: spaces come from the list alone.
         # shellcheck disable=SC2086
         $root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $packages >&2 || return 1
     fi
@@ -151,24 +163,20 @@ setup() {
     if [ "$(uname -s)" = Linux ] && has apt-get; then
         setup_with_apt || return 1
         all_ready && return 0
-        say "something is still missing: see the messages above."
+        say_missing
         return 1
     fi
     # Without apt-get only rustup's own part can be done here.
     if linker_ready && vulkan_ready && has rustup && { [ "$(id -u)" = 0 ] || [ "${SETUP_YES:-0}" != 0 ]; }; then
         rust_toolchain && all_ready && return 0
     fi
+    say_missing
     if [ "$(uname -s)" = Darwin ]; then
-        linker_ready || say "missing: a linker; run:  xcode-select --install"
-        find_rust && lints_ready || say "missing: Rust 1.$RUST_MINOR or newer; run:  brew install rust  (or rustup, https://rustup.rs)"
+        say "run:  xcode-select --install && brew install rust  (or rustup, https://rustup.rs)"
     elif has dnf; then
-        say "missing; run:  sudo dnf install -y gcc rust cargo rustfmt clippy mesa-vulkan-drivers vulkan-loader"
+        say "run:  sudo dnf install -y gcc rust cargo rustfmt clippy mesa-vulkan-drivers vulkan-loader"
     elif has pacman; then
-        say "missing; run:  sudo pacman -S --needed base-devel rust vulkan-icd-loader vulkan-swrast"
-    else
-        linker_ready || say "missing: a C compiler"
-        vulkan_ready || say "missing: the Vulkan loader and a driver (Mesa's software driver will do)"
-        find_rust && lints_ready || say "missing: Rust 1.$RUST_MINOR or newer, with rustfmt and clippy (https://rustup.rs)"
+        say "run:  sudo pacman -S --needed base-devel rust vulkan-icd-loader vulkan-swrast"
     fi
     return 1
 }
