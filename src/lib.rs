@@ -1,4 +1,6 @@
 //! Crossweave.
+
+pub mod cli;
 pub mod data;
 pub mod error;
 pub mod gpu;
@@ -6,5 +8,6 @@ pub mod host;
 pub mod ops;
 pub mod shape;
 pub mod tensor;
+pub mod train;
 
 pub use error::{Error, Kind, Result};

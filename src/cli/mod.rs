@@ -1,0 +1,2 @@
+//! What the program shows to a person.
+pub mod plot;
