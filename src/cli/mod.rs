@@ -1,2 +1,3 @@
 //! What the program shows to a person.
+pub mod parity;
 pub mod plot;

@@ -51,7 +51,7 @@ struct MatMul {
     a: Layout,
     b: Layout,
     c: Layout,
-    scale: f32,
+    scale: f64,
     bias: bool,
     act: Act,
     shape: Shape,
@@ -135,7 +135,7 @@ impl Tensor {
     /// Attention scores by heads: q `[n, r, heads*d]`, k `[n, l, heads*d]`, the result `[n, heads, r, l]` is
     /// `scale * q kᵀ` of each head's contiguous channels.
     #[track_caller]
-    pub fn head_scores(&self, k: &Self, heads: usize, scale: f32) -> Self {
+    pub fn head_scores(&self, k: &Self, heads: usize, scale: f64) -> Self {
         let (q, s) = (self.shape(), k.shape());
         assert!(
             q[0] == s[0] && q[2] == s[2] && q[2] % heads == 0,
@@ -301,7 +301,7 @@ fn tile_size(op: &MatMul) -> (usize, usize) {
         let work = (down * rows * across * cols) as f64;
         // A tile of r x c loads r + c values for r c products.
         let loads = 1.0 + 2.0 * (rows + cols) as f64 / (rows * cols) as f64;
-        let idle = (ENOUGH as f64 / (down * across * op.batches()) as f64).max(1.0).min(4.0);
+        let idle = (ENOUGH as f64 / (down * across * op.batches()) as f64).clamp(1.0, 4.0);
         work * loads * idle
     };
     TILES.into_iter().min_by(|x, y| cost(*x).total_cmp(&cost(*y))).expect("there are tiles")
@@ -339,7 +339,7 @@ impl Op for MatMul {
             .sizes(&l(op.b, op.b.sum))
             .sizes(&l(op.c, out))
             .sizes(&[op.a.col, op.b.col])
-            .floats(&[op.scale])
+            .floats(&[op.scale as f32])
             .sizes(&[op.batch[0]]);
         let mut hash = DefaultHasher::new();
         tile.hash(&mut hash);
@@ -377,7 +377,7 @@ impl Op for MatMul {
                                 sum += x[0].data[row + k * self.a.col] * x[1].data[col + k * self.b.row];
                             }
                         }
-                        let biased = sum * f64::from(self.scale) + if self.bias { x[2].data[n] } else { 0.0 };
+                        let biased = sum * self.scale + if self.bias { x[2].data[n] } else { 0.0 };
                         y.data[c + m * self.c.row + n * self.c.col] = match self.act {
                             Act::None => biased,
                             Act::Relu => biased.max(0.0),
