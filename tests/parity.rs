@@ -22,7 +22,8 @@ fn fixtures() -> Vec<PathBuf> {
         .collect();
     files.sort();
     for family in FAMILIES {
-        let has = files.iter().any(|f| f.file_name().is_some_and(|n| n.to_string_lossy().starts_with(family)));
+        let has =
+            files.iter().any(|f| f.file_name().is_some_and(|n| n.to_string_lossy().starts_with(family)));
         assert!(has, "no {family} fixture in {}", folder.display());
     }
     files
@@ -36,10 +37,19 @@ fn run(device: &Device) {
         let rows = check(file, device).unwrap_or_else(|e| panic!("{e}"));
         assert!(!rows.is_empty(), "{name}: nothing was compared");
         for row in rows.iter().filter(|r| !r.passes()) {
-            failures.push(format!("{name} {} {}: {:.2e} > {:.1e} {:?}", row.path, row.name, row.worst, row.bound, row.problem));
+            failures.push(format!(
+                "{name} {} {}: {:.2e} > {:.1e} {:?}",
+                row.path, row.name, row.worst, row.bound, row.problem
+            ));
         }
     }
-    assert!(failures.is_empty(), "{} of {} files' tensors:\n{}", failures.len(), files.len(), failures.join("\n"));
+    assert!(
+        failures.is_empty(),
+        "{} of {} files' tensors:\n{}",
+        failures.len(),
+        files.len(),
+        failures.join("\n")
+    );
 }
 
 #[test]

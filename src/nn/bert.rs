@@ -176,10 +176,8 @@ pub fn encode(scope: &Scope, config: &Config, tokens: &Tokens, dropouts: Option<
         None => tables.at("token_type_embeddings.weight").view().slice(0, 0, 1),
     };
     let sum = map(vec![words.view(), positions, types], |x| &x[0] + &x[1] + &x[2]);
-    let embeddings = drop(
-        layer_norm(&tables.sub("LayerNorm"), &sum, config.layer_norm_eps),
-        config.hidden_dropout_prob,
-    );
+    let embeddings =
+        drop(layer_norm(&tables.sub("LayerNorm"), &sum, config.layer_norm_eps), config.hidden_dropout_prob);
     let masked = tokens.mask.map(|m| (1.0 - m.clone()) * -10_000.0);
     let mut states = States { embeddings, layers: Vec::new() };
     for i in 0..config.num_hidden_layers {

@@ -51,7 +51,10 @@ impl BatchNorm {
         let squares = add_all(squares.collect());
         let var = squares.map(|s| s * (1.0 / n as f64));
         let moved = |name: &str, batch: &Tensor, factor: f64| {
-            scope.at(name).detach().map2(&batch.detach(), |old, new| old * (1.0 - MOMENTUM) + new * (MOMENTUM * factor))
+            scope
+                .at(name)
+                .detach()
+                .map2(&batch.detach(), |old, new| old * (1.0 - MOMENTUM) + new * (MOMENTUM * factor))
         };
         let unbiased = n as f64 / (n as f64 - 1.0).max(1.0);
         let running = [moved("running_mean", &mean, 1.0), moved("running_var", &var, unbiased)];

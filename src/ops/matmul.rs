@@ -467,9 +467,15 @@ fn origin(t: &Tile) -> String {
         cols - 1,
         rows - 1
     );
-    for r in 0..rows {
-        for q in 0..quads {
-            let _ = writeln!(s, "    var s{r}_{q} = vec4<f32>(0.0);");
+    for q in 0..quads {
+        let part = |l: usize| format!("bias[min(n0 + {}u, p.n - 1u)]", 4 * q + l);
+        let start = match t.bias {
+            true => format!("vec4<f32>({}, {}, {}, {})", part(0), part(1), part(2), part(3)),
+            false => "vec4<f32>(0.0)".into(),
+        };
+        let _ = writeln!(s, "    let start{q} = {start};");
+        for r in 0..rows {
+            let _ = writeln!(s, "    var s{r}_{q} = start{q};");
         }
     }
     // Rows and columns past the edge read the last one; their results are not stored.
@@ -596,12 +602,7 @@ fn store(t: &Tile) -> String {
         let _ = writeln!(s, "    if m0 + {r}u < p.m {{\n    let row = c0 + (m0 + {r}u) * p.c.w;");
         for q in 0..t.cols / 4 {
             let n = format!("n0 + {}u", 4 * q);
-            let mut value = format!("s{r}_{q} * p.scale");
-            if t.bias {
-                let part = |l: usize| format!("bias[min({n} + {l}u, p.n - 1u)]");
-                value += &format!(" + vec4<f32>({}, {}, {}, {})", part(0), part(1), part(2), part(3));
-            }
-            let _ = writeln!(s, "    let v{q} = {};", act(value));
+            let _ = writeln!(s, "    let v{q} = {};", act(format!("s{r}_{q} * p.scale")));
             if t.c_vector {
                 let _ = writeln!(s, "    if {n} < p.n {{ c[(row + {n}) >> 2u] = v{q}; }}");
             } else {

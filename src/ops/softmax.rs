@@ -99,7 +99,13 @@ impl Op for SoftmaxGrad {
     }
 
     fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, shapes: &[Shape]) {
-        Rows::of(shapes[0], self.axis).dispatch(gpu, GRAD, x, y, Words::default().floats(&[self.scale as f32]));
+        Rows::of(shapes[0], self.axis).dispatch(
+            gpu,
+            GRAD,
+            x,
+            y,
+            Words::default().floats(&[self.scale as f32]),
+        );
     }
 
     fn host(&self, x: &[&Array]) -> Array {

@@ -18,8 +18,7 @@ impl Optimizer {
     pub fn step(&mut self, params: &mut Params, grads: &BTreeMap<String, Tensor>, step: &AdamStep) -> Tensor {
         let squares = sum_of_squares(&grads.values().collect::<Vec<_>>());
         for (name, g) in grads {
-            let state =
-                self.states.entry(name.clone()).or_insert_with(|| AdamState::new(params.named(name)));
+            let state = self.states.entry(name.clone()).or_insert_with(|| AdamState::new(params.named(name)));
             adam(state, g, &squares, step);
             params.insert(name, state.w.clone());
         }
@@ -32,7 +31,15 @@ impl Optimizer {
     }
 
     /// Takes up a parameter's state from a checkpoint.
-    pub fn resume(&mut self, params: &mut Params, name: &str, m: &[f32], v: &[f32], steps: u32, device: &Device) {
+    pub fn resume(
+        &mut self,
+        params: &mut Params,
+        name: &str,
+        m: &[f32],
+        v: &[f32],
+        steps: u32,
+        device: &Device,
+    ) {
         let mut state = AdamState::new(params.named(name));
         state.m = device.tensor(state.w.shape(), m);
         state.v = device.tensor(state.w.shape(), v);

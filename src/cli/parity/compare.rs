@@ -143,7 +143,8 @@ pub fn steps(
                         let decided = f64::from(g[i].abs()) * scale > 1e-5;
                         off / if decided { 1e-2 } else { 2.1 }
                     };
-                    let worst = (0..g.len()).map(share).fold(0.0, |m: f64, s| if s.is_nan() { s } else { m.max(s) });
+                    let worst =
+                        (0..g.len()).map(share).fold(0.0, |m: f64, s| if s.is_nan() { s } else { m.max(s) });
                     Row::new(path, full, worst, 1.0)
                 }
             }

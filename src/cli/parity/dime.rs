@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::compare::{Row, Rules, family, steps};
 use super::Fixture;
+use super::compare::{Row, Rules, family, steps};
 use crate::error::Result;
 use crate::nn::bert::Tokens;
 use crate::nn::{ParamSpec, Params, Role};
@@ -40,7 +40,8 @@ fn unasked(fixture: &Fixture, path: &'static str, grads: &BTreeMap<String, Vec<f
     let moved = |(name, g): (&String, &Vec<f64>)| {
         let known = fixture.tensors.contains_key(&format!("grad.{name}"));
         let zero = g.iter().all(|v| *v == 0.0);
-        (!known && !zero).then(|| Row::missing(path, format!("grad.{name}"), "a gradient the reference lacks"))
+        (!known && !zero)
+            .then(|| Row::missing(path, format!("grad.{name}"), "a gradient the reference lacks"))
     };
     grads.iter().filter_map(moved).collect()
 }
@@ -71,13 +72,7 @@ fn run(fixture: &Fixture, config: &Config, device: &Device, path: Path) -> Resul
     let trained = |s: &&ParamSpec| s.role == Role::Weight;
     let tracked = params.tracked(&tape, |name| specs.iter().filter(trained).any(|s| s.name == name));
     let captions = lengths.len();
-    let model = Run {
-        scope: tracked.root(),
-        config,
-        path,
-        train: fixture.is_train(),
-        taps: Some(&taps),
-    };
+    let model = Run { scope: tracked.root(), config, path, train: fixture.is_train(), taps: Some(&taps) };
     let images = dime::encode_images(&model, &features);
     let encoded = dime::encode_captions(&model, &tokens, &lengths, None);
     // The path users run is tiled: at least two tiles, the last one short.
@@ -114,7 +109,8 @@ fn run(fixture: &Fixture, config: &Config, device: &Device, path: Path) -> Resul
             params.insert(&name, value);
         }
         results.grad = values(&named)?;
-        results.step = values(&fixture.family("step.").map(|n| (n.to_string(), params.named(n).clone())).collect())?;
+        results.step =
+            values(&fixture.family("step.").map(|n| (n.to_string(), params.named(n).clone())).collect())?;
     } else {
         dime::score_tiles(&model, &images, &encoded, tile);
     }

@@ -71,9 +71,9 @@ impl Fixture {
     }
 
     fn number(&self, option: &str) -> Result<f64> {
-        self.spec["config"][option]
-            .as_f64()
-            .ok_or_else(|| Error::new(format!("`{option}` is no number in its configuration")).at(&self.place))
+        self.spec["config"][option].as_f64().ok_or_else(|| {
+            Error::new(format!("`{option}` is no number in its configuration")).at(&self.place)
+        })
     }
 
     fn is_train(&self) -> bool {

@@ -55,7 +55,9 @@ pub(super) fn loss(fixture: &Fixture, device: &Device) -> Result<Vec<Row>> {
     let g = grads.of(&scores).map_or(Ok(vec![0.0; scores.len()]), |g| g.to_f64())?;
     let rules = Rules::new(device.gpu().is_none(), None);
     let mut rows = family(fixture, "out.", PATH, rules, &out, |_| true);
-    rows.extend(family(fixture, "grad.", PATH, rules, &BTreeMap::from([("scores".to_string(), g)]), |_| true));
+    rows.extend(family(fixture, "grad.", PATH, rules, &BTreeMap::from([("scores".to_string(), g)]), |_| {
+        true
+    }));
     Ok(rows)
 }
 
@@ -72,8 +74,7 @@ pub(super) fn adam(fixture: &Fixture, device: &Device) -> Result<Vec<Row>> {
     let mut optimizer = Optimizer::default();
     let (mut rows, mut norms) = (Vec::new(), Vec::new());
     for t in 0..fixture.number("steps")? as usize {
-        let rate =
-            fixture.number(if t < FIRST_RATE_STEPS { "learning_rate" } else { "lr_from_step_4" })?;
+        let rate = fixture.number(if t < FIRST_RATE_STEPS { "learning_rate" } else { "lr_from_step_4" })?;
         let mut grads = BTreeMap::new();
         for name in &names {
             if fixture.tensors.contains_key(&format!("in.grad.{t}.{name}")) {

@@ -44,9 +44,7 @@ pub(super) fn guidance(run: &Run, scope: &Scope, x: &Tensor, global: &Tensor) ->
             let z = mapped.map2(global, |m, g| m * g).l2norm(2, EPS);
             z.map2(x, |z, x| (z + 1.0) * x)
         }
-        Path::Fast => {
-            mapped.l2norm(2, EPS).map3(global, x, |z, g, x| (g.sign() * z + 1.0) * x)
-        }
+        Path::Fast => mapped.l2norm(2, EPS).map3(global, x, |z, g, x| (g.sign() * z + 1.0) * x),
     }
 }
 

@@ -75,7 +75,12 @@ pub fn encode_images(run: &Run, features: &Tensor) -> Images {
 }
 
 /// Encodes captions; BERT's own parameters get gradients only where they are tracked.
-pub fn encode_captions(run: &Run, tokens: &Tokens, lengths: &Tensor, dropouts: Option<&Dropouts>) -> Captions {
+pub fn encode_captions(
+    run: &Run,
+    tokens: &Tokens,
+    lengths: &Tensor,
+    dropouts: Option<&Dropouts>,
+) -> Captions {
     let encoder = run.scope.sub("txt_enc").sub("bert");
     let states = bert::encode(&encoder, &run.config.bert_config, tokens, dropouts);
     run.tap("bert_last", states.last());
@@ -97,8 +102,7 @@ pub fn encode_states(run: &Run, x: &Tensor, lengths: &Tensor) -> Captions {
     let mapping = scope.sub("mapping");
     let words = add(&linear(&mapping, &concat(&windows, 2), Act::None), &embedded).l2norm(-1, EPS);
     let tops: Vec<Tensor> = windows.iter().map(|w| w.max(1)).collect();
-    let sentence =
-        add(&linear(&mapping, &concat(&tops, 1), Act::None), &embedded.mean(1)).l2norm(-1, EPS);
+    let sentence = add(&linear(&mapping, &concat(&tops, 1), Act::None), &embedded.mean(1)).l2norm(-1, EPS);
     let label = x.detach().mean(1).l2norm(-1, EPS);
     run.tap("wrd_emb", &words);
     run.tap("stc_emb", &sentence);

@@ -26,8 +26,7 @@ pub fn losses(run: &Run, scored: &Scored, label: &Tensor) -> Losses {
     let embedding = path_embedding(run, paths).l2norm(-1, EPS);
     let agreement = embedding.matmul(&embedding, false, true);
     let (images, captions) = (scored.sims.shape()[0], scored.sims.shape()[1]);
-    let label =
-        if images < captions { materialize(label.view().slice(0, 0, images)) } else { label.clone() };
+    let label = if images < captions { materialize(label.view().slice(0, 0, images)) } else { label.clone() };
     let wanted = label.matmul(&label, false, true).detach();
     let n = agreement.len();
     let squares = sum_of(vec![agreement.reshape([n]).view(), wanted.reshape([n]).view()], 0, |x| {

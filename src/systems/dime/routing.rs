@@ -87,20 +87,13 @@ fn cells(
 /// Probabilities side by side, `[.., outputs, 4 cells]`.
 fn side_by_side(routers: &[Tensor; 4]) -> Tensor {
     let axis = routers[0].shape().rank();
-    let views: Vec<Viewed> =
-        (0..4).map(|j| routers[j].view().repeat(axis, 1).pad(axis, j, 3 - j)).collect();
+    let views: Vec<Viewed> = (0..4).map(|j| routers[j].view().repeat(axis, 1).pad(axis, j, 3 - j)).collect();
     map(views, |x| &x[0] + &x[1] + &x[2] + &x[3])
 }
 
 /// A layer of four outputs, and its path probabilities `[.., 4 outputs, 4 cells]`. An output whose
 /// probabilities sum to almost nothing takes the first cell's output besides.
-fn dense(
-    run: &Run,
-    module: &Scope,
-    layer: usize,
-    x: [&Tensor; 4],
-    guides: &Guides,
-) -> (Vec<Tensor>, Tensor) {
+fn dense(run: &Run, module: &Scope, layer: usize, x: [&Tensor; 4], guides: &Guides) -> (Vec<Tensor>, Tensor) {
     let (e, routers) = cells(run, module, layer, x, guides);
     let raw = side_by_side(&routers);
     let sum = raw.sum(-1);
@@ -174,8 +167,7 @@ pub fn score(run: &Run, tiles: &[Pairs]) -> Scored {
     let d = run.config.embed_size;
     let module = run.scope.sub("itr_module");
     let bn = module.sub("bn");
-    let flat: Vec<Tensor> =
-        tiles.iter().map(|t| t.output.reshape([t.output.len() / d, d])).collect();
+    let flat: Vec<Tensor> = tiles.iter().map(|t| t.output.reshape([t.output.len() / d, d])).collect();
     let statistics = if run.train {
         BatchNorm::of_batch(&bn, &flat.iter().collect::<Vec<_>>())
     } else {
