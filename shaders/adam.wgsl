@@ -24,6 +24,10 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     if i >= p.count {
         return;
     }
+    // A gradient that is NaN or infinite somewhere changes nothing.
+    if (bitcast<u32>(norm[0]) & 0x7f800000u) == 0x7f800000u {
+        return;
+    }
     var scale = 1.0;
     if p.clip > 0.0 {
         scale = min(p.clip / (sqrt(norm[0]) + 1e-6), 1.0);

@@ -3,6 +3,7 @@
 //: type
 alias T = vec4<f32>;
 alias I = vec4<i32>;
+alias U = vec4<u32>;
 //: end
 
 // e^x within 2e-7: x = k ln 2 + r, with ln 2 in two parts so that r is exact.
@@ -34,6 +35,10 @@ fn safe_tanh(x: T) -> T {
     y = fma(y, s, T(-0.333333293));
     y = fma(y, s, T(1.0));
     return sign(x) * select(T(1.0) - T(2.0) / (precise_exp(c + c) + T(1.0)), c * y, c < T(0.62));
+}
+
+fn is_finite(x: T) -> T {
+    return select(T(0.0), T(1.0), (bitcast<U>(x) & U(0x7f800000u)) != U(0x7f800000u));
 }
 
 fn sigmoid(x: T) -> T {

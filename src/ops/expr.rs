@@ -32,6 +32,8 @@ pub enum Unary {
     Softplus,
     /// The error function.
     Erf,
+    /// 1 unless NaN or infinite, by its bits: drivers may assume that neither occurs.
+    IsFinite,
 }
 
 /// A function of two numbers.
@@ -192,6 +194,11 @@ impl Expr {
         unary(Unary::Erf, self.clone())
     }
 
+    /// 1 unless NaN or infinite; its gradient is 0.
+    pub fn is_finite(&self) -> Self {
+        unary(Unary::IsFinite, self.clone())
+    }
+
     /// The larger; where equal the gradient goes to the other.
     pub fn max(&self, other: impl Into<Self>) -> Self {
         binary(Binary::Max, self.clone(), other.into())
@@ -285,6 +292,7 @@ impl Unary {
             Self::Sigmoid => 1.0 / (1.0 + (-x).exp()),
             Self::Softplus => x.max(0.0) + (-x.abs()).exp().ln_1p(),
             Self::Erf => libm::erf(x),
+            Self::IsFinite => f64::from(u8::from(x.is_finite())),
         }
     }
 
@@ -297,7 +305,7 @@ impl Unary {
             Self::Sqrt => 0.5 / y.clone(),
             Self::Rsqrt => y * y * y * -0.5,
             Self::Abs => x.sign(),
-            Self::Sign => 0.0.into(),
+            Self::Sign | Self::IsFinite => 0.0.into(),
             Self::Tanh => 1.0 - y * y,
             Self::Sigmoid => y * (1.0 - y.clone()),
             Self::Softplus => x.sigmoid(),
@@ -318,6 +326,7 @@ impl Unary {
             Self::Sigmoid => format!("sigmoid({x})"),
             Self::Softplus => format!("softplus({x})"),
             Self::Erf => format!("erf({x})"),
+            Self::IsFinite => format!("is_finite({x})"),
         }
     }
 }

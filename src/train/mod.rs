@@ -1,5 +1,16 @@
-//! What surrounds a training step: ranking, the metrics file and the event files.
+//! Training and evaluation: options, the loop, checkpoints, scoring, ranking, the metrics and event files.
+
+pub mod checkpoint;
+pub mod encoded;
+pub mod event;
 pub mod events;
 pub mod metrics;
+pub mod model;
 pub mod optim;
+pub mod options;
 pub mod rank;
+pub mod run;
+pub mod score;
+pub mod sims;
+
+pub use event::{Ending, Event};

@@ -5,6 +5,7 @@
 //! published evaluations it gives one answer everywhere. No row is sorted: a rank is the number of
 //! competitors that come first, so a matrix costs two passes over its rows.
 
+use serde::{Deserialize, Serialize};
 use crate::error::{Error, Kind, Result};
 
 mod check;
@@ -43,7 +44,7 @@ pub struct Ranks {
 }
 
 /// The recalls of one direction, in percent, and its median and mean rank counted from 1.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recall {
     /// Percentage of queries whose match ranks first.
     pub r1: f64,
@@ -58,7 +59,7 @@ pub struct Recall {
 }
 
 /// The recalls of both directions.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
     /// Image queries, captions ranked.
     pub i2t: Recall,

@@ -1,0 +1,109 @@
+//! A run's whole state in one file, replaced atomically: weights, optimiser, place in the data.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::model::{Model, entry};
+use super::optim::Optimizer;
+use super::rank::Metrics;
+use crate::data::weights::{self, Entry, Weights};
+use crate::error::{Error, Result};
+use crate::nn::Role;
+use crate::tensor::Device;
+
+/// The file in a run's folder.
+pub const FILE: &str = "last.safetensors";
+/// The version of the state's form.
+const VERSION: u64 = 1;
+
+/// Where a run stands, besides its tensors.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// The version of this form.
+    pub version: u64,
+    /// Steps done.
+    pub step: u64,
+    /// Captions scored at a time in a step.
+    pub tile: usize,
+    /// The best validation so far: its score, its step and its recalls.
+    pub best: Option<(f64, u64, Metrics)>,
+    /// Seconds trained.
+    pub seconds: f64,
+    /// Optimiser steps of each parameter.
+    pub steps: BTreeMap<String, u32>,
+}
+
+impl State {
+    /// The state of a run that begins.
+    pub fn begin(tile: usize) -> Self {
+        Self { version: VERSION, step: 0, tile, best: None, seconds: 0.0, steps: BTreeMap::new() }
+    }
+}
+
+/// Writes a run's state; a frozen text encoder is left out, as it is not the run's.
+///
+/// # Errors
+/// What the device reports; a file that cannot be written, in which case the former one stays.
+pub fn save(folder: &Path, model: &Model, optimizer: &Optimizer, state: &State, with_bert: bool) -> Result<()> {
+    let mut state = state.clone();
+    let values = model.values(|role| with_bert || role != Role::Encoder)?;
+    let mut entries: Vec<Entry> = values.iter().map(|(spec, v)| entry(spec, v)).collect();
+    let mut moments = Vec::new();
+    for (name, s) in optimizer.states() {
+        state.steps.insert(name.clone(), s.steps);
+        moments.push((format!("adam.m.{name}"), s.m.shape(), s.m.to_vec()?));
+        moments.push((format!("adam.v.{name}"), s.v.shape(), s.v.to_vec()?));
+    }
+    entries.extend(moments.iter().map(|(name, shape, v)| Entry::f32s(name.clone(), shape.dims(), v)));
+    let text = serde_json::to_string(&state).expect("the state is plain data");
+    weights::write(&folder.join(FILE), &entries, &HashMap::from([("state".into(), text)]))
+}
+
+/// Takes a run up where its file left it.
+///
+/// # Errors
+/// No file, a broken one, one of a newer version or of other shapes.
+pub fn load(
+    folder: &Path,
+    model: &mut Model,
+    optimizer: &mut Optimizer,
+    with_bert: bool,
+    device: &Device,
+) -> Result<State> {
+    let path = folder.join(FILE);
+    let file = Weights::open(&path)?;
+    let broken = |what: String| {
+        Error::new(what).at(path.display()).cure("evaluate the run's best weights, or begin a new run")
+    };
+    let text = file.metadata().get("state").ok_or_else(|| broken("this is no run's state".into()))?;
+    let state: State =
+        serde_json::from_str(text).map_err(|e| broken(format!("the state is not understood: {e}")))?;
+    if state.version > VERSION {
+        return Err(broken(format!("the state has version {}, written by a newer crossweave", state.version)));
+    }
+    let mut expected: Vec<(String, Vec<usize>)> = Vec::new();
+    for spec in model.specs.iter().filter(|s| with_bert || s.role != Role::Encoder) {
+        expected.push((spec.name.clone(), spec.shape.dims().to_vec()));
+        if state.steps.contains_key(&spec.name) {
+            for moment in ["m", "v"] {
+                expected.push((format!("adam.{moment}.{}", spec.name), spec.shape.dims().to_vec()));
+            }
+        }
+    }
+    weights::check(path.display(), &expected, file.shapes())?;
+    for spec in model.specs.iter().filter(|s| with_bert || s.role != Role::Encoder) {
+        let values = if spec.role == Role::Counter {
+            file.ints(&spec.name)?.iter().map(|v| *v as f32).collect()
+        } else {
+            file.f32s(&spec.name)?
+        };
+        model.params.insert(&spec.name, device.tensor(spec.shape, &values));
+    }
+    for (name, steps) in &state.steps {
+        let (m, v) = (file.f32s(&format!("adam.m.{name}"))?, file.f32s(&format!("adam.v.{name}"))?);
+        optimizer.resume(&mut model.params, name, &m, &v, *steps, device);
+    }
+    Ok(state)
+}
