@@ -121,22 +121,23 @@ impl TrainOptions {
     }
 
     fn check_numbers(&self) -> Result<()> {
-        let positive = |x: f64| x > 0.0;
-        let numbers: [(&str, f64, fn(f64) -> bool, &str); 6] = [
-            ("learning_rate", self.learning_rate, positive, "a number above 0"),
-            ("time-limit", self.time_limit.unwrap_or(1.0), positive, "seconds above 0"),
-            ("grad_clip", self.grad_clip, |_| true, "a number"),
-            ("margin", self.margin, |_| true, "a number"),
-            ("trade_off", self.trade_off, |_| true, "a number"),
-            ("lambda_softmax_CMRC", self.lambda_softmax_CMRC, |_| true, "a number"),
+        let positive = [("learning_rate", Some(self.learning_rate)), ("time-limit", self.time_limit)];
+        let any = [
+            ("grad_clip", self.grad_clip),
+            ("margin", self.margin),
+            ("trade_off", self.trade_off),
+            ("lambda_softmax_CMRC", self.lambda_softmax_CMRC),
         ];
-        for (name, value, holds, expected) in numbers {
-            if !value.is_finite() || !holds(value) {
-                return Err(Error::new("the number is out of range")
-                    .at(format!("--{name}"))
-                    .expected(expected)
-                    .found(value));
-            }
+        let wrong_sign = positive.into_iter().find_map(|(name, value)| {
+            let value = value.filter(|v| !(v.is_finite() && *v > 0.0))?;
+            Some((name, value, "a number above 0"))
+        });
+        let no_number = any.into_iter().find(|(_, v)| !v.is_finite()).map(|(name, v)| (name, v, "a number"));
+        if let Some((name, value, expected)) = wrong_sign.or(no_number) {
+            return Err(Error::new("the number is out of range")
+                .at(format!("--{name}"))
+                .expected(expected)
+                .found(value));
         }
         Ok(())
     }
