@@ -1,4 +1,4 @@
-// c[m, n] = act(scale * sum over k of a[m, k] b[k, n] + bias[n]), for every batch. An invocation owns a tile
+// c[m, n] = act(scale * (bias[n] + sum over k of a[m, k] b[k, n])), for every batch. An invocation owns a tile
 // of c in registers and reads a and b straight from memory: no barrier, which software adapters like best.
 // The text between the marks is replaced: bindings by element type, the body by an unrolled tile.
 struct Params {

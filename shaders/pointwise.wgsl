@@ -1,22 +1,48 @@
-// Functions of formulas, over T: one number or four at a time.
+// Functions of formulas, over T: one number or four at a time. Drivers differ in accuracy and at the ends, so
+// the polynomials are our own (tools/fit.py).
 //: type
 alias T = vec4<f32>;
+alias I = vec4<i32>;
 //: end
 
-// Drivers differ at the ends: some give NaN for a large argument.
+// e^x within 2e-7: x = k ln 2 + r, with ln 2 in two parts so that r is exact.
+fn precise_exp(x: T) -> T {
+    let c = clamp(x, T(-87.0), T(88.7));
+    let k = round(c * T(1.442695));
+    let r = (c - k * T(0.693359375)) + k * T(2.1219444e-4);
+    var y = T(0.00139497693);
+    y = fma(y, r, T(0.00837596122));
+    y = fma(y, r, T(0.0416662003));
+    y = fma(y, r, T(0.166664054));
+    y = fma(y, r, T(0.500000011));
+    y = fma(y, r, T(1.0));
+    y = fma(y, r, T(1.0));
+    // Past the ends: 0, and an overflow that every driver rounds to infinity.
+    let ends = select(T(0.0), T(3e38) * max(x, T(0.0)), x > T(88.7));
+    return select(ldexp(y, I(k)), ends, abs(x - c) > T(0.0));
+}
+
+// tanh by an odd polynomial where it is small, else by exp; never NaN for a large argument.
 fn safe_tanh(x: T) -> T {
-    let c = clamp(x, T(-12.0), T(12.0));
-    let small = c * (T(1.0) - c * c * (T(0.33333333) - c * c * T(0.13333333)));
-    return select(tanh(c), small, abs(c) < T(0.04));
+    let c = clamp(abs(x), T(0.0), T(12.0));
+    let s = c * c;
+    var y = T(0.00210526213);
+    y = fma(y, s, T(-0.00813400327));
+    y = fma(y, s, T(0.0216817469));
+    y = fma(y, s, T(-0.0539428569));
+    y = fma(y, s, T(0.133331678));
+    y = fma(y, s, T(-0.333333293));
+    y = fma(y, s, T(1.0));
+    return sign(x) * select(T(1.0) - T(2.0) / (precise_exp(c + c) + T(1.0)), c * y, c < T(0.62));
 }
 
 fn sigmoid(x: T) -> T {
-    let e = exp(-abs(x));
+    let e = precise_exp(-abs(x));
     return select(e, T(1.0), x >= T(0.0)) / (T(1.0) + e);
 }
 
 fn softplus(x: T) -> T {
-    let e = exp(-abs(x));
+    let e = precise_exp(-abs(x));
     let tail = select(log(T(1.0) + e), e * (T(1.0) - e * T(0.5)), e < T(1e-4));
     return max(x, T(0.0)) + tail;
 }
@@ -43,5 +69,5 @@ fn erf(x: T) -> T {
     far = fma(far, a, T(-0.631937093));
     far = fma(far, a, T(-1.13016668));
     far = fma(far, a, T(0.000303213001));
-    return sign(x) * select(T(1.0) - exp(far), a * near, a < T(1.0));
+    return sign(x) * select(T(1.0) - precise_exp(far), a * near, a < T(1.0));
 }

@@ -41,6 +41,9 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     let down = select(4u, 1u, transposed);
     for (var k = 0u; k < 4u; k++) {
         let row = first + k * down;
-        y[k * p.plane + i] = a * w[row] + b * w[row + across] + c * w[row + 2u * across] + d * w[row + 3u * across];
+        var sum = a * w[row];
+        sum = fma(b, T(w[row + across]), sum);
+        sum = fma(c, T(w[row + 2u * across]), sum);
+        y[k * p.plane + i] = fma(d, T(w[row + 3u * across]), sum);
     }
 }

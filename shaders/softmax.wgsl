@@ -5,6 +5,7 @@ alias T = f32; // one value, four of a row, or one of four rows
 fn fold_sum(x: T) -> T { return x; }
 fn fold_max(x: T) -> T { return x; }
 fn places(n: u32) -> T { return T(n); }
+fn precise_exp(x: T) -> T { return exp(x); }
 //: end
 
 struct Params {
@@ -41,7 +42,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     var sum = T(0.0);
     for (var n = 0u; n < p.steps; n++) {
         let at = start + n * p.inner;
-        let e = select(T(0.0), exp(p.scale * x[at] - most), places(n) < len);
+        let e = select(T(0.0), precise_exp(p.scale * x[at] - most), places(n) < len);
         sum += e;
         y[at] = e;
     }

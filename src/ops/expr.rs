@@ -308,7 +308,7 @@ impl Unary {
     fn wgsl(self, x: &str) -> String {
         match self {
             Self::Neg => format!("-{x}"),
-            Self::Exp => format!("exp({x})"),
+            Self::Exp => format!("precise_exp({x})"),
             Self::Log => format!("log({x})"),
             Self::Sqrt => format!("sqrt({x})"),
             Self::Rsqrt => format!("T(1.0) / sqrt({x})"),

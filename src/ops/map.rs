@@ -31,6 +31,27 @@ pub fn add(a: &Tensor, b: &Tensor) -> Tensor {
     a.map2(b, |a, b| a + b)
 }
 
+/// Tensors beside each other on an axis.
+#[track_caller]
+pub fn concat(parts: &[Tensor], axis: usize) -> Tensor {
+    if let [one] = parts {
+        return one.clone();
+    }
+    let total: usize = parts.iter().map(|p| p.shape()[axis]).sum();
+    let mut before = 0;
+    let padded: Vec<Viewed> = parts
+        .iter()
+        .map(|p| {
+            let n = p.shape()[axis];
+            before += n;
+            p.view().pad(axis, before - n, total - before)
+        })
+        .collect();
+    let sum = |x: &[Expr]| x.iter().skip(1).fold(x[0].clone(), |sum, x| sum + x);
+    let groups = padded.chunks(7).map(|c| map(c.to_vec(), sum));
+    groups.reduce(|a, b| add(&a, &b)).expect("at least one part")
+}
+
 impl Tensor {
     /// This tensor as a view to refine.
     pub fn view(&self) -> Viewed {
@@ -195,8 +216,18 @@ pub(super) fn pullbacks(
 }
 
 /// `program` over the view's shape, pulled back to the view's source.
-fn adjoint(program: Program, inputs: Vec<Viewed>, view: &View) -> Tensor {
-    let (summed, back) = view.adjoint();
+fn adjoint(program: Program, mut inputs: Vec<Viewed>, view: &View) -> Tensor {
+    let mut trimmed = Viewed { tensor: inputs[0].tensor.clone(), view: view.clone() };
+    for k in 0..view.axes.len() {
+        // Where a repeated value is padded, the padding has no gradient to sum.
+        let axis = view.axes[k];
+        if axis.source.is_none() && view.is_padded(k) {
+            let cut = |v: Viewed| v.slice(k, axis.low, axis.high - axis.low);
+            inputs = inputs.into_iter().map(cut).collect();
+            trimmed = cut(trimmed);
+        }
+    }
+    let (summed, back) = trimmed.view.adjoint();
     let mut y = match summed.as_slice() {
         [] => map_program(inputs, program),
         [axis] => {

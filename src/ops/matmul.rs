@@ -51,7 +51,7 @@ struct MatMul {
     a: Layout,
     b: Layout,
     c: Layout,
-    scale: f32,
+    scale: f64,
     bias: bool,
     act: Act,
     shape: Shape,
@@ -135,7 +135,7 @@ impl Tensor {
     /// Attention scores by heads: q `[n, r, heads*d]`, k `[n, l, heads*d]`, the result `[n, heads, r, l]` is
     /// `scale * q kᵀ` of each head's contiguous channels.
     #[track_caller]
-    pub fn head_scores(&self, k: &Self, heads: usize, scale: f32) -> Self {
+    pub fn head_scores(&self, k: &Self, heads: usize, scale: f64) -> Self {
         let (q, s) = (self.shape(), k.shape());
         assert!(
             q[0] == s[0] && q[2] == s[2] && q[2] % heads == 0,
@@ -301,7 +301,7 @@ fn tile_size(op: &MatMul) -> (usize, usize) {
         let work = (down * rows * across * cols) as f64;
         // A tile of r x c loads r + c values for r c products.
         let loads = 1.0 + 2.0 * (rows + cols) as f64 / (rows * cols) as f64;
-        let idle = (ENOUGH as f64 / (down * across * op.batches()) as f64).max(1.0).min(4.0);
+        let idle = (ENOUGH as f64 / (down * across * op.batches()) as f64).clamp(1.0, 4.0);
         work * loads * idle
     };
     TILES.into_iter().min_by(|x, y| cost(*x).total_cmp(&cost(*y))).expect("there are tiles")
@@ -339,7 +339,7 @@ impl Op for MatMul {
             .sizes(&l(op.b, op.b.sum))
             .sizes(&l(op.c, out))
             .sizes(&[op.a.col, op.b.col])
-            .floats(&[op.scale])
+            .floats(&[op.scale as f32])
             .sizes(&[op.batch[0]]);
         let mut hash = DefaultHasher::new();
         tile.hash(&mut hash);
@@ -377,7 +377,7 @@ impl Op for MatMul {
                                 sum += x[0].data[row + k * self.a.col] * x[1].data[col + k * self.b.row];
                             }
                         }
-                        let biased = sum * f64::from(self.scale) + if self.bias { x[2].data[n] } else { 0.0 };
+                        let biased = sum * self.scale + if self.bias { x[2].data[n] } else { 0.0 };
                         y.data[c + m * self.c.row + n * self.c.col] = match self.act {
                             Act::None => biased,
                             Act::Relu => biased.max(0.0),
@@ -467,9 +467,15 @@ fn origin(t: &Tile) -> String {
         cols - 1,
         rows - 1
     );
-    for r in 0..rows {
-        for q in 0..quads {
-            let _ = writeln!(s, "    var s{r}_{q} = vec4<f32>(0.0);");
+    for q in 0..quads {
+        let part = |l: usize| format!("bias[min(n0 + {}u, p.n - 1u)]", 4 * q + l);
+        let start = match t.bias {
+            true => format!("vec4<f32>({}, {}, {}, {})", part(0), part(1), part(2), part(3)),
+            false => "vec4<f32>(0.0)".into(),
+        };
+        let _ = writeln!(s, "    let start{q} = {start};");
+        for r in 0..rows {
+            let _ = writeln!(s, "    var s{r}_{q} = start{q};");
         }
     }
     // Rows and columns past the edge read the last one; their results are not stored.
@@ -596,12 +602,7 @@ fn store(t: &Tile) -> String {
         let _ = writeln!(s, "    if m0 + {r}u < p.m {{\n    let row = c0 + (m0 + {r}u) * p.c.w;");
         for q in 0..t.cols / 4 {
             let n = format!("n0 + {}u", 4 * q);
-            let mut value = format!("s{r}_{q} * p.scale");
-            if t.bias {
-                let part = |l: usize| format!("bias[min({n} + {l}u, p.n - 1u)]");
-                value += &format!(" + vec4<f32>({}, {}, {}, {})", part(0), part(1), part(2), part(3));
-            }
-            let _ = writeln!(s, "    let v{q} = {};", act(value));
+            let _ = writeln!(s, "    let v{q} = {};", act(format!("s{r}_{q} * p.scale")));
             if t.c_vector {
                 let _ = writeln!(s, "    if {n} < p.n {{ c[(row + {n}) >> 2u] = v{q}; }}");
             } else {

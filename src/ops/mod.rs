@@ -19,7 +19,7 @@ mod walk;
 pub use adam::{AdamState, AdamStep, adam, sum_of_squares};
 pub use backward::Grads;
 pub use expr::Expr;
-pub use map::{add, map, materialize};
+pub use map::{add, concat, map, materialize};
 pub use matmul::Act;
 pub use reduce::sum_of;
 pub use route::route;

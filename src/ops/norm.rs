@@ -31,25 +31,25 @@ enum Form {
 struct Norm {
     form: Form,
     axis: usize,
-    eps: f32,
+    eps: f64,
 }
 
 impl Tensor {
     /// `x / max(|x|, eps)` along an axis.
     #[track_caller]
-    pub fn l2norm(&self, axis: isize, eps: f32) -> Self {
+    pub fn l2norm(&self, axis: isize, eps: f64) -> Self {
         apply(Norm { form: Form::L2Max, axis: self.shape().axis(axis), eps }, &[self])
     }
 
     /// `x / (|x| + eps)` along an axis.
     #[track_caller]
-    pub fn l2norm_plus(&self, axis: isize, eps: f32) -> Self {
+    pub fn l2norm_plus(&self, axis: isize, eps: f64) -> Self {
         apply(Norm { form: Form::L2Plus, axis: self.shape().axis(axis), eps }, &[self])
     }
 
     /// `(x - mean) / sqrt(variance + eps)` along an axis, the variance biased.
     #[track_caller]
-    pub fn standardize(&self, axis: isize, eps: f32) -> Self {
+    pub fn standardize(&self, axis: isize, eps: f64) -> Self {
         apply(Norm { form: Form::Standard, axis: self.shape().axis(axis), eps }, &[self])
     }
 }
@@ -57,8 +57,8 @@ impl Tensor {
 impl Norm {
     fn params(&self, rows: &Rows) -> Words {
         match self.form {
-            Form::Standard => Words::default().floats(&[rows.n as f32, self.eps]),
-            form => Words::default().floats(&[self.eps]).sizes(&[usize::from(form == Form::L2Plus)]),
+            Form::Standard => Words::default().floats(&[rows.n as f32, self.eps as f32]),
+            form => Words::default().floats(&[self.eps as f32]).sizes(&[usize::from(form == Form::L2Plus)]),
         }
     }
 }
@@ -79,7 +79,7 @@ impl Op for Norm {
     }
 
     fn host(&self, x: &[&Array]) -> Array {
-        let (n, eps) = (x[0].shape[self.axis], f64::from(self.eps));
+        let (n, eps) = (x[0].shape[self.axis], self.eps);
         let mut y = Array::zeros(x[0].shape);
         each_row(x[0].shape, self.axis, |_, at| {
             let row: Vec<f64> = (0..n).map(|k| x[0].data[at(k)]).collect();
@@ -133,7 +133,7 @@ impl Op for NormGrad {
     }
 
     fn host(&self, x: &[&Array]) -> Array {
-        let (n, eps) = (x[0].shape[self.0.axis], f64::from(self.0.eps));
+        let (n, eps) = (x[0].shape[self.0.axis], self.0.eps);
         let mut y = Array::zeros(x[0].shape);
         each_row(x[0].shape, self.0.axis, |_, at| {
             let row: Vec<f64> = (0..n).map(|k| x[0].data[at(k)]).collect();

@@ -242,6 +242,13 @@ fn pointwise() -> Vec<Case> {
         case("map", "windows over words", &[&[3, 7, 8]], POINT, |x| {
             map(vec![x[0].view().slice(1, 1, 6).pad(1, 0, 1), x[0].view()], |x| &x[0] * &x[1])
         }),
+        case("map", "a new axis, padded", &[&[3, 5], &[3, 5]], POINT, |x| {
+            let at = |i: usize, j: usize| x[i].view().repeat(2, 1).pad(2, j, 1 - j);
+            map(vec![at(0, 0), at(1, 1)], |x| &x[0] * 2.0 + &x[1])
+        }),
+        case("map", "one entry over many", &[&[3, 5, 7, 8], &[3, 5, 1, 4]], sums(56), |x| {
+            map(vec![x[0].view(), x[1].view().slice(3, 2, 1)], |x| &x[0] * &x[1])
+        }),
         case("map", "empty", &[&[0, 4]], POINT, |x| x[0].map(Expr::exp)),
         case("select", "entries of the leading axis", &[&[3, 5, 64]], POINT, |x| {
             x[0].select(2).map2(&x[0].select(0), |a, b| a * b)

@@ -1,7 +1,7 @@
 //! Work along one axis: softmax and the norms. An invocation owns a row, four neighbouring rows where the
 //! axis is not the last, or a row four values at a time where it is.
 
-use super::walk::{Lane, fill};
+use super::walk::{Lane, fill, pointwise};
 use crate::gpu::{Buf, Gpu, Kernel, Launch, Words, groups_of};
 use crate::shape::Shape;
 
@@ -35,25 +35,23 @@ impl Rows {
         let text = || {
             let lane = match self.lane {
                 Lane::Single => {
-                    "alias T = f32;
-fn fold_sum(x: T) -> T { return x; }
+                    "fn fold_sum(x: T) -> T { return x; }
 fn fold_max(x: T) -> T { return x; }
 fn places(n: u32) -> T { return T(n); }"
                 }
                 Lane::Axis => {
-                    "alias T = vec4<f32>;
-fn fold_sum(x: T) -> T { return T(x.x + x.y + x.z + x.w); }
+                    "fn fold_sum(x: T) -> T { return T(x.x + x.y + x.z + x.w); }
 fn fold_max(x: T) -> T { return T(max(max(x.x, x.y), max(x.z, x.w))); }
 fn places(n: u32) -> T { return T(f32(4u * n)) + T(0.0, 1.0, 2.0, 3.0); }"
                 }
                 Lane::Out => {
-                    "alias T = vec4<f32>;
-fn fold_sum(x: T) -> T { return x; }
+                    "fn fold_sum(x: T) -> T { return x; }
 fn fold_max(x: T) -> T { return x; }
 fn places(n: u32) -> T { return T(f32(n)); }"
                 }
             };
-            fill(kernel.text, &[("lane", lane)])
+            let lane = format!("{}{lane}", pointwise(self.lane != Lane::Single));
+            fill(kernel.text, &[("lane", &lane)])
         };
         gpu.dispatch(&Launch {
             kernel,

@@ -12,7 +12,7 @@ const GRAD: Kernel = Kernel { name: "softmax_grad", text: include_str!("../../sh
 #[derive(Clone, Debug)]
 struct Softmax {
     axis: usize,
-    scale: f32,
+    scale: f64,
     /// Outer rows that share a length; lengths repeat. 0 if not masked.
     every: usize,
 }
@@ -20,7 +20,7 @@ struct Softmax {
 impl Tensor {
     /// `softmax(scale * x)` along an axis.
     #[track_caller]
-    pub fn softmax(&self, axis: isize, scale: f32) -> Self {
+    pub fn softmax(&self, axis: isize, scale: f64) -> Self {
         let axis = self.shape().axis(axis);
         apply(Softmax { axis, scale, every: 0 }, &[self])
     }
@@ -28,7 +28,7 @@ impl Tensor {
     /// As [`Tensor::softmax`] over the first `lens[o / every % lens.len()]` places of the axis, where `o`
     /// counts the rows of the axes before it; the other places are 0.
     #[track_caller]
-    pub fn softmax_to(&self, axis: isize, scale: f32, lens: &Self, every: usize) -> Self {
+    pub fn softmax_to(&self, axis: isize, scale: f64, lens: &Self, every: usize) -> Self {
         let axis = self.shape().axis(axis);
         apply(Softmax { axis, scale, every }, &[self, lens])
     }
@@ -46,7 +46,7 @@ impl Op for Softmax {
     fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, shapes: &[Shape]) {
         let rows = Rows::of(shapes[0], self.axis);
         let lens = shapes.get(1).map_or(0, Shape::len);
-        let rest = Words::default().sizes(&[self.every.max(1), lens]).floats(&[self.scale]);
+        let rest = Words::default().sizes(&[self.every.max(1), lens]).floats(&[self.scale as f32]);
         // Unmasked rows bind their input twice.
         rows.dispatch(gpu, KERNEL, &[x[0], x[x.len() - 1]], y, rest);
     }
@@ -56,7 +56,7 @@ impl Op for Softmax {
         let mut y = Array::zeros(x[0].shape);
         each_row(x[0].shape, self.axis, |o, at| {
             let len = x.get(1).map_or(n, |l| l.data[o / self.every % l.data.len()] as usize).min(n);
-            let scaled = |k: usize| f64::from(self.scale) * x[0].data[at(k)];
+            let scaled = |k: usize| self.scale * x[0].data[at(k)];
             let most = (0..len).map(scaled).fold(f64::NEG_INFINITY, f64::max);
             let sum: f64 = (0..len).map(|k| (scaled(k) - most).exp()).sum();
             for k in 0..len {
@@ -86,7 +86,7 @@ impl Op for Softmax {
 #[derive(Clone, Debug)]
 struct SoftmaxGrad {
     axis: usize,
-    scale: f32,
+    scale: f64,
 }
 
 impl Op for SoftmaxGrad {
@@ -99,7 +99,13 @@ impl Op for SoftmaxGrad {
     }
 
     fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, shapes: &[Shape]) {
-        Rows::of(shapes[0], self.axis).dispatch(gpu, GRAD, x, y, Words::default().floats(&[self.scale]));
+        Rows::of(shapes[0], self.axis).dispatch(
+            gpu,
+            GRAD,
+            x,
+            y,
+            Words::default().floats(&[self.scale as f32]),
+        );
     }
 
     fn host(&self, x: &[&Array]) -> Array {
@@ -109,7 +115,7 @@ impl Op for SoftmaxGrad {
         each_row(x[0].shape, self.axis, |_, at| {
             let sum: f64 = (0..n).map(|k| s[at(k)] * g[at(k)]).sum();
             for k in 0..n {
-                y.data[at(k)] = f64::from(self.scale) * s[at(k)] * (g[at(k)] - sum);
+                y.data[at(k)] = self.scale * s[at(k)] * (g[at(k)] - sum);
             }
         });
         y

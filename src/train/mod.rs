@@ -2,6 +2,7 @@
 pub mod event;
 pub mod events;
 pub mod metrics;
+pub mod optim;
 pub mod options;
 pub mod rank;
 pub mod run;

@@ -1,29 +1,83 @@
 //! `crossweave parity`: runs a system on a reference fixture and compares every tensor with it.
 
+mod compare;
+mod dime;
+mod parts;
+
+use std::collections::BTreeMap;
 use std::path::Path;
 
+pub use compare::{Row, Rules};
+
+use crate::data::weights::Weights;
 use crate::error::{Error, Result};
+use crate::shape::Shape;
 use crate::tensor::Device;
 
-/// One tensor compared.
-#[derive(Clone, Debug)]
-pub struct Row {
-    /// The path: `composed` or `fast`.
-    pub path: &'static str,
-    /// The tensor's full name.
-    pub name: String,
-    /// How far it is, in the bound's measure.
-    pub worst: f64,
-    /// The bound.
-    pub bound: f64,
-    /// What is wrong besides, such as a missing tensor.
-    pub problem: Option<String>,
+/// A fixture: its specification and tensors.
+pub struct Fixture {
+    /// The file.
+    pub place: String,
+    /// The `spec` of its metadata.
+    pub spec: serde_json::Value,
+    /// Every tensor by its full name.
+    pub tensors: BTreeMap<String, (Shape, Vec<f32>)>,
 }
 
-impl Row {
-    /// Whether it holds.
-    pub fn passes(&self) -> bool {
-        self.problem.is_none() && self.worst <= self.bound
+impl Fixture {
+    /// Reads a fixture whole.
+    ///
+    /// # Errors
+    /// No safetensors file, no `spec`, or more than five dimensions.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = Weights::open(path)?;
+        let place = path.display().to_string();
+        let broken = |what: String| Error::new(what).at(&place).expected("a fixture with a JSON `spec`");
+        let text = file.metadata().get("spec").ok_or_else(|| broken("no `spec` in the metadata".into()))?;
+        let spec = serde_json::from_str(text).map_err(|e| broken(format!("`spec` is no JSON: {e}")))?;
+        let mut tensors = BTreeMap::new();
+        for (name, shape) in file.shapes() {
+            if shape.len() > crate::shape::MAX_RANK {
+                return Err(broken(format!("{name} has {} dimensions", shape.len())));
+            }
+            let values = match file.f32s(name) {
+                Ok(values) => values,
+                Err(_) => file.ints(name)?.iter().map(|v| *v as f32).collect(),
+            };
+            tensors.insert(name.to_string(), (Shape::new(shape), values));
+        }
+        Ok(Self { place, spec, tensors })
+    }
+
+    /// A tensor that has to be there.
+    fn tensor(&self, name: &str) -> Result<&(Shape, Vec<f32>)> {
+        self.tensors.get(name).ok_or_else(|| Error::new(format!("{name} is missing")).at(&self.place))
+    }
+
+    /// A tensor on a device.
+    fn upload(&self, device: &Device, name: &str) -> Result<crate::tensor::Tensor> {
+        let (shape, values) = self.tensor(name)?;
+        Ok(device.tensor(*shape, values))
+    }
+
+    /// The names that begin with a prefix, without it.
+    fn family<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a str> {
+        self.tensors.keys().filter_map(move |name| name.strip_prefix(prefix))
+    }
+
+    fn config<T: serde::de::DeserializeOwned>(&self) -> Result<T> {
+        serde_json::from_value(self.spec["config"].clone())
+            .map_err(|e| Error::new(format!("its configuration is not understood: {e}")).at(&self.place))
+    }
+
+    fn number(&self, option: &str) -> Result<f64> {
+        self.spec["config"][option].as_f64().ok_or_else(|| {
+            Error::new(format!("`{option}` is no number in its configuration")).at(&self.place)
+        })
+    }
+
+    fn is_train(&self) -> bool {
+        self.spec["mode"] == "train"
     }
 }
 
@@ -31,6 +85,18 @@ impl Row {
 ///
 /// # Errors
 /// A fixture of an unknown system, or one that cannot be run at all.
-pub fn check(path: &Path, _device: &Device) -> Result<Vec<Row>> {
-    Err(Error::new("parity is not built yet").at(path.display()))
+pub fn check(path: &Path, device: &Device) -> Result<Vec<Row>> {
+    let fixture = Fixture::open(path)?;
+    let system = fixture.spec["system"].as_str().unwrap_or_default().to_string();
+    match system.as_str() {
+        "dime" => dime::check(&fixture, device),
+        "bert" => parts::bert(&fixture, device),
+        "loss" => parts::loss(&fixture, device),
+        "adam" => parts::adam(&fixture, device),
+        "recall" => parts::recall(&fixture),
+        other => Err(Error::new("no such system")
+            .at(&fixture.place)
+            .expected("dime, bert, loss, recall or adam")
+            .found(if other.is_empty() { "none" } else { other })),
+    }
 }

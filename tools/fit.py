@@ -1,4 +1,4 @@
-"""Fits the two polynomials of `erf` in shaders/pointwise.wgsl and prints them with their f32 error."""
+"""Fits the polynomials of shaders/pointwise.wgsl (erf, exp, tanh) and prints them with their f32 error."""
 
 import math
 
@@ -28,3 +28,10 @@ y = np.where(x < 1, x * horner(near, x * x), 1 - np.exp(horner(far, x)))
 print("near", [float(f"{c:.9g}") for c in near])
 print("far ", [float(f"{c:.9g}") for c in far])
 print("largest error", np.abs(y - exact).max(), "relative below 1", (np.abs(y - exact)[1:100_000] / exact[1:100_000]).max())
+
+print("exp ", [float(f"{c:.9g}") for c in fit(math.exp, -0.35, 0.35, 6)])
+tanh = fit(lambda s: math.tanh(math.sqrt(s)) / math.sqrt(s) if s > 0 else 1.0, 1e-12, 0.4, 6)
+x = np.linspace(1e-4, 0.63, 100_001).astype(np.float32)
+exact = np.array([math.tanh(float(v)) for v in x])
+print("tanh", [float(f"{c:.9g}") for c in tanh])
+print("largest relative error of tanh below 0.63", (np.abs(x * horner(tanh, x * x) - exact) / exact).max())

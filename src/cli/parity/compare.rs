@@ -1,0 +1,157 @@
+//! The rules of comparison, as the fixtures' README states them.
+
+use std::collections::BTreeMap;
+
+use super::Fixture;
+use crate::host::{Ratios, ratios};
+
+/// One tensor compared.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// The path: `composed` or `fast`.
+    pub path: &'static str,
+    /// The tensor's full name.
+    pub name: String,
+    /// How far it is, in the bound's measure.
+    pub worst: f64,
+    /// The bound.
+    pub bound: f64,
+    /// What is wrong besides, such as a missing tensor.
+    pub problem: Option<String>,
+}
+
+impl Row {
+    /// A comparison by a bound.
+    pub fn new(path: &'static str, name: impl Into<String>, worst: f64, bound: f64) -> Self {
+        Self { path, name: name.into(), worst, bound, problem: None }
+    }
+
+    /// A tensor that could not be compared.
+    pub fn missing(path: &'static str, name: impl Into<String>, problem: &str) -> Self {
+        Self { path, name: name.into(), worst: f64::NAN, bound: 0.0, problem: Some(problem.into()) }
+    }
+
+    /// Whether it holds.
+    pub fn passes(&self) -> bool {
+        self.problem.is_none() && self.worst <= self.bound
+    }
+}
+
+/// Bounds of one file on one side.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// Whether the host twin is compared.
+    pub host: bool,
+    /// Of `out.*` and running statistics.
+    pub out: f64,
+    /// Of `grad.*`.
+    pub grad: f64,
+}
+
+impl Rules {
+    /// The bounds behind encoders of that many transformer layers (`None`: behind none).
+    pub fn new(host: bool, layers: Option<usize>) -> Self {
+        let gpu = match layers {
+            None => 1e-5,
+            Some(0..6) => 3e-5,
+            Some(_) => 1e-4,
+        };
+        Self { host, out: if host { 1e-6 } else { gpu }, grad: if host { 1e-6 } else { 1e-4 } }
+    }
+}
+
+/// Compares results with the tensors of a family (`out.` or `grad.`) that `wanted` picks.
+pub fn family(
+    fixture: &Fixture,
+    prefix: &str,
+    path: &'static str,
+    rules: Rules,
+    results: &BTreeMap<String, Vec<f64>>,
+    wanted: impl Fn(&str) -> bool,
+) -> Vec<Row> {
+    let largest = fixture
+        .family(prefix)
+        .map(|name| size(&fixture.tensors[&format!("{prefix}{name}")].1))
+        .fold(0.0, f64::max);
+    let bound = if prefix == "grad." { rules.grad } else { rules.out };
+    fixture
+        .family(prefix)
+        .filter(|name| wanted(name))
+        .map(|name| {
+            let full = format!("{prefix}{name}");
+            let reference: Vec<f64> = fixture.tensors[&full].1.iter().map(|v| f64::from(*v)).collect();
+            match results.get(name) {
+                Some(values) if values.len() == reference.len() => {
+                    let (worst, bound) = distance(values, &reference, largest, bound, rules.host);
+                    Row::new(path, full, worst, bound)
+                }
+                Some(values) => Row::missing(
+                    path,
+                    full,
+                    &format!("{} values instead of {}", values.len(), reference.len()),
+                ),
+                None => Row::missing(path, full, "not computed"),
+            }
+        })
+        .collect()
+}
+
+fn size(values: &[f32]) -> f64 {
+    values.iter().fold(0.0, |m, v| m.max(f64::from(v.abs())))
+}
+
+/// How far a tensor is and its bound: by norm ratios, or absolutely where the reference is zero or nothing
+/// beside the largest of its family.
+fn distance(values: &[f64], reference: &[f64], largest: f64, bound: f64, host: bool) -> (f64, f64) {
+    let r: Ratios = ratios(values, reference);
+    if r.scale == 0.0 || r.scale < 1e-10 * largest {
+        let share = if host { 1e-6 } else { 1e-4 };
+        return (r.size, if largest == 0.0 { 1e-7 } else { share * largest });
+    }
+    (r.worst(), bound)
+}
+
+/// Compares parameters after a step: within a hundredth of the learning rate where the clipped gradient
+/// decides, within 2.1 rates where it is noise; those without gradient are equal.
+pub fn steps(
+    fixture: &Fixture,
+    path: &'static str,
+    rules: Rules,
+    results: &BTreeMap<String, Vec<f64>>,
+    rate: f64,
+    clip: f64,
+) -> Vec<Row> {
+    let norm = fixture.tensors.get("out.grad_norm").map_or(0.0, |t| f64::from(t.1[0]));
+    let scale = if clip > 0.0 { (clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
+    fixture
+        .family("step.")
+        .map(|name| {
+            let full = format!("step.{name}");
+            let reference: Vec<f64> = fixture.tensors[&full].1.iter().map(|v| f64::from(*v)).collect();
+            let Some(values) = results.get(name).filter(|v| v.len() == reference.len()) else {
+                return Row::missing(path, full, "not computed, or of another size");
+            };
+            let statistic = name.ends_with("running_mean") || name.ends_with("running_var");
+            let gradient = fixture.tensors.get(&format!("grad.{name}"));
+            match gradient {
+                None if statistic => Row::new(path, full, ratios(values, &reference).worst(), rules.out),
+                None => Row::new(path, full, furthest(values, &reference), 0.0),
+                Some(_) if rules.host => Row::new(path, full, ratios(values, &reference).worst(), 1e-5),
+                Some((_, g)) => {
+                    let share = |i: usize| {
+                        let off = (values[i] - reference[i]).abs() / rate;
+                        let decided = f64::from(g[i].abs()) * scale > 1e-5;
+                        off / if decided { 1e-2 } else { 2.1 }
+                    };
+                    let worst =
+                        (0..g.len()).map(share).fold(0.0, |m: f64, s| if s.is_nan() { s } else { m.max(s) });
+                    Row::new(path, full, worst, 1.0)
+                }
+            }
+        })
+        .collect()
+}
+
+fn furthest(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).fold(0.0, |m: f64, (x, y)| if x.is_nan() { f64::NAN } else { m.max((x - y).abs()) })
+}

@@ -1,0 +1,94 @@
+//! Building blocks shared by the systems: parameters by name, linear maps, norms, BERT.
+
+pub mod bert;
+mod params;
+
+use crate::ops::{Act, sum_of};
+use crate::tensor::Tensor;
+pub use params::{Init, Layout, ParamSpec, Params, Role, Scope, layout};
+
+/// `act(x wᵀ + b)` with the scope's `weight` and `bias`.
+pub fn linear(scope: &Scope, x: &Tensor, act: Act) -> Tensor {
+    x.linear(scope.at("weight"), Some(scope.at("bias")), act)
+}
+
+/// Layer norm over the last axis with the scope's `weight` and `bias`; the variance is biased.
+pub fn layer_norm(scope: &Scope, x: &Tensor, eps: f64) -> Tensor {
+    x.standardize(-1, eps).map3(scope.at("weight"), scope.at("bias"), |x, w, b| x * w + b)
+}
+
+/// Statistics of batch norm, its running ones and what they become.
+pub struct BatchNorm {
+    mean: Tensor,
+    var: Tensor,
+    /// Running mean and variance after this batch; `None` in evaluation.
+    pub running: Option<[Tensor; 2]>,
+}
+
+/// PyTorch's default epsilon.
+const EPS: f64 = 1e-5;
+/// PyTorch's default momentum.
+const MOMENTUM: f64 = 0.1;
+
+impl BatchNorm {
+    /// Statistics of evaluation: the running ones.
+    pub fn running(scope: &Scope) -> Self {
+        Self { mean: scope.at("running_mean").clone(), var: scope.at("running_var").clone(), running: None }
+    }
+
+    /// Statistics of a batch given in parts, each `[rows, channels]`: exact over all of them. The running
+    /// ones move by a tenth, towards the unbiased variance.
+    pub fn of_batch(scope: &Scope, parts: &[&Tensor]) -> Self {
+        let n: usize = parts.iter().map(|x| x.shape()[0]).sum();
+        let sums = parts.iter().map(|x| x.sum(0)).collect();
+        let mean = add_all(sums).map(|s| s * (1.0 / n as f64));
+        let squares = parts.iter().map(|x| {
+            sum_of(vec![x.view(), mean.view()], 0, |v| {
+                let centred = &v[0] - &v[1];
+                &centred * &centred
+            })
+        });
+        let squares = add_all(squares.collect());
+        let var = squares.map(|s| s * (1.0 / n as f64));
+        let moved = |name: &str, batch: &Tensor, factor: f64| {
+            scope
+                .at(name)
+                .detach()
+                .map2(&batch.detach(), |old, new| old * (1.0 - MOMENTUM) + new * (MOMENTUM * factor))
+        };
+        let unbiased = n as f64 / (n as f64 - 1.0).max(1.0);
+        let running = [moved("running_mean", &mean, 1.0), moved("running_var", &var, unbiased)];
+        Self { mean, var, running: Some(running) }
+    }
+
+    /// `x [.., channels]`, normalised, with the scope's `weight` and `bias`.
+    pub fn apply(&self, scope: &Scope, x: &Tensor) -> Tensor {
+        let scale = self.var.map2(scope.at("weight"), |v, w| w * (v + EPS).rsqrt());
+        let shift = self.mean.map3(&scale, scope.at("bias"), |m, s, b| b - m * s);
+        x.map3(&scale, &shift, |x, s, b| x * s + b)
+    }
+}
+
+/// The sum of tensors of one shape.
+pub fn add_all(terms: Vec<Tensor>) -> Tensor {
+    terms.into_iter().reduce(|a, b| crate::ops::add(&a, &b)).expect("at least one term")
+}
+
+/// Seeds for the dropouts of one step: each call is its own stream.
+pub struct Dropouts {
+    seed: u64,
+    calls: std::cell::Cell<u64>,
+}
+
+impl Dropouts {
+    /// The dropouts of a step.
+    pub fn new(seed: u64) -> Self {
+        Self { seed, calls: std::cell::Cell::new(0) }
+    }
+
+    /// `x` with this rate.
+    pub fn apply(&self, x: &Tensor, rate: f32) -> Tensor {
+        self.calls.set(self.calls.get() + 1);
+        x.dropout(rate, crate::host::Rng::of(self.seed, &[self.calls.get()]).next_u64())
+    }
+}

@@ -1,0 +1,110 @@
+//! The four interaction cells and their routers (section 3 of the paper). A cell's input is `[images,
+//! captions, rows, embed]`, with 1 for the side it does not depend on.
+
+use super::encode::EPS;
+use super::{AttentionNorm, Direction, Path, Run};
+use crate::nn::{Scope, linear};
+use crate::ops::{Act, Expr, add, concat};
+use crate::tensor::Tensor;
+
+/// What the cells read besides their input.
+pub(super) struct Guides<'a> {
+    /// The other side's vector: `[images or 1, captions or 1, 1, embed]`.
+    pub(super) global: &'a Tensor,
+    /// The other side's local features: `[images or 1, captions or 1, rows, embed]`.
+    pub(super) context: &'a Tensor,
+    /// Lengths of the context's captions, where the context is words.
+    pub(super) lengths: Option<&'a Tensor>,
+}
+
+/// The order of cells in every computation.
+pub(super) const CELLS: [&str; 4] = ["ric", "glgc", "imrc", "cmrc"];
+
+/// A router's probabilities `[.., outputs]`: the mean over rows through two linear maps, tanh and ReLU.
+pub(super) fn router(scope: &Scope, x: &Tensor) -> Tensor {
+    let mlp = scope.sub("router").sub("mlp");
+    let hidden = linear(&mlp.sub("0"), &x.mean(2), Act::Relu);
+    linear(&mlp.sub("2"), &hidden, Act::Tanh).map(Expr::relu)
+}
+
+/// Rectified identity.
+pub(super) fn rectified(x: &Tensor) -> Tensor {
+    x.map(Expr::relu)
+}
+
+/// Global-local guidance: `(1 + z) x` with `z` the product of a linear map of `x` and the other side's
+/// vector, normalised over rows.
+///
+/// A positive factor common to all rows cancels in that norm, so only the vector's signs survive: the fast
+/// form normalises the map alone, which in the first layer belongs to the item, not to the pair.
+pub(super) fn guidance(run: &Run, scope: &Scope, x: &Tensor, global: &Tensor) -> Tensor {
+    let mapped = linear(&scope.sub("fc_1"), x, Act::None);
+    match run.path {
+        Path::Composed => {
+            let z = mapped.map2(global, |m, g| m * g).l2norm(2, EPS);
+            z.map2(x, |z, x| (z + 1.0) * x)
+        }
+        Path::Fast => mapped.l2norm(2, EPS).map3(global, x, |z, g, x| (g.sign() * z + 1.0) * x),
+    }
+}
+
+/// Intra-modal reasoning: self-attention over rows and a two-layer map, each with its residual.
+pub(super) fn intra_modal(run: &Run, scope: &Scope, x: &Tensor) -> Tensor {
+    let s = x.shape();
+    let rows = x.reshape([s[0] * s[1], s[2], s[3]]);
+    let own = scope.sub("sa");
+    let part = |i: usize| linear(&own.sub(&format!("att_layer.linears.{i}")), &rows, Act::None);
+    let heads = run.config.num_head_IMRC;
+    let scale = 1.0 / ((s[3] / heads) as f64).sqrt();
+    let weights = part(0).head_scores(&part(1), heads, scale).softmax(-1, 1.0);
+    let y = add(&rows, &weights.head_mix(&part(2)));
+    let forward = own.sub("feed_forward_layer");
+    let hidden = linear(&forward.sub("fc1"), &y, Act::Relu);
+    add(&y, &linear(&forward.sub("fc2"), &hidden, Act::None)).reshape(s)
+}
+
+/// Cross-modal refinement: each row attends to the other side's local features; the attended feature scales
+/// and shifts it, and a two-layer map with a residual follows.
+///
+/// Attention weights sum to 1, so a linear map of the attended feature is the attended map of the features:
+/// the fast form maps the context once per item instead of once per pair and row.
+pub(super) fn cross_modal(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides) -> Tensor {
+    let refine = scope.sub("refine");
+    let scores = x.matmul(guides.context, false, true);
+    let weights = attend(run, &scores, guides);
+    let d = x.shape()[3];
+    let moved = match run.path {
+        Path::Composed => {
+            let attended = weights.matmul(guides.context, false, false);
+            let scale = linear(&refine.sub("fc_scale"), &attended, Act::Tanh);
+            let shift = linear(&refine.sub("fc_shift"), &attended, Act::None);
+            x.map3(&scale, &shift, |x, a, b| x * a + b)
+        }
+        Path::Fast => {
+            let part = |name: &str| linear(&refine.sub(name), guides.context, Act::None);
+            let both = weights.matmul(&concat(&[part("fc_scale"), part("fc_shift")], 3), false, false);
+            x.map3(both.view().slice(3, 0, d), both.view().slice(3, d, d), |x, a, b| x * a.tanh() + b)
+        }
+    };
+    let hidden = linear(&refine.sub("fc_1"), &moved, Act::Relu);
+    add(&linear(&refine.sub("fc_2"), &hidden, Act::None), x)
+}
+
+/// Attention weights from scores `[images, captions, rows, context]`: normalised over the rows (the
+/// queries), then softmax over the context, words past a caption's end left out.
+fn attend(run: &Run, scores: &Tensor, guides: &Guides) -> Tensor {
+    let normalised = match run.config.raw_feature_norm_CMRC {
+        AttentionNorm::ClippedL2norm => scores.map(|s| s.leaky_relu(0.1)).l2norm(2, EPS),
+        AttentionNorm::L2norm => scores.l2norm_plus(2, 1e-8),
+        AttentionNorm::Softmax => scores.softmax(2, 1.0),
+        AttentionNorm::Clipped => scores.map(|s| s.leaky_relu(0.1)),
+        AttentionNorm::NoNorm => scores.clone(),
+    };
+    let scale = run.config.lambda_softmax_CMRC;
+    match guides.lengths {
+        Some(lengths) if run.config.direction == Direction::I2t => {
+            normalised.softmax_to(3, scale, lengths, scores.shape()[2])
+        }
+        _ => normalised.softmax(3, scale),
+    }
+}

@@ -1,0 +1,174 @@
+//! DIME's options, by the names of the authors' `train.py`, and its parameters.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::nn::{Init, ParamSpec, Role, bert, layout};
+
+/// Which side's local features travel through the cells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// Regions, guided by the sentence, with words as context.
+    I2t,
+    /// Words, guided by the image, with regions as context.
+    T2i,
+}
+
+/// How cross-modal attention normalises its scores over the queries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttentionNorm {
+    /// Leaky ReLU of slope 0.1, then the L2 norm.
+    ClippedL2norm,
+    /// SCAN's L2 norm, plus 1e-8.
+    L2norm,
+    /// Softmax.
+    Softmax,
+    /// Leaky ReLU of slope 0.1.
+    Clipped,
+    /// Nothing.
+    NoNorm,
+}
+
+/// What determines the model and its loss.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(non_snake_case, reason = "the authors' option names are the file format")]
+pub struct Config {
+    /// Which side travels.
+    pub direction: Direction,
+    /// Words of a caption, padding included.
+    pub max_words: usize,
+    /// Width of a region's features.
+    pub img_dim: usize,
+    /// Width of the joint embedding.
+    pub embed_size: usize,
+    /// Heads of the intra-modal cell; they divide the embedding.
+    pub num_head_IMRC: usize,
+    /// Hidden width of the intra-modal cell.
+    pub hid_IMRC: usize,
+    /// Hidden width of the routers.
+    pub hid_router: usize,
+    /// Normalisation of cross-modal scores.
+    pub raw_feature_norm_CMRC: AttentionNorm,
+    /// Inverse temperature of cross-modal attention.
+    pub lambda_softmax_CMRC: f64,
+    /// Absolute values of the image vector.
+    pub use_abs: bool,
+    /// The image vector is not normalised.
+    pub no_imgnorm: bool,
+    /// Margin of the hinge loss.
+    pub margin: f64,
+    /// Hardest negatives only.
+    pub max_violation: bool,
+    /// Weight of the path regularisation.
+    pub trade_off: f64,
+    /// The option that divides the path loss.
+    pub batch_size: usize,
+    /// Width of the path embedding.
+    #[serde(default = "path_hid")]
+    pub path_hid: usize,
+    /// The text encoder.
+    pub bert_config: bert::Config,
+}
+
+fn path_hid() -> usize {
+    128
+}
+
+impl Config {
+    /// Whether the sizes make a model.
+    ///
+    /// # Errors
+    /// Names the option.
+    pub fn check(&self) -> Result<()> {
+        self.bert_config.check()?;
+        let sizes = [
+            ("max_words", self.max_words),
+            ("img_dim", self.img_dim),
+            ("embed_size", self.embed_size),
+            ("num_head_IMRC", self.num_head_IMRC),
+            ("hid_IMRC", self.hid_IMRC),
+            ("hid_router", self.hid_router),
+            ("batch_size", self.batch_size),
+            ("path_hid", self.path_hid),
+        ];
+        if let Some((name, _)) = sizes.iter().find(|(_, n)| *n == 0) {
+            return Err(Error::new("a size is zero").at(name).expected("at least 1").found(0));
+        }
+        if !self.embed_size.is_multiple_of(self.num_head_IMRC) {
+            return Err(Error::new("the heads do not divide the embedding")
+                .at("num_head_IMRC")
+                .expected(format!("a divisor of embed_size {}", self.embed_size))
+                .found(self.num_head_IMRC));
+        }
+        if self.max_words > self.bert_config.max_position_embeddings {
+            return Err(Error::new("captions are longer than the text encoder's position table")
+                .at("max_words")
+                .expected(format!("at most {}", self.bert_config.max_position_embeddings))
+                .found(self.max_words)
+                .cure("lower --max_words"));
+        }
+        Ok(())
+    }
+
+    /// Every parameter, named as in the authors' state dicts behind `img_enc`, `txt_enc` and `itr_module`.
+    /// Those without a use in the direction, or any (`fc_2` of the guidance cell), are there too.
+    pub fn parameters(&self) -> Vec<ParamSpec> {
+        let d = self.embed_size;
+        layout(|l| {
+            l.linear("img_enc.fc", self.img_dim, d);
+            l.begin_last(Init::Const(0.0));
+            l.batch_norm("img_enc.bn", d);
+            l.extend(self.bert_config.parameters("txt_enc.bert."));
+            let hidden = self.bert_config.hidden_size;
+            l.linear("txt_enc.fc", hidden, d);
+            for k in 1..=3 {
+                let bound = Init::Uniform(1.0 / ((k * hidden) as f64).sqrt());
+                let at = format!("txt_enc.convs1.{}", k - 1);
+                l.push(format!("{at}.weight"), &[d, 1, k, hidden], bound.clone(), Role::Weight);
+                l.push(format!("{at}.bias"), &[d], bound, Role::Weight);
+            }
+            l.linear("txt_enc.mapping", 3 * d, d);
+            for (layer, paths) in [4, 4, 1].into_iter().enumerate() {
+                self.layer_parameters(l, layer, paths);
+            }
+            l.linear("itr_module.path_mapping", 36, self.path_hid);
+            l.batch_norm("itr_module.bn", d);
+        })
+        .into_iter()
+        .map(|mut spec| {
+            if spec.name == "img_enc.fc.weight" {
+                spec.init = Init::Uniform((6.0 / (self.img_dim + d) as f64).sqrt());
+            }
+            spec
+        })
+        .collect()
+    }
+
+    fn layer_parameters(&self, l: &mut crate::nn::Layout, layer: usize, paths: usize) {
+        let d = self.embed_size;
+        let at = format!("itr_module.dynamic_itr_l{layer}");
+        for cell in ["ric", "imrc", "glgc", "cmrc"] {
+            l.linear(&format!("{at}.{cell}.router.mlp.0"), d, self.hid_router);
+            l.linear(&format!("{at}.{cell}.router.mlp.2"), self.hid_router, paths);
+            l.begin_last(Init::Const(1.5));
+        }
+        let attention = format!("{at}.imrc.sa.att_layer.linears");
+        for i in 0..3 {
+            let bound = Init::Uniform(1.0 / (d as f64).sqrt());
+            for (part, shape) in [("weight", vec![d, d]), ("bias", vec![d])] {
+                let init = if i == 0 { bound.clone() } else { Init::Same(format!("{attention}.0.{part}")) };
+                l.push(format!("{attention}.{i}.{part}"), &shape, init, Role::Weight);
+            }
+        }
+        l.linear(&format!("{at}.imrc.sa.feed_forward_layer.fc1"), d, self.hid_IMRC);
+        l.linear(&format!("{at}.imrc.sa.feed_forward_layer.fc2"), self.hid_IMRC, d);
+        for map in ["glgc.fc_1", "glgc.fc_2"] {
+            l.linear(&format!("{at}.{map}"), d, d);
+        }
+        for map in ["fc_scale", "fc_shift", "fc_1", "fc_2"] {
+            l.linear(&format!("{at}.cmrc.refine.{map}"), d, d);
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Three layers of dense routing over a tile of image-caption pairs, and the similarity on top.
+
+use super::cells::{CELLS, Guides, cross_modal, guidance, intra_modal, rectified, router};
+use super::encode::EPS;
+use super::{Captions, Direction, Images, Path, Run};
+use crate::nn::{BatchNorm, Scope, add_all, linear};
+use crate::ops::{Act, concat, map, route, sum_of};
+use crate::tensor::{Tensor, Viewed};
+
+/// Below this sum of its probabilities an output falls back to the first cell.
+const GATE: f64 = 1e-4;
+
+/// What the layers make of a tile of pairs.
+pub struct Pairs {
+    /// The last layer's output, `[images, captions, rows, embed]`.
+    output: Tensor,
+    /// Path probabilities of the three layers; the first belongs to one side's items.
+    paths: [Tensor; 3],
+    /// The captions' sentences `[1, captions, embed]` or the images' vectors `[images, 1, embed]`.
+    target: Tensor,
+}
+
+/// A tile `[images, captions]` of similarities and, in training, the path embedding.
+pub struct Scored {
+    /// Similarities `[images, captions]`.
+    pub sims: Tensor,
+    /// Mean path probabilities `[images (i2t) or captions (t2i), 36]`; training only.
+    pub paths: Option<Tensor>,
+    /// Running statistics after this batch; training only.
+    pub running: Option<[Tensor; 2]>,
+}
+
+/// Passes every pair of `images` and `captions` through the three layers.
+pub fn interact(run: &Run, images: &Images, captions: &Captions) -> Pairs {
+    let image_rows = images.regions.reshape(lift(images.regions.dims(), 1));
+    let caption_rows = captions.words.reshape(lift(captions.words.dims(), 0));
+    let d = run.config.embed_size;
+    let sentence = captions.sentence.reshape([1, captions.sentence.shape()[0], d]);
+    let vector = images.global.reshape([images.global.shape()[0], 1, d]);
+    let (x, context, global) = match run.config.direction {
+        Direction::I2t => (image_rows, caption_rows, sentence),
+        Direction::T2i => (caption_rows, image_rows, vector),
+    };
+    let wide = [global.shape()[0], global.shape()[1], 1, d];
+    let guides = Guides {
+        global: &global.reshape(wide),
+        context: &context,
+        lengths: (run.config.direction == Direction::I2t).then_some(&captions.lengths),
+    };
+    let module = run.scope.sub("itr_module");
+    let (first, p0) = dense(run, &module, 0, [&x, &x, &x, &x], &guides);
+    let (second, p1) = dense(run, &module, 1, [&first[0], &first[1], &first[2], &first[3]], &guides);
+    let (output, p2) = last(run, &module, [&second[0], &second[1], &second[2], &second[3]], &guides);
+    Pairs { output, paths: [p0, p1, p2], target: global }
+}
+
+/// `[n, rows, d]` with an axis of length 1 for the other side at `axis`.
+fn lift(dims: &[usize], axis: usize) -> [usize; 4] {
+    let mut dims = vec![dims[0], dims[1], dims[2]];
+    dims.insert(axis, 1);
+    [dims[0], dims[1], dims[2], dims[3]]
+}
+
+/// The four cells' outputs and their routers' probabilities.
+fn cells(
+    run: &Run,
+    module: &Scope,
+    layer: usize,
+    x: [&Tensor; 4],
+    guides: &Guides,
+) -> ([Tensor; 4], [Tensor; 4]) {
+    let scope = module.sub(&format!("dynamic_itr_l{layer}"));
+    let outputs = [
+        rectified(x[0]),
+        guidance(run, &scope.sub("glgc"), x[1], guides.global),
+        intra_modal(run, &scope.sub("imrc"), x[2]),
+        cross_modal(run, &scope.sub("cmrc"), x[3], guides),
+    ];
+    let routers = [0, 1, 2, 3].map(|j| router(&scope.sub(CELLS[j]), x[j]));
+    for (j, name) in CELLS.iter().enumerate() {
+        run.tap(&format!("cell_l{layer}.{name}"), &outputs[j]);
+        run.tap(&format!("router_l{layer}.{name}"), &routers[j]);
+    }
+    (outputs, routers)
+}
+
+/// Probabilities side by side, `[.., outputs, 4 cells]`.
+fn side_by_side(routers: &[Tensor; 4]) -> Tensor {
+    let axis = routers[0].shape().rank();
+    let views: Vec<Viewed> = (0..4).map(|j| routers[j].view().repeat(axis, 1).pad(axis, j, 3 - j)).collect();
+    map(views, |x| &x[0] + &x[1] + &x[2] + &x[3])
+}
+
+/// A layer of four outputs, and its path probabilities `[.., 4 outputs, 4 cells]`. An output whose
+/// probabilities sum to almost nothing takes the first cell's output besides.
+fn dense(run: &Run, module: &Scope, layer: usize, x: [&Tensor; 4], guides: &Guides) -> (Vec<Tensor>, Tensor) {
+    let (e, routers) = cells(run, module, layer, x, guides);
+    let raw = side_by_side(&routers);
+    let sum = raw.sum(-1);
+    let axis = sum.shape().rank();
+    let p = raw.map2(sum.view().repeat(axis, 4), |p, s| p / (s + 1e-8));
+    let gate = sum.detach().map(|s| (s * -1.0).greater(-GATE));
+    let outputs: Vec<Tensor> = match run.path {
+        Path::Fast => {
+            let skip = gate.view().repeat(axis, 1).pad(axis, 0, 3);
+            let weights = map(vec![p.view(), skip], |x| &x[0] + &x[1]);
+            route([&e[0], &e[1], &e[2], &e[3]], &weights)
+                .into_iter()
+                .map(|y| y.reshape(pair_shape(&e[3])))
+                .collect()
+        }
+        Path::Composed => (0..4).map(|i| mixture(&e, &p, &gate, i)).collect(),
+    };
+    run.tap(&format!("path_l{layer}"), &p);
+    for (i, y) in outputs.iter().enumerate() {
+        run.tap(&format!("aggr_l{layer}.{i}"), y);
+    }
+    (outputs, p)
+}
+
+fn pair_shape(cell: &Tensor) -> [usize; 4] {
+    let s = cell.shape();
+    [s[0], s[1], s[2], s[3]]
+}
+
+/// Output `i` of a layer as the sum it is.
+fn mixture(e: &[Tensor; 4], p: &Tensor, gate: &Tensor, i: usize) -> Tensor {
+    let weight = |j: usize| p.view().slice(2, i, 1).slice(3, j, 1);
+    let mut views: Vec<Viewed> = e.iter().map(Viewed::from).collect();
+    views.extend((0..4).map(weight));
+    views.push(gate.view().slice(2, i, 1).repeat(3, 1));
+    map(views, |x| &x[0] * &x[4] + &x[1] * &x[5] + &x[2] * &x[6] + &x[3] * &x[7] + &x[0] * &x[8])
+}
+
+/// The last layer, of one output, and its raw probabilities `[.., 1, 4]`. A cell with almost no probability
+/// passes its input on; the sum is divided by that of all weights.
+fn last(run: &Run, module: &Scope, x: [&Tensor; 4], guides: &Guides) -> (Tensor, Tensor) {
+    let (e, routers) = cells(run, module, 2, x, guides);
+    let p = side_by_side(&routers);
+    let gate = p.detach().map(|p| (p * -1.0).greater(-GATE / 4.0));
+    let total = sum_of(vec![p.view(), gate.view()], 3, |x| &x[0] + &x[1]);
+    let over = |w: &Tensor| w.map2(total.view().repeat(3, 4), |w, t| w / t);
+    let (share, pass) = (over(&p), over(&gate));
+    let half = |a: usize, b: usize| {
+        let at = |w: &Tensor, j: usize| w.view().slice(3, j, 1);
+        let views = vec![
+            e[a].view(),
+            at(&share, a),
+            x[a].view(),
+            at(&pass, a),
+            e[b].view(),
+            at(&share, b),
+            x[b].view(),
+            at(&pass, b),
+        ];
+        map(views, |v| &v[0] * &v[1] + &v[2] * &v[3] + &v[4] * &v[5] + &v[6] * &v[7])
+    };
+    let output = crate::ops::add(&half(0, 1), &half(2, 3));
+    run.tap("path_l2", &p);
+    run.tap("aggr_l2", &output);
+    (output, p)
+}
+
+/// Similarities of a batch given as tiles of captions, in order. In training, batch norm's statistics are
+/// those of all tiles together.
+pub fn score(run: &Run, tiles: &[Pairs]) -> Scored {
+    let d = run.config.embed_size;
+    let module = run.scope.sub("itr_module");
+    let bn = module.sub("bn");
+    let flat: Vec<Tensor> = tiles.iter().map(|t| t.output.reshape([t.output.len() / d, d])).collect();
+    let statistics = if run.train {
+        BatchNorm::of_batch(&bn, &flat.iter().collect::<Vec<_>>())
+    } else {
+        BatchNorm::running(&bn)
+    };
+    let sims: Vec<Tensor> = tiles
+        .iter()
+        .zip(&flat)
+        .map(|(tile, flat)| {
+            let x = statistics.apply(&bn, flat).reshape(tile.output.shape());
+            let pooled = crate::ops::add(&x.mean(2), &x.max(2)).l2norm(-1, EPS);
+            sum_of(vec![pooled.view(), tile.target.view()], 2, |v| &v[0] * &v[1])
+        })
+        .collect();
+    let sims = concat(&sims, 1);
+    run.tap("sims", &sims);
+    let paths = run.train.then(|| mean_paths(run, tiles));
+    if run.train || run.taps.is_some() {
+        let paths = paths.clone().unwrap_or_else(|| mean_paths(run, tiles));
+        run.tap("paths_mean", &paths);
+        if !run.train {
+            path_embedding(run, &paths);
+        }
+    }
+    Scored { sims, paths, running: statistics.running }
+}
+
+/// The 36 path probabilities of each image (i2t) or caption (t2i), averaged over the other side.
+fn mean_paths(run: &Run, tiles: &[Pairs]) -> Tensor {
+    let images = run.config.direction == Direction::I2t;
+    let layer = |l: usize| {
+        let widths = [16, 16, 4];
+        let parts: Vec<Tensor> = tiles
+            .iter()
+            .map(|t| {
+                let s = t.paths[l].shape();
+                let p = t.paths[l].reshape([s[0], s[1], widths[l]]);
+                if images { p.sum(1) } else { p.mean(0) }
+            })
+            .collect();
+        if !images {
+            return concat(&parts, 0);
+        }
+        let count: usize = tiles.iter().map(|t| t.paths[l].shape()[1]).sum();
+        add_all(parts).map(|p| p * (1.0 / count as f64))
+    };
+    concat(&[layer(0), layer(1), layer(2)], 1)
+}
+
+/// The path embedding, `[items, path_hid]`, before its norm.
+pub(super) fn path_embedding(run: &Run, paths: &Tensor) -> Tensor {
+    let y = linear(&run.scope.sub("itr_module").sub("path_mapping"), paths, Act::None);
+    run.tap("path_map", &y);
+    y
+}

@@ -1,0 +1,29 @@
+//! The margin hinge loss of image-text matching (VSE++, Faghri et al. 2018), with extra captions or images.
+
+use crate::ops::{map, sum_of};
+use crate::tensor::Tensor;
+
+/// The loss of similarities `[images, captions]`, a scalar.
+///
+/// The leading square's diagonal holds the positives. Rows compare each of the first `n` images with every
+/// caption, columns each of the first `n` captions with every image, so extra captions join only the first
+/// sum and extra images only the second. `max_violation` keeps the hardest negative of each, else all count.
+pub fn hinge(sims: &Tensor, margin: f64, max_violation: bool) -> Tensor {
+    let (images, captions) = (sims.shape()[0], sims.shape()[1]);
+    let n = images.min(captions);
+    let mut eye = vec![0.0; n * n];
+    eye.iter_mut().step_by(n + 1).for_each(|v| *v = 1.0);
+    let eye = sims.device().tensor([n, n], &eye);
+    let square = sims.view().slice(0, 0, n).slice(1, 0, n);
+    let positives = sum_of(vec![square, eye.view()], 1, |x| &x[0] * &x[1]);
+    let side = |axis: usize, others: usize| {
+        let scores = sims.view().slice(1 - axis, 0, n);
+        let own = eye.view().pad(axis, 0, others - n);
+        let violations = map(vec![scores, positives.view().repeat(axis, others), own], |x| {
+            (&x[0] - &x[1] + margin).relu() * (1.0 - x[2].clone())
+        });
+        let kept = if max_violation { violations.max(axis as isize) } else { violations.sum(axis as isize) };
+        kept.sum_all()
+    };
+    crate::ops::add(&side(1, captions), &side(0, images))
+}

@@ -1,0 +1,64 @@
+//! Every fixture of the folder, on the host twin and on the GPU.
+
+use std::path::{Path, PathBuf};
+
+use crossweave::cli::parity::check;
+use crossweave::gpu::{Gpu, Options};
+use crossweave::tensor::Device;
+
+/// Families that are parity cases: the rest of the folder serves other tests.
+const FAMILIES: [&str; 5] = ["dime_", "bert_", "loss_", "recall_", "adam_"];
+
+fn fixtures() -> Vec<PathBuf> {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let folder = std::env::var_os("CROSSWEAVE_FIXTURES").map_or(own, PathBuf::from);
+    let mut files: Vec<PathBuf> = std::fs::read_dir(&folder)
+        .expect("the fixtures' folder")
+        .map(|entry| entry.expect("a folder entry").path())
+        .filter(|path| {
+            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            name.ends_with(".safetensors") && FAMILIES.iter().any(|f| name.starts_with(f))
+        })
+        .collect();
+    files.sort();
+    for family in FAMILIES {
+        let has =
+            files.iter().any(|f| f.file_name().is_some_and(|n| n.to_string_lossy().starts_with(family)));
+        assert!(has, "no {family} fixture in {}", folder.display());
+    }
+    files
+}
+
+fn run(device: &Device) {
+    let mut failures = Vec::new();
+    let files = fixtures();
+    for file in &files {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let rows = check(file, device).unwrap_or_else(|e| panic!("{e}"));
+        assert!(!rows.is_empty(), "{name}: nothing was compared");
+        for row in rows.iter().filter(|r| !r.passes()) {
+            failures.push(format!(
+                "{name} {} {}: {:.2e} > {:.1e} {:?}",
+                row.path, row.name, row.worst, row.bound, row.problem
+            ));
+        }
+    }
+    assert!(
+        failures.is_empty(),
+        "{} of {} files' tensors:\n{}",
+        failures.len(),
+        files.len(),
+        failures.join("\n")
+    );
+}
+
+#[test]
+fn the_host_twin_is_the_original() {
+    run(&Device::Host);
+}
+
+#[test]
+fn the_gpu_is_the_original() {
+    let gpu = Gpu::open(&Options { device: std::env::var("CROSSWEAVE_DEVICE").ok(), ..Options::default() });
+    run(&Device::Gpu(gpu.expect("the tests need an adapter")));
+}
