@@ -4,14 +4,16 @@
 #   sh tools/demo.sh [--yes] [--quick] [--seed N] [OPTION ..]
 #
 #   --yes     install what the system lacks (see tools/setup.sh)
-#   --quick   a run of under a minute
+#   --quick   a run of under a minute: 40 seconds of training at most
 #   --seed N  another start (default 1)
+#   --logger_name DIR  the run's folder (default runs/demo-N, or the first of runs/demo-N-2, -3, .. that is free)
 #   OPTION    anything else goes to `crossweave train`, over the configuration in tools/demo.toml
 set -eu
 cd "$(dirname "$0")/.."
 
 quick=
 seed=1
+run=
 left=$#
 while [ "$left" -gt 0 ]; do
     option=$1
@@ -27,6 +29,13 @@ while [ "$left" -gt 0 ]; do
         left=$((left - 1))
         ;;
     --seed=*) seed=${option#--seed=} ;;
+    --logger_name | --logger-name)
+        [ "$left" -gt 0 ] || { echo "demo.sh: $option needs a folder" >&2; exit 2; }
+        run=$1
+        shift
+        left=$((left - 1))
+        ;;
+    --logger_name=* | --logger-name=*) run=${option#*=} ;;
     -h | --help)
         sed -n '2,/^set /s/^# \{0,1\}//p' "$0"
         exit 0
@@ -40,5 +49,18 @@ done
 setup || exit 1
 
 cargo build --release --locked --bin crossweave
-[ -z "$quick" ] || set -- --quick "$@"
-exec "${CARGO_TARGET_DIR:-target}/release/crossweave" train --config tools/demo.toml --seed "$seed" "$@"
+program=${CARGO_TARGET_DIR:-target}/release/crossweave
+
+if [ -z "$run" ]; then
+    run=runs/demo-$seed
+    n=2
+    while [ -e "$run" ]; do
+        run=runs/demo-$seed-$n
+        n=$((n + 1))
+    done
+fi
+[ -z "$quick" ] || set -- --num_epochs 2 --time-limit 40 "$@"
+"$program" train --config tools/demo.toml --seed "$seed" --logger_name "$run" "$@"
+"$program" evaluate "$run" --show 3
+echo
+echo "The run is in $run: weights, configuration, metrics, TensorBoard events, curves.svg"

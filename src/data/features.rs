@@ -20,14 +20,14 @@ const MAX_PREAMBLE: usize = 12;
 
 /// The float type of a file's elements, little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Element {
+pub(crate) enum Element {
     F16,
     F32,
     F64,
 }
 
 impl Element {
-    fn bytes(self) -> usize {
+    pub(crate) fn bytes(self) -> usize {
         match self {
             Self::F16 => 2,
             Self::F32 => 4,
@@ -35,7 +35,7 @@ impl Element {
         }
     }
 
-    fn decode(self, bytes: &[u8], out: &mut Vec<f32>) {
+    pub(crate) fn decode(self, bytes: &[u8], out: &mut Vec<f32>) {
         match self {
             Self::F16 => out.extend(bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32())),
             Self::F32 => out.extend(bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b))),
@@ -93,11 +93,7 @@ impl Features {
             return Err(Error::new("this is no regular file").at(path.display()).expected("a .npy file"));
         }
         let file = File::open(path).map_err(|e| Error::io("open the features", path, &e))?;
-        let mut head = Vec::new();
-        (&file)
-            .take((MAX_PREAMBLE + MAX_HEADER) as u64)
-            .read_to_end(&mut head)
-            .map_err(|e| Error::io("read the features", path, &e))?;
+        let head = read_head(&file).map_err(|e| Error::io("read the features", path, &e))?;
         let header = parse_header(&head).map_err(|e| e.at(path.display()))?;
         check_length(&file, path, header.end)?;
         // SAFETY: the map is read-only and every read rechecks the file's length first; what is left is a file
@@ -228,8 +224,21 @@ fn wrong_length(path: &Path, expected: u64, found: u64) -> Error {
         .cure("copy or download the file again")
 }
 
-/// Parses the start of a file (its first [`MAX_PREAMBLE`] + [`MAX_HEADER`] bytes, or all if it is shorter).
+/// The start of a `.npy` file that holds its header: all of it if it is shorter.
+pub(crate) fn read_head(file: &File) -> std::io::Result<Vec<u8>> {
+    let mut head = Vec::new();
+    file.take((MAX_PREAMBLE + MAX_HEADER) as u64).read_to_end(&mut head)?;
+    Ok(head)
+}
+
+/// Parses what [`read_head`] gives.
 pub(super) fn parse_header(head: &[u8]) -> Result<Header> {
+    let (shape, element, data) = float_array(head)?;
+    sizes(&shape, element, data)
+}
+
+/// The shape and type of a C-ordered array of floats, and where its numbers start.
+pub(crate) fn float_array(head: &[u8]) -> Result<(Vec<u64>, Element, usize)> {
     let data = header_end(head)?;
     let text = &head[..data];
     refuse_odd_header(text)?;
@@ -243,7 +252,7 @@ pub(super) fn parse_header(head: &[u8]) -> Result<Header> {
             .expected("C order")
             .cure("numpy.save(file, numpy.ascontiguousarray(array))"));
     }
-    sizes(npy.shape(), element, data)
+    Ok((npy.shape().to_vec(), element, data))
 }
 
 fn sizes(shape: &[u64], element: Element, data: usize) -> Result<Header> {

@@ -110,32 +110,42 @@ pub fn adapters() -> Vec<AdapterFacts> {
     all().iter().map(|a| AdapterFacts::of(a, &a.limits())).collect()
 }
 
-/// The adapter of this index or with this text in its name, or the best one.
+/// Which of these adapters, in the order of [`adapters`], is meant: an index, part of a name, or the first.
 ///
 /// # Errors
 /// None there, or none that fits.
-pub fn choose(device: Option<&str>) -> Result<wgpu::Adapter> {
-    let mut found = all();
-    if found.is_empty() {
+pub fn choice<'a>(names: impl Iterator<Item = &'a str>, device: Option<&str>) -> Result<usize> {
+    let names: Vec<_> = names.map(str::to_lowercase).collect();
+    if names.is_empty() {
         return Err(Error::of(Kind::Adapter, "no GPU adapter that can run compute shaders")
             .cure("install a Vulkan driver; Debian and Ubuntu have a software one: apt-get install mesa-vulkan-drivers"));
     }
-    let Some(wanted) = device else { return Ok(found.swap_remove(0)) };
+    let Some(wanted) = device else { return Ok(0) };
     let at = match wanted.parse::<usize>() {
-        Ok(i) => Some(i).filter(|i| *i < found.len()),
+        Ok(i) => Some(i).filter(|i| *i < names.len()),
         Err(_) => {
             let wanted = wanted.to_lowercase();
-            found.iter().position(|a| a.get_info().name.to_lowercase().contains(&wanted))
+            names.iter().position(|name| name.contains(&wanted))
         }
     };
-    match at {
-        Some(i) => Ok(found.swap_remove(i)),
-        None => Err(Error::of(Kind::Adapter, "no such adapter")
+    at.ok_or_else(|| {
+        Error::of(Kind::Adapter, "no such adapter")
             .at("--device")
-            .expected(format!("an index below {} or part of a name", found.len()))
+            .expected(format!("an index below {} or part of a name", names.len()))
             .found(wanted)
-            .cure("`crossweave devices` lists them")),
-    }
+            .cure("`crossweave devices` lists them")
+    })
+}
+
+/// The adapter that [`choice`] names.
+///
+/// # Errors
+/// As [`choice`].
+pub fn choose(device: Option<&str>) -> Result<wgpu::Adapter> {
+    let mut found = all();
+    let names: Vec<_> = found.iter().map(|a| a.get_info().name).collect();
+    let at = choice(names.iter().map(String::as_str), device)?;
+    Ok(found.swap_remove(at))
 }
 
 pub(super) fn open(

@@ -11,7 +11,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
-pub use adapter::{AdapterFacts, Class, adapters, choose};
+pub use adapter::{AdapterFacts, Class, adapters, choice, choose};
 pub use kernel::{Kernel, MAX_LOOP};
 pub use pool::{Buf, Memory};
 pub use profile::{KernelTime, Stats};

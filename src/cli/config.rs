@@ -1,0 +1,188 @@
+//! A flat file of options, `name = value` a line: the part of TOML that options need.
+
+use std::ffi::OsString;
+use std::io::Read;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// No list of options comes near.
+const LARGEST: u64 = 1 << 16;
+
+/// The arguments that a file stands for, each checked by itself so that an error names its line.
+///
+/// # Errors
+/// A file that cannot be read or is no such file, unknown or repeated names, values that do not parse.
+pub fn arguments(path: &Path) -> Result<Vec<OsString>> {
+    let io = |e| Error::io("read the configuration", path, &e);
+    let mut bytes = Vec::new();
+    std::fs::File::open(path).map_err(io)?.take(LARGEST + 1).read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() as u64 > LARGEST {
+        return Err(Error::new("the configuration is too large")
+            .at(path.display())
+            .expected(format!("at most {LARGEST} bytes")));
+    }
+    let text = String::from_utf8(bytes)
+        .map_err(|e| Error::new("the configuration is no UTF-8 text").at(path.display()).found(e))?;
+    parse(&text, &path.display().to_string())
+}
+
+fn parse(text: &str, place: &str) -> Result<Vec<OsString>> {
+    let command = super::command();
+    let train = command.find_subcommand("train").expect("the program has a train command");
+    let (mut seen, mut arguments) = (Vec::new(), Vec::new());
+    for (i, line) in text.lines().enumerate() {
+        let at = format!("{place}, line {}", i + 1);
+        let Some((key, value)) = entry(line).map_err(|e| e.at(&at))? else { continue };
+        let name = |long: &str| long.replace('-', "_").eq_ignore_ascii_case(&key.replace('-', "_"));
+        let option = train.get_arguments().filter(|a| a.get_long() != Some("config")).find(|a| {
+            a.get_long().is_some_and(name) || a.get_all_aliases().unwrap_or_default().into_iter().any(name)
+        });
+        let Some(option) = option else {
+            return Err(Error::new(format!("no such option: {key}"))
+                .at(&at)
+                .expected("an option of `crossweave train`")
+                .cure("`crossweave train --help` lists them"));
+        };
+        if seen.contains(option.get_id()) {
+            return Err(Error::new(format!("{key} stands there twice")).at(&at).cure("remove one"));
+        }
+        seen.push(option.get_id().clone());
+        let long = option.get_long().unwrap_or_default();
+        let argument = match (option.get_action().takes_values(), value) {
+            (true, Value::Text(value)) => format!("--{long}={value}"),
+            (false, Value::Flag(true)) => format!("--{long}"),
+            (false, Value::Flag(false)) => continue,
+            (takes_values, _) => {
+                let expected = if takes_values { "a number or a string" } else { "true or false" };
+                return Err(Error::new(format!("a wrong kind of value for {key}"))
+                    .at(&at)
+                    .expected(expected));
+            }
+        };
+        try_alone(&argument, key).map_err(|e| e.at(&at))?;
+        arguments.push(argument.into());
+    }
+    Ok(arguments)
+}
+
+fn try_alone(argument: &str, key: &str) -> Result<()> {
+    let parsed = super::command().try_get_matches_from(["crossweave", "train", argument]);
+    let first = |e: clap::Error| {
+        let text = e.to_string();
+        let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        let help: Vec<_> = text.lines().skip(1).map(str::trim).filter(|l| l.starts_with('[')).collect();
+        let error = Error::new(format!("{key}: {first}"));
+        if help.is_empty() { error } else { error.expected(help.join(" ")) }
+    };
+    parsed.map(|_| ()).map_err(first)
+}
+
+/// A value as options take it.
+#[derive(Debug, PartialEq)]
+enum Value {
+    Flag(bool),
+    /// A number as written, or a string's content.
+    Text(String),
+}
+
+/// A line's key and value; `None` for an empty line or a comment.
+fn entry(line: &str) -> Result<Option<(&str, Value)>> {
+    let line = line.trim();
+    if line.is_empty() || line.starts_with('#') {
+        return Ok(None);
+    }
+    let wrong = |what: &str| {
+        Err(Error::new(what.to_owned())
+            .expected("name = value, with a number, true, false or a \"string\"")
+            .found(line.chars().take(80).collect::<String>()))
+    };
+    let Some((key, rest)) = line.split_once('=') else { return wrong("the line sets nothing") };
+    let (key, rest) = (key.trim(), rest.trim());
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
+    if key.is_empty() || !key.chars().all(plain) {
+        return wrong("the name is none");
+    }
+    let (value, after) = match rest.chars().next() {
+        Some(quote @ ('"' | '\'')) => match string(rest, quote) {
+            Some((text, after)) => (Value::Text(text), after),
+            None => return wrong("the string has no end, or an unknown escape"),
+        },
+        _ => {
+            let (word, after) = rest.split_at(rest.find('#').unwrap_or(rest.len()));
+            match word.trim() {
+                "true" => (Value::Flag(true), after),
+                "false" => (Value::Flag(false), after),
+                number if number.parse::<f64>().is_ok() => (Value::Text(number.to_owned()), after),
+                _ => return wrong("the value is none"),
+            }
+        }
+    };
+    let after = after.trim_start();
+    if after.is_empty() || after.starts_with('#') {
+        Ok(Some((key, value)))
+    } else {
+        wrong("something follows the value")
+    }
+}
+
+/// The string at the start of `text`, and what follows it. Only double quotes know escapes.
+fn string(text: &str, quote: char) -> Option<(String, &str)> {
+    let (mut content, mut chars) = (String::new(), text.char_indices().skip(1));
+    while let Some((i, c)) = chars.next() {
+        match c {
+            c if c == quote => return Some((content, &text[i + 1..])),
+            '\\' if quote == '"' => content.push(match chars.next()?.1 {
+                c @ ('"' | '\\') => c,
+                't' => '\t',
+                _ => return None,
+            }),
+            c => content.push(c),
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_become_arguments() {
+        let text = "# a comment\n\nbatch_size = 8 # eight\nlearning-rate=1e-3\ndirection = \"t2i\"\n\
+                    data_path = 'C:\\data # 1'\nstrict = true\nfaithful = false\nlambda_softmax = 9\n";
+        let want = [
+            "--batch_size=8",
+            "--learning_rate=1e-3",
+            "--direction=t2i",
+            "--data_path=C:\\data # 1",
+            "--strict",
+            "--lambda_softmax_CMRC=9",
+        ];
+        assert_eq!(parse(text, "x.toml").expect("a good file"), want.map(OsString::from));
+    }
+
+    #[test]
+    fn bad_lines_are_named() {
+        let cases = [
+            ("batch_size = 8\nbatches = 9", &["x.toml, line 2", "batches"][..]),
+            ("config = \"y.toml\"", &["no such option: config"]),
+            ("batch_size = 8\nbatch-size = 9", &["line 2", "twice"]),
+            ("batch_size = eight", &["the value is none"]),
+            ("batch_size = true", &["batch_size", "a number or a string"]),
+            ("strict = 1", &["strict", "true or false"]),
+            ("batch_size = \"eight\"", &["line 1", "batch_size", "invalid"]),
+            ("direction = \"both\"", &["direction", "i2t, t2i"]),
+            ("[table]", &["sets nothing"]),
+            ("data_name = \"a", &["no end"]),
+            ("data_name = \"a\" b", &["follows"]),
+            ("data name = 1", &["the name is none"]),
+        ];
+        for (text, parts) in cases {
+            let error = parse(text, "x.toml").expect_err(text).to_string();
+            for part in parts {
+                assert!(error.contains(part), "{text}: no {part:?} in {error}");
+            }
+        }
+    }
+}
