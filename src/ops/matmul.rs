@@ -63,7 +63,8 @@ impl Tensor {
     pub fn linear(&self, w: &Self, bias: Option<&Self>, act: Act) -> Self {
         let (n, k) = (w.shape()[0], w.shape()[1]);
         assert_eq!(self.shape().last(), k, "linear: x {} with w {}", self.shape(), w.shape());
-        let m = self.len() / k.max(1);
+        let rank = self.shape().rank();
+        let m = self.dims()[..rank - 1].iter().product();
         let flat = |row, col| Layout { batch: [0, 0], sum: 0, row, col };
         let op = MatMul {
             m,
@@ -77,7 +78,7 @@ impl Tensor {
             scale: 1.0,
             bias: bias.is_some(),
             act,
-            shape: self.shape().with(self.shape().rank() - 1, n),
+            shape: self.shape().with(rank - 1, n),
         };
         match bias {
             Some(bias) => apply(op, &[self, w, bias]),
