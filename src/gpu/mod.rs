@@ -186,7 +186,11 @@ impl Gpu {
 
     fn take_fault(&self) -> Option<Error> {
         let mut fault = self.0.fault.lock().ok()?;
-        if fault.as_ref().is_some_and(|e| e.kind() == Kind::DeviceLost) { fault.clone() } else { fault.take() }
+        if fault.as_ref().is_some_and(|e| e.kind() == Kind::DeviceLost) {
+            fault.clone()
+        } else {
+            fault.take()
+        }
     }
 }
 
