@@ -240,10 +240,19 @@ fn the_scanner_sees_what_is_forbidden() {
     assert_eq!(wrong("ops/map.rs", "fn f() { crate::data::Batch::new(); }"), 1);
     assert_eq!(wrong("ops/map.rs", "use super::super::data::Batch; use super::walk;"), 1);
     assert_eq!(wrong("ops/mod.rs", "use super::data::Batch;"), 1);
-    assert_eq!(wrong("train/rank/sum.rs", "use super::super::events; use super::super::super::cli::plot;"), 1);
+    assert_eq!(
+        wrong("train/rank/sum.rs", "use super::super::events; use super::super::super::cli::plot;"),
+        1
+    );
     assert_eq!(wrong("error.rs", "/// See [`crate::gpu::Gpu`].\nuse std::fmt;"), 0);
-    assert_eq!(wrong("host/array.rs", "const A: &str = \"crate::nn\"; const B: char = '\"'; use crate::nn;"), 1);
-    assert_eq!(wrong("host/array.rs", "const A: &str = r#\"crate::nn \"\"#; fn f<'a>() {} use crate::nn;"), 1);
+    assert_eq!(
+        wrong("host/array.rs", "const A: &str = \"crate::nn\"; const B: char = '\"'; use crate::nn;"),
+        1
+    );
+    assert_eq!(
+        wrong("host/array.rs", "const A: &str = r#\"crate::nn \"\"#; fn f<'a>() {} use crate::nn;"),
+        1
+    );
     assert_eq!(wrong("data/x.rs", "#[cfg(test)]\nmod tests { use crate::ops::map; mod a {} }"), 0);
     assert_eq!(wrong("data/x.rs", "#[cfg(test)]\nmod tests { mod a {} }\nuse crate::ops::map;"), 1);
     assert_eq!(wrong("tensor/mod.rs", "fn f(d: &wgpu::Device) {}"), 1);

@@ -11,10 +11,10 @@ use crossweave::tensor::Device;
 fn gradients_agree_with_differences() {
     let mut failures = Vec::new();
     for case in cases().iter().filter(|c| c.inputs.iter().all(|x| x.0.len() < 20_000)) {
-        if let Some(worst) = case.differences(11).expect("the host does not fail") {
-            if worst.is_nan() || worst > 1e-6 {
-                failures.push(format!("{} ({}): {worst:.1e}", case.op, case.about));
-            }
+        if let Some(worst) = case.differences(11).expect("the host does not fail")
+            && (worst.is_nan() || worst > 1e-6)
+        {
+            failures.push(format!("{} ({}): {worst:.1e}", case.op, case.about));
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));

@@ -209,7 +209,7 @@ mod tests {
     fn a_class_wastes_at_most_a_third() {
         for bytes in [1, 256, 257, 385, 1000, 1 << 20, (1 << 20) + 4, 3 << 19] {
             let class = class_of(bytes);
-            assert!(class >= bytes && class % 4 == 0);
+            assert!(class >= bytes && class.is_multiple_of(4));
             assert!(bytes < 256 || class * 2 <= bytes * 3, "{bytes} takes {class}");
         }
     }
