@@ -20,11 +20,11 @@ def horner(coefficients, x):
     return y
 
 
-near = fit(lambda s: math.erf(math.sqrt(s)) / math.sqrt(s) if s > 0 else 2 / math.sqrt(math.pi), 1e-9, 1, 7)
+near = fit(lambda s: math.erf(math.sqrt(s)) / math.sqrt(s) - 1, 1e-9, 1, 7)
 far = fit(lambda a: math.log(math.erfc(a)), 1, 4, 8)
 x = np.linspace(0, 4, 400_001).astype(np.float32)
 exact = np.array([math.erf(float(v)) for v in x])
-y = np.where(x < 1, x * horner(near, x * x), 1 - np.exp(horner(far, x)))
+y = np.where(x < 1, x + x * horner(near, x * x), 1 - np.exp(horner(far, x)))
 print("near", [float(f"{c:.9g}") for c in near])
 print("far ", [float(f"{c:.9g}") for c in far])
 print("largest error", np.abs(y - exact).max(), "relative below 1", (np.abs(y - exact)[1:100_000] / exact[1:100_000]).max())

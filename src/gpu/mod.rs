@@ -32,6 +32,9 @@ pub struct Options {
     pub default_limits: bool,
     /// Time every kernel: each dispatch is submitted and waited for (slow, for profiling).
     pub profile: bool,
+    /// Give every tensor fresh memory with guard words after it, all of them NaN, for
+    /// [`Gpu::broken_guard`] (very slow, for tests).
+    pub guards: bool,
 }
 
 /// A handle to one device with its queue, pool, kernels and recorder. Cheap to clone.
@@ -50,7 +53,7 @@ pub(crate) struct Shared {
     fault: Fault,
 }
 
-/// The first error the device reported and nobody has been told of yet.
+/// The first error the device reported and nobody has been told of yet. A lost device stays one.
 type Fault = Arc<Mutex<Option<Error>>>;
 
 impl Gpu {
@@ -76,7 +79,7 @@ impl Gpu {
         });
         let recorder = Recorder::new(&device, &facts);
         Ok(Self(Rc::new(Shared {
-            pool: RefCell::default(),
+            pool: RefCell::new(Pool::new(options.guards)),
             recorder: RefCell::new(recorder),
             pipelines: RefCell::default(),
             profile: RefCell::new(Profile::new(options.profile)),
@@ -156,6 +159,21 @@ impl Gpu {
         self.0.pool.borrow_mut().trim();
     }
 
+    /// Where [`Options::guards`] is on: what a kernel wrote past the end of a buffer dropped since the last
+    /// call, if any did.
+    ///
+    /// # Errors
+    /// As [`Gpu::flush`].
+    pub fn broken_guard(&self) -> Result<Option<String>> {
+        self.flush()?;
+        pool::broken_guard(self)
+    }
+
+    /// Adds to the counters of work done, for the roofline.
+    pub fn count(&self, flops: f64, bytes: f64) {
+        self.0.profile.borrow_mut().count(flops, bytes);
+    }
+
     /// Marks the device as lost, as a driver reset would (for tests of recovery).
     #[doc(hidden)]
     pub fn lose(&self) {
@@ -167,13 +185,23 @@ impl Gpu {
     }
 
     fn take_fault(&self) -> Option<Error> {
-        self.0.fault.lock().ok()?.take()
+        let mut fault = self.0.fault.lock().ok()?;
+        if fault.as_ref().is_some_and(|e| e.kind() == Kind::DeviceLost) {
+            fault.clone()
+        } else {
+            fault.take()
+        }
     }
 }
 
 fn report(fault: &Fault, error: Error) {
     if let Ok(mut first) = fault.lock() {
-        first.get_or_insert(error);
+        // What a lost device reports after its loss explains nothing.
+        if error.kind() == Kind::DeviceLost && first.as_ref().is_none_or(|e| e.kind() != Kind::DeviceLost) {
+            *first = Some(error);
+        } else {
+            first.get_or_insert(error);
+        }
     }
 }
 

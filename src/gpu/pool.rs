@@ -14,6 +14,8 @@ pub struct Memory {
     pub(super) id: u64,
     bytes: u64,
     valid: bool,
+    /// What was asked for, which a kernel may write; the rest of `bytes` is not its own.
+    asked: u64,
     home: Weak<Shared>,
 }
 
@@ -74,9 +76,20 @@ pub(super) struct Pool {
     pub(super) pooled: u64,
     pub(super) peak: u64,
     pub(super) created: u64,
+    /// Where [`super::Options::guards`] is on: every buffer dropped since the last check, and its own bytes.
+    guarded: Option<Vec<(wgpu::Buffer, u64)>>,
 }
 
+/// What a guarded buffer holds until a kernel writes it: a NaN, so that reading it shows.
+const GUARD: u32 = 0x7fc0_5eed;
+/// Guarded bytes after every buffer.
+const GUARD_BYTES: u64 = 256;
+
 impl Pool {
+    pub(super) fn new(guards: bool) -> Self {
+        Self { guarded: guards.then(Vec::new), ..Self::default() }
+    }
+
     pub(super) fn trim(&mut self) {
         self.free.clear();
         self.pooled = 0;
@@ -90,20 +103,42 @@ fn class_of(bytes: u64) -> u64 {
     if bytes <= power / 4 * 3 { power / 4 * 3 } else { power }
 }
 
+/// The largest buffer this adapter can make and bind.
+fn largest(gpu: &Gpu) -> u64 {
+    gpu.0.facts.max_binding.min(gpu.0.facts.max_buffer)
+}
+
+fn too_large(gpu: &Gpu, bytes: u64) -> Error {
+    Error::of(Kind::OutOfMemory, "a tensor is larger than this adapter can bind")
+        .expected(format!("at most {} bytes (max_storage_buffer_binding_size)", largest(gpu)))
+        .found(format!("{bytes} bytes"))
+        .cure("use a smaller batch or tile")
+}
+
+/// Reports a buffer that got no memory because it was too large; whether it is one.
+pub(super) fn is_void(gpu: &Gpu, buf: &Buf) -> bool {
+    let void = buf.memory.asked > buf.memory.bytes;
+    if void {
+        report(&gpu.0.fault, too_large(gpu, buf.memory.asked));
+    }
+    void
+}
+
 pub(super) fn alloc(gpu: &Gpu, len: usize, upload: bool) -> Buf {
     let wanted = 4 * len as u64;
-    let limit = gpu.0.facts.max_binding.min(gpu.0.facts.max_buffer);
+    let limit = largest(gpu);
     let over = wanted > limit;
     if over {
-        let error = Error::of(Kind::OutOfMemory, "a tensor is larger than this adapter can bind")
-            .expected(format!("at most {limit} bytes (max_storage_buffer_binding_size)"))
-            .found(format!("{wanted} bytes"))
-            .cure("use a smaller batch or tile");
-        report(&gpu.0.fault, error);
+        report(&gpu.0.fault, too_large(gpu, wanted));
     }
-    let bytes = if over { 256 } else { class_of(wanted).min(limit / 4 * 4) };
     let epoch = gpu.0.epoch.get();
     let mut pool = gpu.0.pool.borrow_mut();
+    let guards = pool.guarded.is_some();
+    let bytes = match (over, guards) {
+        (true, _) => 256,
+        (false, true) => wanted + GUARD_BYTES,
+        (false, false) => class_of(wanted).min(limit / 4 * 4),
+    };
     let slots = pool.free.entry(bytes).or_default();
     // The oldest suits an upload, the newest is likeliest to be in a cache.
     let at = if upload { slots.iter().position(|f| f.freed < epoch) } else { slots.len().checked_sub(1) };
@@ -128,11 +163,27 @@ pub(super) fn alloc(gpu: &Gpu, len: usize, upload: bool) -> Buf {
                     | wgpu::BufferUsages::COPY_SRC,
                 mapped_at_creation: false,
             });
+            if guards {
+                let fill = vec![GUARD; (bytes / 4) as usize];
+                gpu.0.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&fill));
+            }
             (buffer, id, !gpu.faulted())
         }
     };
-    let memory = Memory { buffer, id, bytes, valid, home: Rc::downgrade(&gpu.0) };
+    let memory = Memory { buffer, id, bytes, valid, asked: wanted, home: Rc::downgrade(&gpu.0) };
     Buf { memory: Rc::new(memory), offset: 0, len }
+}
+
+/// The first buffer dropped since the last check whose guard a kernel overwrote, as a text.
+pub(super) fn broken_guard(gpu: &Gpu) -> crate::error::Result<Option<String>> {
+    let guarded = gpu.0.pool.borrow_mut().guarded.as_mut().map(std::mem::take).unwrap_or_default();
+    for (buffer, asked) in guarded {
+        let tail = super::recorder::copy_back(gpu, &buffer, asked, buffer.size() - asked)?;
+        if let Some(at) = tail.iter().position(|word| *word != GUARD) {
+            return Ok(Some(format!("word {at} past a buffer of {asked} bytes holds {:#x}", tail[at])));
+        }
+    }
+    Ok(None)
 }
 
 impl Drop for Memory {
@@ -140,7 +191,9 @@ impl Drop for Memory {
         let Some(home) = self.home.upgrade() else { return };
         let mut pool = home.pool.borrow_mut();
         pool.live -= self.bytes;
-        if self.valid {
+        if let Some(guarded) = &mut pool.guarded {
+            guarded.push((self.buffer.clone(), self.asked));
+        } else if self.valid {
             pool.pooled += self.bytes;
             let free = Free { buffer: self.buffer.clone(), id: self.id, freed: home.epoch.get() };
             pool.free.entry(self.bytes).or_default().push(free);
@@ -156,7 +209,7 @@ mod tests {
     fn a_class_wastes_at_most_a_third() {
         for bytes in [1, 256, 257, 385, 1000, 1 << 20, (1 << 20) + 4, 3 << 19] {
             let class = class_of(bytes);
-            assert!(class >= bytes && class % 4 == 0);
+            assert!(class >= bytes && class.is_multiple_of(4));
             assert!(bytes < 256 || class * 2 <= bytes * 3, "{bytes} takes {class}");
         }
     }

@@ -30,6 +30,10 @@ pub struct Stats {
     pub bindings_reused: u64,
     /// Bind groups made.
     pub bindings_made: u64,
+    /// Floating-point operations that ops declared (a multiply-add is two).
+    pub flops: u64,
+    /// Bytes that ops declared they must move.
+    pub bytes: u64,
 }
 
 /// A kernel's share of the time.
@@ -52,6 +56,8 @@ pub(super) struct Profile {
     pub(super) uploaded: u64,
     pub(super) bindings_reused: u64,
     pub(super) bindings_made: u64,
+    flops: f64,
+    bytes: f64,
     times: BTreeMap<&'static str, (u64, Duration)>,
 }
 
@@ -64,6 +70,11 @@ impl Profile {
         let entry = self.times.entry(name).or_default();
         entry.0 += 1;
         entry.1 += time;
+    }
+
+    pub(super) fn count(&mut self, flops: f64, bytes: f64) {
+        self.flops += flops;
+        self.bytes += bytes;
     }
 
     pub(super) fn kernel_times(&self) -> Vec<KernelTime> {
@@ -89,6 +100,8 @@ impl Profile {
             pipelines: pipelines as u64,
             bindings_reused: self.bindings_reused,
             bindings_made: self.bindings_made,
+            flops: self.flops as u64,
+            bytes: self.bytes as u64,
         }
     }
 }

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::mpsc;
 
 use super::kernel::{MAX_LOOP, Pipeline, pipeline};
+use super::pool::is_void;
 use super::{AdapterFacts, Buf, Gpu, Kernel};
 use crate::error::{Error, Kind, Result};
 
@@ -109,6 +110,9 @@ pub(super) fn dispatch(gpu: &Gpu, launch: &Launch) {
     assert!(launch.loops <= MAX_LOOP, "{name} would loop {} times in one invocation", launch.loops);
     assert!(launch.reads.len() + launch.writes.len() <= 8, "{name} binds more than 8 buffers");
     if launch.groups.contains(&0) || gpu.faulted() {
+        return;
+    }
+    if launch.reads.iter().chain(launch.writes).any(|buf| is_void(gpu, buf)) {
         return;
     }
     assert!(launch.groups.iter().all(|g| *g <= MAX_GROUPS), "{name}: {:?} workgroups", launch.groups);
@@ -233,11 +237,18 @@ pub(super) fn wait(gpu: &Gpu) -> Result<()> {
 }
 
 pub(super) fn read(gpu: &Gpu, buf: &Buf) -> Result<Vec<f32>> {
+    is_void(gpu, buf);
     flush(gpu)?;
     if buf.is_empty() {
         return Ok(Vec::new());
     }
-    let bytes = 4 * buf.len() as u64;
+    let words = copy_back(gpu, buf.buffer(), buf.offset, 4 * buf.len() as u64)?;
+    gpu.0.profile.borrow_mut().readbacks += 1;
+    Ok(words.into_iter().map(f32::from_bits).collect())
+}
+
+/// Words of a buffer after everything submitted.
+pub(super) fn copy_back(gpu: &Gpu, buffer: &wgpu::Buffer, offset: u64, bytes: u64) -> Result<Vec<u32>> {
     let staging = gpu.0.device.create_buffer(&wgpu::BufferDescriptor {
         label: Some("readback"),
         size: bytes,
@@ -245,7 +256,7 @@ pub(super) fn read(gpu: &Gpu, buf: &Buf) -> Result<Vec<f32>> {
         mapped_at_creation: false,
     });
     let mut encoder = gpu.0.device.create_command_encoder(&Default::default());
-    encoder.copy_buffer_to_buffer(buf.buffer(), buf.offset, &staging, 0, bytes);
+    encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, bytes);
     gpu.0.queue.submit([encoder.finish()]);
     let (sender, receiver) = mpsc::channel();
     staging.map_async(wgpu::MapMode::Read, .., move |r| {
@@ -257,7 +268,6 @@ pub(super) fn read(gpu: &Gpu, buf: &Buf) -> Result<Vec<f32>> {
         _ => return Err(gpu.take_fault().unwrap_or_else(|| lost("a readback failed"))),
     }
     let view = staging.get_mapped_range(..).map_err(|e| lost(&e.to_string()))?;
-    gpu.0.profile.borrow_mut().readbacks += 1;
     Ok(bytemuck::pod_collect_to_vec(&view[..]))
 }
 

@@ -13,7 +13,7 @@ impl Tensor {
     /// has the ids' shape and then `width`. An id past the table reads its last row.
     #[track_caller]
     pub fn gather(&self, ids: &Self) -> Self {
-        assert_eq!(self.shape().rank(), 2, "gather from shape {}", self.shape());
+        assert!(self.shape().rank() == 2 && self.shape()[0] > 0, "gather from shape {}", self.shape());
         apply(Gather, &[ids, self])
     }
 }
@@ -93,7 +93,7 @@ impl Op for Scatter {
                 constants: &[("add", f64::from(u8::from(add)))],
                 reads: x,
                 writes: &[y],
-                params: Words::default().sizes(&[count, width, tokens]),
+                params: Words::default().sizes(&[count, width, tokens, self.rows]),
                 groups: groups_of(count),
                 loops: if add { tokens.min(MAX_LOOP + 1) } else { 1 },
             });

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::walk::fill;
-use crate::gpu::{Buf, Gpu, Kernel, Launch, Words, groups_of};
+use crate::gpu::{Buf, Class, Gpu, Kernel, Launch, Words, groups_of};
 use crate::host::Array;
 use crate::shape::Shape;
 use crate::tensor::{Back, Cost, Keep, Op, Tensor, apply};
@@ -63,7 +63,8 @@ impl Tensor {
     pub fn linear(&self, w: &Self, bias: Option<&Self>, act: Act) -> Self {
         let (n, k) = (w.shape()[0], w.shape()[1]);
         assert_eq!(self.shape().last(), k, "linear: x {} with w {}", self.shape(), w.shape());
-        let m = self.len() / k.max(1);
+        let rank = self.shape().rank();
+        let m = self.dims()[..rank - 1].iter().product();
         let flat = |row, col| Layout { batch: [0, 0], sum: 0, row, col };
         let op = MatMul {
             m,
@@ -77,7 +78,7 @@ impl Tensor {
             scale: 1.0,
             bias: bias.is_some(),
             act,
-            shape: self.shape().with(self.shape().rank() - 1, n),
+            shape: self.shape().with(rank - 1, n),
         };
         match bias {
             Some(bias) => apply(op, &[self, w, bias]),
@@ -264,14 +265,14 @@ struct Tile {
 }
 
 impl Tile {
-    fn of(op: &MatMul, biased: bool) -> Self {
+    fn of(op: &MatMul, biased: bool, class: Class, can_split: bool) -> Self {
         let fours = |values: &[usize]| values.iter().all(|v| v.is_multiple_of(4));
         let a_along_k = op.a.col == 1;
         let b_along_n = op.b.col == 1;
         let (a, b, c) = (op.a, op.b, op.c);
         let a_rest = if a_along_k { [op.k, a.row] } else { [op.m, a.col] };
         let b_rest = if b_along_n { [op.n, b.row] } else { [op.k, b.col] };
-        let (rows, cols) = tile_size(op);
+        let (rows, cols) = tile_size(op, class, can_split);
         Self {
             rows,
             cols,
@@ -289,22 +290,46 @@ impl Tile {
     }
 }
 
-/// Tiles an invocation can own, largest first.
-const TILES: [(usize, usize); 5] = [(8, 8), (4, 8), (4, 4), (2, 4), (1, 4)];
+/// What decides the tile on one class of adapter.
+struct Tuning {
+    /// Tiles an invocation can own, largest first.
+    tiles: &'static [(usize, usize)],
+    /// What a load costs, in multiply-adds.
+    load: f64,
+    /// What compiling costs for each product of the tile, in multiply-adds spread over a run.
+    compile: f64,
+}
+
+/// lavapipe, measured: registers are the CPU's cache, so larger tiles win until compiling them stalls
+/// (docs/rejected.md); a load costs eight multiply-adds; 12 x 16 takes half a second to compile.
+const SOFTWARE: Tuning = Tuning {
+    tiles: &[(12, 16), (8, 16), (12, 8), (8, 8), (4, 8), (4, 4), (2, 4), (1, 4)],
+    load: 8.0,
+    compile: 3e4,
+};
+
+/// Unmeasured: a larger tile spills the registers of most GPUs.
+const HARDWARE: Tuning = Tuning { tiles: &[(8, 8), (4, 8), (4, 4), (2, 4), (1, 4)], load: 2.0, compile: 0.0 };
+
 /// Invocations below which a smaller tile is taken, and below which a long k is split.
 const ENOUGH: usize = 512;
+/// Steps of four k that a split keeps at least.
+const LEAST_SPLIT: usize = 32;
 
-/// The tile that wastes least at the edges among those that leave enough invocations.
-fn tile_size(op: &MatMul) -> (usize, usize) {
+/// The tile that costs least: loads, waste at the edges, idle cores and compiling weighed.
+fn tile_size(op: &MatMul, class: Class, can_split: bool) -> (usize, usize) {
+    let tuning = if class == Class::Software { SOFTWARE } else { HARDWARE };
+    let splits = if can_split { (op.k / (4 * LEAST_SPLIT)).max(1) } else { 1 };
     let cost = |(rows, cols): (usize, usize)| {
         let (down, across) = (op.m.div_ceil(rows), op.n.div_ceil(cols));
-        let work = (down * rows * across * cols) as f64;
+        let products = (rows * cols) as f64;
+        let work = (down * across * op.batches() * op.k * op.sum) as f64 * products;
         // A tile of r x c loads r + c values for r c products.
-        let loads = 1.0 + 2.0 * (rows + cols) as f64 / (rows * cols) as f64;
-        let idle = (ENOUGH as f64 / (down * across * op.batches()) as f64).clamp(1.0, 4.0);
-        work * loads * idle
+        let loads = 1.0 + tuning.load * (rows + cols) as f64 / products;
+        let idle = (ENOUGH as f64 / (down * across * op.batches() * splits) as f64).clamp(1.0, 4.0);
+        work * loads * idle + tuning.compile * products
     };
-    TILES.into_iter().min_by(|x, y| cost(*x).total_cmp(&cost(*y))).expect("there are tiles")
+    tuning.tiles.iter().copied().min_by(|x, y| cost(*x).total_cmp(&cost(*y))).expect("there are tiles")
 }
 
 impl Op for MatMul {
@@ -320,11 +345,11 @@ impl Op for MatMul {
         let op = self.oriented();
         let swapped = self.c.col != 1 && self.c.row == 1;
         let (a, b) = if swapped { (x[1], x[0]) } else { (x[0], x[1]) };
-        let tile = Tile::of(&op, self.bias);
+        let can_split = op.is_dense() && !self.bias && self.act == Act::None && op.sum == 1;
+        let tile = Tile::of(&op, self.bias, gpu.facts().class, can_split);
         let tiles = op.m.div_ceil(tile.rows) * op.n.div_ceil(tile.cols) * op.batches();
         let steps = op.k.div_ceil(4);
-        let can_split = op.is_dense() && !self.bias && self.act == Act::None && op.sum == 1;
-        let wanted = if tiles < ENOUGH { ENOUGH.div_ceil(tiles.max(1)).min(steps / 32) } else { 1 };
+        let wanted = if tiles < ENOUGH { ENOUGH.div_ceil(tiles.max(1)).min(steps / LEAST_SPLIT) } else { 1 };
         let splits = if can_split { wanted.max(steps.div_ceil(crate::gpu::MAX_LOOP / 2)).max(1) } else { 1 };
         let chunk = steps.div_ceil(splits);
         let splits = steps.div_ceil(chunk.max(1)).max(1);
@@ -507,11 +532,12 @@ fn inner_loop(t: &Tile) -> String {
          for (var k = k0; k < k1; k += 4u) {\n",
     );
     load_a(t, &mut s);
-    load_b(t, &mut s);
-    for kk in 0..4 {
-        for r in 0..t.rows {
-            for q in 0..t.cols / 4 {
-                let _ = writeln!(s, "    s{r}_{q} = fma(vec4<f32>(va{r}.{}), vb{kk}_{q}, s{r}_{q});", X[kk]);
+    // Four columns at a time, so that few values of b are held at once.
+    for q in 0..t.cols / 4 {
+        load_b(t, q, &mut s);
+        for (kk, x) in X.iter().enumerate() {
+            for r in 0..t.rows {
+                let _ = writeln!(s, "    s{r}_{q} = fma(vec4<f32>(va{r}.{x}), vb{kk}_{q}, s{r}_{q});");
             }
         }
     }
@@ -538,33 +564,28 @@ fn load_a(t: &Tile, s: &mut String) {
         }
         for r in 0..t.rows {
             let part = |kk: usize| guard(format!("qa{}_{kk}.{}", r / 4, X[r % 4]), kk);
-            let _ =
-                writeln!(s, "    let va{r} = vec4<f32>({}, {}, {}, {});", part(0), part(1), part(2), part(3));
+            let _ = writeln!(s, "    let va{r} = {};", four_of(part));
         }
     } else {
         for r in 0..t.rows {
             let part = |kk: usize| guard(format!("a[a1 + ra{r} + (k + {kk}u) * p.a_col]"), kk);
-            let _ =
-                writeln!(s, "    let va{r} = vec4<f32>({}, {}, {}, {});", part(0), part(1), part(2), part(3));
+            let _ = writeln!(s, "    let va{r} = {};", four_of(part));
         }
     }
 }
 
-/// Loads `vb{kk}_{q}`, four columns of each of four k.
-fn load_b(t: &Tile, s: &mut String) {
-    let quads = t.cols / 4;
+/// Loads `vb{kk}_{q}`, columns `4 q` to `4 q + 3` of each of four k.
+fn load_b(t: &Tile, q: usize, s: &mut String) {
     if t.b_vector && t.b_along_n {
         for kk in 0..4 {
-            for q in 0..quads {
-                let value = format!("b[(b1 + (k + {kk}u) * p.b.w + cb{q}) >> 2u]");
-                let value =
-                    if t.ragged { format!("select(vec4<f32>(0.0), {value}, k + {kk}u < k1)") } else { value };
-                let _ = writeln!(s, "    let vb{kk}_{q} = {value};");
-            }
+            let value = format!("b[(b1 + (k + {kk}u) * p.b.w + cb{q}) >> 2u]");
+            let value =
+                if t.ragged { format!("select(vec4<f32>(0.0), {value}, k + {kk}u < k1)") } else { value };
+            let _ = writeln!(s, "    let vb{kk}_{q} = {value};");
         }
         return;
     }
-    for c in 0..t.cols {
+    for c in 4 * q..4 * q + 4 {
         if t.b_vector {
             let _ = writeln!(s, "    let qb{c} = b[(b1 + cb{c} + k) >> 2u];");
         } else {
@@ -572,23 +593,18 @@ fn load_b(t: &Tile, s: &mut String) {
                 let value = format!("b[b1 + cb{c} + (k + {kk}u) * p.b.w]");
                 if t.ragged { format!("select(0.0, {value}, k + {kk}u < k1)") } else { value }
             };
-            let _ =
-                writeln!(s, "    let qb{c} = vec4<f32>({}, {}, {}, {});", part(0), part(1), part(2), part(3));
+            let _ = writeln!(s, "    let qb{c} = {};", four_of(part));
         }
     }
-    for kk in 0..4 {
-        for q in 0..quads {
-            let part = |l: usize| format!("qb{}.{}", 4 * q + l, X[kk]);
-            let _ = writeln!(
-                s,
-                "    let vb{kk}_{q} = vec4<f32>({}, {}, {}, {});",
-                part(0),
-                part(1),
-                part(2),
-                part(3)
-            );
-        }
+    for (kk, x) in X.iter().enumerate() {
+        let part = |l: usize| format!("qb{}.{x}", 4 * q + l);
+        let _ = writeln!(s, "    let vb{kk}_{q} = {};", four_of(part));
     }
+}
+
+/// A vector of four parts.
+fn four_of(part: impl Fn(usize) -> String) -> String {
+    format!("vec4<f32>({}, {}, {}, {})", part(0), part(1), part(2), part(3))
 }
 
 fn store(t: &Tile) -> String {

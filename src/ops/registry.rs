@@ -256,6 +256,8 @@ fn pointwise() -> Vec<Case> {
         case("dropout", "half", &[&[33, 8]], POINT, |x| x[0].dropout(0.5, 0x1234_5678_9abc)),
         case("gather", "repeated ids", &[&[5, 7], &[11, 12]], POINT, |x| x[1].gather(&x[0]))
             .with(0, Values::Whole(11)),
+        case("gather", "ids past the table", &[&[9], &[3, 5]], POINT, |x| x[1].gather(&x[0]))
+            .with(0, Values::Whole(7)),
     ]
 }
 

@@ -158,6 +158,8 @@ fn compute(op: &dyn Op, x: &[&Tensor]) -> Tensor {
         let gpu = first.gpu().expect("a tensor never outlives its device");
         let bufs: Vec<&Buf> = x.iter().map(|t| t.buf().unwrap_or_else(|| mixed(op))).collect();
         let y = gpu.alloc(shape.len());
+        let cost = op.cost(&shapes);
+        gpu.count(cost.flops, cost.bytes);
         op.gpu(&gpu, &bufs, &y, &shapes);
         return Tensor::on_gpu(shape, y);
     }

@@ -1,0 +1,251 @@
+//! `cargo bench --bench ops`: every op that the registry marks, and the systems' own shapes, against the
+//! roofs of the same adapter in the same run. Each op is checked against f64 before it is timed. Ends within
+//! four minutes on two cores; `CROSSWEAVE_BENCH_FULL=1` adds gradients and the paper's pair shapes.
+//! `CROSSWEAVE_DEVICE` chooses the adapter as `--device` does.
+
+use std::time::{Duration, Instant};
+
+use criterion::Criterion;
+use crossweave::gpu::{Gpu, Kernel, Launch, Options, Words, groups_of};
+use crossweave::host::ratios;
+use crossweave::ops::registry::{Case, Values, cases};
+use crossweave::ops::{Act, map};
+use crossweave::shape::Shape;
+use crossweave::tensor::{Device, Tape, Tensor};
+
+/// Thirty-two multiply-adds of four lanes an iteration, in eight chains that hide their latency.
+const FMA: Kernel = Kernel {
+    name: "fma",
+    text: "@group(0) @binding(0) var<storage, read_write> y: array<vec4<f32>>;
+@group(0) @binding(1) var<uniform> p: vec4<u32>;
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+    let i = linear_id(id, groups);
+    let x = vec4<f32>(f32(i & 7u) * 1e-3 + 0.5);
+    var a = x; var b = x + 0.1; var c = x + 0.2; var d = x + 0.3;
+    var e = x + 0.4; var f = x + 0.5; var g = x + 0.6; var h = x + 0.7;
+    for (var n = 0u; n < p.x; n++) {
+        for (var m = 0u; m < 4u; m++) {
+            a = fma(a, x, x); b = fma(b, x, x); c = fma(c, x, x); d = fma(d, x, x);
+            e = fma(e, x, x); f = fma(f, x, x); g = fma(g, x, x); h = fma(h, x, x);
+        }
+    }
+    y[i] = a + b + c + d + e + f + g + h;
+}",
+};
+
+/// What the adapter can do at most, in units a second.
+struct Roofs {
+    flops: f64,
+    bytes: f64,
+}
+
+/// The shortest of `runs` runs, each submitted and waited for.
+fn best(gpu: &Gpu, runs: usize, mut f: impl FnMut()) -> f64 {
+    let once = |_| {
+        let started = Instant::now();
+        f();
+        gpu.wait().expect("the device works");
+        started.elapsed().as_secs_f64()
+    };
+    (0..=runs).map(once).skip(1).fold(f64::INFINITY, f64::min)
+}
+
+impl Roofs {
+    fn measure(device: &Device, gpu: &Gpu) -> Self {
+        let n = 1 << 22;
+        let x = device.full([n], 1.0);
+        let copy = best(gpu, 12, || drop(map(vec![x.view()], |x| x[0].clone())));
+        let (threads, loops) = (1 << 14, 256);
+        let y = gpu.alloc(4 * threads);
+        let fma = best(gpu, 12, || {
+            gpu.dispatch(&Launch {
+                kernel: FMA,
+                body: None,
+                constants: &[],
+                reads: &[],
+                writes: &[&y],
+                params: Words::default().sizes(&[loops, 0, 0, 0]),
+                groups: groups_of(threads),
+                loops: 5 * loops,
+            });
+        });
+        let flops = 2.0 * 4.0 * 32.0 * (threads * loops) as f64;
+        Self { flops: flops / fma, bytes: 8.0 * n as f64 / copy }
+    }
+}
+
+struct Row {
+    name: String,
+    seconds: f64,
+    flops: f64,
+    bytes: f64,
+}
+
+impl Row {
+    fn print(&self, roofs: &Roofs) {
+        let ideal = (self.flops / roofs.flops).max(self.bytes / roofs.bytes);
+        println!(
+            "{:<52} {:>10.3} {:>9.2} {:>8.2} {:>6.0}%",
+            self.name,
+            1e3 * self.seconds,
+            1e-9 * self.flops / self.seconds,
+            1e-9 * self.bytes / self.seconds,
+            100.0 * ideal / self.seconds
+        );
+    }
+}
+
+fn on(op: &'static str, about: &'static str, dims: &[&[usize]], run: fn(&[Tensor]) -> Tensor) -> Case {
+    let inputs = dims.iter().map(|d| (Shape::new(d), Values::Normal)).collect();
+    Case { op, about, inputs, run, bound: 1e-4, bench: true }
+}
+
+/// The systems' shapes; the large ones only in the full set.
+fn shapes(full: bool) -> Vec<Case> {
+    let linear: fn(&[Tensor]) -> Tensor = |x| x[0].linear(&x[1], None, Act::None);
+    let mut all = vec![
+        on("matmul", "projection of regions", &[&[9216, 256], &[256, 256]], linear),
+        on("matmul", "BERT's attention", &[&[1024, 768], &[768, 768]], linear),
+        on("matmul", "BERT's feed-forward", &[&[1024, 768], &[3072, 768]], linear),
+        on("matmul", "square", &[&[1024, 1024], &[1024, 1024]], |x| x[0].matmul(&x[1], false, false)),
+        on("matmul", "pair scores, batched", &[&[64, 36, 256], &[64, 32, 256]], |x| {
+            x[0].matmul(&x[1], false, true)
+        }),
+        on("matmul", "weight gradient, thin", &[&[9216, 256], &[9216, 256]], |x| {
+            x[0].matmul(&x[1], true, false)
+        }),
+        on("softmax", "pairs", &[&[8192, 32]], |x| x[0].softmax(-1, 1.0)),
+        on("softmax", "long rows", &[&[4096, 512]], |x| x[0].softmax(-1, 1.0)),
+        on("standardize", "BERT's layer norm", &[&[1024, 768]], |x| x[0].standardize(-1, 1e-12)),
+        on("l2norm", "regions", &[&[9216, 256]], |x| x[0].l2norm(-1, 1e-12)),
+        on("reduce", "columns of regions", &[&[73_728, 256]], |x| x[0].sum(0)),
+        on("map", "scale and shift, then tanh", &[&[9216, 256], &[256], &[256]], |x| {
+            x[0].map3(&x[1], &x[2], |x, a, b| (x * a + b).tanh())
+        }),
+        on("map", "gelu", &[&[1024, 3072]], |x| x[0].map(|x| x.gelu())),
+    ];
+    if full {
+        all.push(on("matmul", "pair scores of a tile", &[&[1024, 36, 256], &[1024, 32, 256]], |x| {
+            x[0].matmul(&x[1], false, true)
+        }));
+        all.push(on("matmul", "heads of a tile", &[&[256, 36, 256], &[256, 32, 256]], |x| {
+            x[0].head_scores(&x[1], 16, 0.25).head_mix(&x[1])
+        }));
+        all.push(on("softmax", "columns of a tile", &[&[1024, 36, 32]], |x| x[0].softmax(1, 9.0)));
+    }
+    all
+}
+
+/// Compares the result with f64, and the gradients too where they are few enough.
+fn check(case: &Case, device: &Device) {
+    let name = format!("{} ({})", case.op, case.about);
+    let x = case.draw(5);
+    if x.iter().all(|a| a.data.len() < 400_000) {
+        let outcome = case.check(device, 5).expect("the device works");
+        assert!(outcome.passes(case.bound), "{name}: {outcome:?}");
+        return;
+    }
+    let run = |device: &Device| {
+        let x: Vec<Tensor> = x.iter().map(|a| device.tensor(a.shape, &a.to_f32())).collect();
+        (case.run)(&x).to_f64().expect("the device works")
+    };
+    let far = ratios(&run(device), &run(&Device::Host)).worst();
+    assert!(far <= case.bound, "{name}: {far:.1e} from f64");
+}
+
+fn median(samples: &mut [f64]) -> f64 {
+    samples.sort_by(f64::total_cmp);
+    samples[samples.len() / 2]
+}
+
+struct Bench {
+    criterion: Criterion,
+    device: Device,
+    gpu: Gpu,
+    rows: Vec<Row>,
+}
+
+impl Bench {
+    /// Times `run` under `name`; nothing if the command line's filter leaves it out.
+    fn time(&mut self, name: String, mut first: impl FnMut(), mut run: impl FnMut()) {
+        let gpu = self.gpu.clone();
+        let (mut samples, mut started, mut cost) = (Vec::new(), false, (0.0, 0.0));
+        self.criterion.bench_function(&name, |b| {
+            if !started {
+                first();
+                let before = gpu.stats();
+                run();
+                gpu.wait().expect("the device works");
+                let after = gpu.stats();
+                cost = ((after.flops - before.flops) as f64, (after.bytes - before.bytes) as f64);
+                started = true;
+            }
+            b.iter_custom(|iterations| {
+                let clock = Instant::now();
+                for _ in 0..iterations {
+                    run();
+                }
+                gpu.wait().expect("the device works");
+                let time = clock.elapsed();
+                samples.push(time.as_secs_f64() / iterations as f64);
+                time
+            });
+        });
+        if !samples.is_empty() {
+            // The first samples warm up.
+            let from = samples.len().saturating_sub(10);
+            let seconds = median(&mut samples[from..]);
+            self.rows.push(Row { name, seconds, flops: cost.0, bytes: cost.1 });
+        }
+    }
+
+    fn case(&mut self, case: &Case, gradients: bool) {
+        let dims: Vec<String> = case.inputs.iter().map(|x| format!("{}", x.0).replace(", ", "x")).collect();
+        let name = format!("{} {} {}", case.op, case.about, dims.join(""));
+        let device = self.device.clone();
+        let x: Vec<Tensor> = case.draw(5).iter().map(|a| device.tensor(a.shape, &a.to_f32())).collect();
+        self.time(name.clone(), || check(case, &device), || drop((case.run)(&x)));
+        if gradients {
+            let g = device.full((case.run)(&x).shape(), 1.0);
+            let both = || {
+                let tape = Tape::new();
+                let leaves: Vec<Tensor> = x.iter().map(|x| tape.leaf(x)).collect();
+                let y = (case.run)(&leaves);
+                drop(tape.backward_from(&y, g.clone()));
+            };
+            self.time(format!("{name} and back"), || (), both);
+        }
+    }
+}
+
+fn main() {
+    let full = std::env::var("CROSSWEAVE_BENCH_FULL").is_ok_and(|v| v == "1");
+    let options = Options { device: std::env::var("CROSSWEAVE_DEVICE").ok(), ..Options::default() };
+    let gpu = Gpu::open(&options).expect("the benches need an adapter");
+    let device = Device::Gpu(gpu.clone());
+    let criterion = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_millis(if full { 3000 } else { 800 }))
+        .without_plots()
+        .configure_from_args();
+    let mut bench = Bench { criterion, device: device.clone(), gpu: gpu.clone(), rows: Vec::new() };
+    let before = Roofs::measure(&device, &gpu);
+    for case in cases().iter().filter(|c| c.bench) {
+        bench.case(case, true);
+        gpu.trim();
+    }
+    for case in &shapes(full) {
+        bench.case(case, full);
+        gpu.trim();
+    }
+    // Others' load only lowers what is measured: the better of both ends is nearer the truth.
+    let after = Roofs::measure(&device, &gpu);
+    let roofs = Roofs { flops: before.flops.max(after.flops), bytes: before.bytes.max(after.bytes) };
+    let facts = gpu.facts();
+    println!("\n{}, {}, {}", facts.name, facts.backend, facts.driver);
+    println!("roofs: {:.1} GFLOP/s (fma), {:.1} GB/s (copy)\n", 1e-9 * roofs.flops, 1e-9 * roofs.bytes);
+    println!("{:<52} {:>10} {:>9} {:>8} {:>7}", "op", "median ms", "GFLOP/s", "GB/s", "roof");
+    bench.rows.iter().for_each(|row| row.print(&roofs));
+}

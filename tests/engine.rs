@@ -1,0 +1,450 @@
+//! The engine's rules on a real adapter: memory, ordering, limits, loss, and the traps of software drivers.
+
+mod adapters;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use adapters::gpus;
+use crossweave::Kind;
+use crossweave::gpu::{Gpu, Kernel, Launch, MAX_LOOP, Options, Stats, Words};
+use crossweave::host::Rng;
+use crossweave::ops::registry::cases;
+use crossweave::ops::{Act, AdamState, AdamStep, Expr, adam, map, materialize, sum_of_squares};
+use crossweave::tensor::{Device, Tape, Tensor};
+
+fn devices() -> Vec<Device> {
+    gpus(&Options::default()).into_iter().map(Device::Gpu).collect()
+}
+
+fn gpu_of(device: &Device) -> &Gpu {
+    device.gpu().expect("these are GPUs")
+}
+
+fn values(t: &Tensor) -> Vec<f32> {
+    t.to_vec().expect("the device works")
+}
+
+#[test]
+fn uploads_never_overtake_recorded_work() {
+    for device in devices() {
+        let mut rng = Rng::new(1);
+        let mut sums = Vec::new();
+        for round in 0..600 {
+            let n = 64 << (round % 4);
+            let first = round as f32 + rng.unit() as f32;
+            let x = device.full([n], first);
+            // The recorded map still reads x when its memory is free for the next upload of this size.
+            let y = x.map(|x| x + 1.0);
+            drop(x);
+            let second = -first;
+            let z = device.full([n], second).map(|z| z * 2.0);
+            sums.push((first + 1.0, y, second * 2.0, z));
+        }
+        for (round, (want_y, y, want_z, z)) in sums.iter().enumerate() {
+            assert!(values(y).iter().all(|v| v == want_y), "round {round}: an upload overtook a read");
+            assert!(values(z).iter().all(|v| v == want_z), "round {round}: an upload was lost");
+        }
+    }
+}
+
+/// A small network whose training uses uploads, a gather-free forward, backward and Adam.
+struct Training {
+    device: Device,
+    states: [AdamState; 3],
+    rng: Rng,
+}
+
+impl Training {
+    fn new(device: &Device, seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let mut state = |dims: &[usize]| {
+            let data: Vec<f32> = (0..dims.iter().product()).map(|_| 0.2 * rng.normal() as f32).collect();
+            AdamState::new(&device.tensor(dims, &data))
+        };
+        let states = [state(&[24, 20]), state(&[24]), state(&[12, 24])];
+        Self { device: device.clone(), states, rng }
+    }
+
+    fn step(&mut self) -> Tensor {
+        let n = 36;
+        let data: Vec<f32> = (0..n * 20).map(|_| self.rng.normal() as f32).collect();
+        let x = self.device.tensor([n, 20], &data);
+        let target: Vec<f32> = (0..n).map(|i| (i % 12) as f32).collect();
+        let target = self.device.tensor([n, 1], &target);
+        let places: Vec<f32> = (0..12).map(|i| i as f32).collect();
+        let places = self.device.tensor([1, 12], &places);
+        let tape = Tape::new();
+        let [w, b, v] = [0, 1, 2].map(|i| tape.leaf(&self.states[i].w));
+        let hidden = x.linear(&w, Some(&b), Act::Tanh).l2norm(-1, 1e-12).dropout(0.1, 5);
+        let p = hidden.linear(&v, None, Act::None).softmax(-1, 4.0);
+        let hit = |t: &Expr, c: &Expr| 1.0 - (t - c).abs().min(1.0);
+        let loss = map(vec![p.view(), target.view(), places.view()], |x| {
+            (&x[0] + 1e-6).log() * hit(&x[1], &x[2]) * -1.0 / n as f64
+        })
+        .sum_all();
+        let grads = tape.backward(&loss);
+        let g = [&w, &b, &v].map(|leaf| grads.of(leaf).expect("each leaf has a gradient").clone());
+        let squares = sum_of_squares(&g.each_ref());
+        let step = AdamStep { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: 0.01, clip: 2.0 };
+        for (state, g) in self.states.iter_mut().zip(&g) {
+            adam(state, g, &squares, &step);
+        }
+        loss.detach()
+    }
+}
+
+#[test]
+fn a_repeated_batch_allocates_nothing_from_its_third_occurrence_on() {
+    for device in devices() {
+        let gpu = gpu_of(&device);
+        let mut training = Training::new(&device, 3);
+        let mut after: Vec<Stats> = Vec::new();
+        for step in 0..12 {
+            let loss = training.step();
+            // As a training loop does after each step: uploads take only what was freed before the last flush.
+            gpu.flush().expect("the device works");
+            if step % 4 == 3 {
+                values(&loss);
+            }
+            drop(loss);
+            after.push(gpu.stats());
+        }
+        for (i, pair) in after.windows(2).enumerate().skip(1) {
+            assert_eq!(pair[1].created, pair[0].created, "step {} made buffers", i + 2);
+            assert_eq!(pair[1].pipelines, pair[0].pipelines, "step {} compiled", i + 2);
+            assert_eq!(pair[1].live, pair[0].live, "step {} kept memory", i + 2);
+        }
+        let (early, late) = (after[1], after[11]);
+        let (reused, made) =
+            (late.bindings_reused - early.bindings_reused, late.bindings_made - early.bindings_made);
+        assert!(made * 100 < reused + made, "{made} bind groups made, {reused} reused");
+    }
+}
+
+#[test]
+fn no_kernel_writes_past_its_buffers_or_reads_what_nobody_wrote() {
+    for gpu in gpus(&Options { guards: true, ..Options::default() }) {
+        let device = Device::Gpu(gpu.clone());
+        let mut failures = Vec::new();
+        for case in cases().iter().filter(|c| c.inputs.iter().all(|x| x.0.len() < 100_000)) {
+            let name = format!("{} ({})", case.op, case.about);
+            let (y, grads) = case.evaluate(&device, &case.draw(5), 5).expect("the device works");
+            if let Some(broken) = gpu.broken_guard().expect("the device works") {
+                failures.push(format!("{name}: {broken}"));
+            }
+            // Unwritten memory is NaN here; no case has one of its own.
+            if y.iter().chain(grads.iter().flatten()).any(|v| v.is_nan()) {
+                failures.push(format!("{name}: reads memory that nobody wrote"));
+            }
+        }
+        assert!(failures.is_empty(), "{}", failures.join("\n"));
+    }
+}
+
+/// Writes one word past its output.
+const TRESPASS: Kernel = Kernel {
+    name: "trespass",
+    text: "@group(0) @binding(0) var<storage, read_write> y: array<f32>;
+@group(0) @binding(1) var<uniform> p: vec4<u32>;
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+    let i = linear_id(id, groups);
+    if i <= p.x { y[i] = 1.0; }
+}",
+};
+
+fn trespass(gpu: &Gpu, loops: usize, n: usize) {
+    let y = gpu.alloc(n);
+    gpu.dispatch(&Launch {
+        kernel: TRESPASS,
+        body: None,
+        constants: &[],
+        reads: &[],
+        writes: &[&y],
+        params: Words::default().sizes(&[n, 0, 0, 0]),
+        groups: [1, 1],
+        loops,
+    });
+}
+
+#[test]
+fn guards_see_a_trespass() {
+    for gpu in gpus(&Options { guards: true, ..Options::default() }) {
+        trespass(&gpu, 1, 10);
+        let broken = gpu.broken_guard().expect("the device works");
+        assert!(broken.is_some_and(|b| b.contains("word 0 past a buffer of 40 bytes")));
+        assert_eq!(gpu.broken_guard().expect("the device works"), None);
+    }
+}
+
+#[test]
+fn a_launch_past_the_loop_budget_panics() {
+    for device in devices() {
+        let gpu = gpu_of(&device);
+        trespass(gpu, MAX_LOOP, 10);
+        let panic = catch_unwind(AssertUnwindSafe(|| trespass(gpu, MAX_LOOP + 1, 10)));
+        let text = panic.expect_err("the budget holds").downcast::<String>().expect("a message");
+        assert!(text.contains("trespass would loop 32769 times"), "{text}");
+    }
+}
+
+#[test]
+fn long_axes_are_summed_whole() {
+    for device in devices() {
+        // Each term counts: an invocation cut short by its driver loses thousands.
+        for n in [65_535, 65_537, 131_072, 1 << 20, (1 << 20) + 3] {
+            let sum = device.full([n], 1.0).sum(0).item().expect("the device works");
+            assert_eq!(sum, n as f64, "a row of {n}");
+            let most = {
+                let mut x = vec![-1.0; n];
+                x[n - 1] = 7.0;
+                device.tensor([n], &x).max(0).item().expect("the device works")
+            };
+            assert_eq!(most, 7.0, "the last of {n}");
+        }
+        let columns = device.full([70_001, 5], 1.0).sum(0);
+        assert_eq!(values(&columns), [70_001.0; 5]);
+        let ones = |dims: &[usize]| device.full(dims, 1.0);
+        let product = ones(&[150_001, 3]).matmul(&ones(&[150_001, 5]), true, false);
+        assert_eq!(values(&product), [150_001.0; 15]);
+    }
+}
+
+#[test]
+fn grids_of_more_than_65535_groups_are_folded() {
+    for device in devices() {
+        let n = 65_536 * 64 + 67;
+        let x: Vec<f32> = (0..n).map(|i| (i % 1021) as f32).collect();
+        let y = device.tensor([n], &x).map(|x| x * 2.0);
+        assert!(values(&y).iter().zip(&x).all(|(y, x)| *y == x * 2.0));
+        let rows = device.full([65_536 * 64 + 1, 1], 3.0).softmax(-1, 1.0);
+        assert!(values(&rows).iter().all(|v| *v == 1.0));
+    }
+}
+
+#[test]
+fn nothing_goes_through_every_family() {
+    for device in devices() {
+        let empty = |dims: &[usize]| device.tensor(dims, &[]);
+        let full = |dims: &[usize]| device.full(dims, 1.0);
+        let none = |t: Tensor, dims: &[usize]| {
+            assert_eq!(t.dims(), dims);
+            assert_eq!(values(&t), Vec::<f32>::new());
+        };
+        let zero = |t: Tensor, dims: &[usize]| {
+            assert_eq!(t.dims(), dims);
+            assert!(values(&t).iter().all(|v| *v == 0.0), "{t:?}");
+        };
+        none(empty(&[0, 4]).map(|x| x.exp()), &[0, 4]);
+        none(empty(&[3, 0]).map2(&full(&[1]), |a, b| a * b), &[3, 0]);
+        none(empty(&[0, 4]).dropout(0.5, 1), &[0, 4]);
+        none(materialize(full(&[3, 2]).view().slice(0, 1, 0)), &[0, 2]);
+        none(full(&[5, 4]).gather(&empty(&[0])), &[0, 4]);
+        none(empty(&[0, 4]).sum(-1), &[0]);
+        none(empty(&[0, 4]).max(-1), &[0]);
+        none(empty(&[4, 0]).sum(0), &[0]);
+        zero(empty(&[4, 0]).sum(-1), &[4]);
+        zero(empty(&[0]).sum_all(), &[]);
+        for axis in [0, 1] {
+            none(empty(&[0, 6]).softmax(axis, 1.0), &[0, 6]);
+            none(empty(&[0, 6]).l2norm(axis, 1e-12), &[0, 6]);
+            none(empty(&[0, 6]).standardize(axis, 1e-5), &[0, 6]);
+        }
+        none(empty(&[0, 5]).linear(&full(&[7, 5]), Some(&full(&[7])), Act::Relu), &[0, 7]);
+        none(full(&[2, 5]).linear(&empty(&[0, 5]), None, Act::None), &[2, 0]);
+        zero(empty(&[2, 3, 0]).linear(&empty(&[7, 0]), None, Act::None), &[2, 3, 7]);
+        none(empty(&[0, 2, 3]).matmul(&empty(&[0, 3, 4]), false, false), &[0, 2, 4]);
+        zero(empty(&[5, 0]).matmul(&empty(&[0, 3]), false, false), &[5, 3]);
+        none(empty(&[0, 5, 8]).head_scores(&empty(&[0, 3, 8]), 2, 1.0), &[0, 2, 5, 3]);
+    }
+}
+
+#[test]
+fn gradients_pass_through_nothing() {
+    for device in devices() {
+        let tape = Tape::new();
+        let x = tape.leaf(&device.tensor([0, 5], &[]));
+        let w = tape.leaf(&device.full([4, 5], 1.0));
+        let y = x.linear(&w, None, Act::Tanh).l2norm(-1, 1e-12).softmax(-1, 1.0).sum_all();
+        let grads = tape.backward(&y);
+        assert_eq!(grads.of(&x).map(|g| g.dims().to_vec()), Some(vec![0, 5]));
+        assert!(values(grads.of(&w).expect("w has a gradient")).iter().all(|v| *v == 0.0));
+    }
+}
+
+#[test]
+fn softmax_of_no_place_is_zero_and_of_one_place_is_one() {
+    for device in devices() {
+        for (n, inner) in [(12, 1), (7, 1), (7, 8), (5, 3)] {
+            let x: Vec<f32> = (0..4 * n * inner).map(|i| (i as f32 * 0.7).sin() * 50.0).collect();
+            let lens = device.tensor([4], &[0.0, 1.0, 2.0, n as f32]);
+            let tape = Tape::new();
+            let leaf = tape.leaf(&device.tensor([4, n, inner], &x));
+            let y = leaf.softmax_to(1, 9.0, &lens, 1);
+            let got = values(&y);
+            for (row, len) in [0, 1, 2, n].into_iter().enumerate() {
+                for i in 0..inner {
+                    let column: Vec<f32> = (0..n).map(|k| got[(row * n + k) * inner + i]).collect();
+                    let sum: f32 = column.iter().sum();
+                    assert!((sum - f32::from(u8::from(len > 0))).abs() < 1e-6, "length {len}: {column:?}");
+                    assert!(column[len..].iter().all(|v| *v == 0.0), "length {len}: {column:?}");
+                }
+            }
+            let g = values(tape.backward(&y.map(|y| y * y).sum_all()).of(&leaf).expect("a gradient"));
+            assert!(g.iter().all(|v| v.is_finite()));
+            assert!(g[..2 * n * inner].iter().all(|v| *v == 0.0), "lengths 0 and 1 do not depend on x");
+        }
+    }
+}
+
+#[test]
+fn the_host_sees_nan_and_infinity_made_on_the_device() {
+    for device in devices() {
+        let x = device.tensor([5], &[0.0, f32::NAN, f32::INFINITY, 3.0, f32::NEG_INFINITY]);
+        let y = values(&x.map(|x| x + 1.0));
+        assert_eq!(y[1].to_bits() & 0x7f80_0000, 0x7f80_0000);
+        assert!(y[1].is_nan() && y[2] == f32::INFINITY && y[4] == f32::NEG_INFINITY, "{y:?}");
+        assert_eq!((y[0], y[3]), (1.0, 4.0));
+        let big = device.full([2], 3e38);
+        assert!(values(&big.map2(&big, |a, b| a + b)).iter().all(|v| v.is_infinite()));
+        // A loss that sums one bad value must not look like a number.
+        assert!(!values(&x.sum(0))[0].is_finite());
+        let row = device.tensor([1, 5], &[0.0, f32::NAN, 1.0, 2.0, 3.0]);
+        assert!(values(&row.l2norm(-1, 1e-12)).iter().any(|v| !v.is_finite()));
+        assert!(values(&row.matmul(&row, false, true)).iter().all(|v| !v.is_finite()));
+    }
+}
+
+/// The largest error of a formula over `x`, absolute below 1 and relative above.
+fn error_of(device: &Device, x: &[f32], f: impl Fn(&Expr) -> Expr, want: impl Fn(f64) -> f64) -> (f64, f32) {
+    let y = values(&device.tensor([x.len()], x).map(|x| f(x)));
+    let errors = y.iter().zip(x).map(|(y, x)| {
+        let want = want(f64::from(*x));
+        let error = (f64::from(*y) - want).abs() / want.abs().max(1.0);
+        (if y.is_finite() { error } else { f64::INFINITY }, *x)
+    });
+    errors.fold((0.0, 0.0), |worst, e| if e.0 > worst.0 { e } else { worst })
+}
+
+#[test]
+fn functions_hold_at_their_ends() {
+    let ends = [0.0f32, 1e-30, 1e-8, 1e-4, 0.04, 0.5, 3.0, 9.0, 12.0, 20.0, 80.0, 89.0, 1e4, 1e20, 3e38];
+    let both: Vec<f32> = ends.iter().flat_map(|v| [*v, -*v]).collect();
+    for device in devices() {
+        let check = |name: &str, x: &[f32], f: fn(&Expr) -> Expr, want: fn(f64) -> f64, bound: f64| {
+            let (worst, at) = error_of(&device, x, f, want);
+            assert!(worst <= bound, "{name}({at}) is off by {worst:.1e}");
+        };
+        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+        check("tanh", &both, Expr::tanh, f64::tanh, 3e-7);
+        check("sigmoid", &both, Expr::sigmoid, sigmoid, 3e-7);
+        check("softplus", &both, Expr::softplus, |x| x.max(0.0) + (-x.abs()).exp().ln_1p(), 3e-7);
+        check("erf", &both, Expr::erf, libm::erf, 1e-7);
+        let down: Vec<f32> = both.iter().copied().filter(|x| *x <= 80.0).collect();
+        check("exp", &down, Expr::exp, f64::exp, 1e-5);
+        let positive = [1e-37f32, 1e-30, 1e-8, 0.5, 0.999_999, 1.0, 1.000_001, 2.0, 1e20, 3e38];
+        check("log", &positive, Expr::log, f64::ln, 3e-7);
+        check("sqrt", &positive, Expr::sqrt, f64::sqrt, 3e-7);
+        // Zero has no logarithm: whatever the driver makes of it is very small, never NaN or a good value.
+        let log = values(&device.full([4], 0.0).map(Expr::log));
+        assert!(log.iter().all(|v| *v < -80.0), "{log:?}");
+        assert!(values(&device.full([4], -200.0).map(Expr::exp)).iter().all(|v| *v == 0.0));
+    }
+}
+
+#[test]
+fn erf_is_within_1e_7_everywhere() {
+    let n = 1 << 20;
+    let x: Vec<f32> = (0..=n).map(|i| -6.0 + 12.0 * i as f32 / n as f32).collect();
+    for device in devices() {
+        let y = values(&device.tensor([x.len()], &x).map(Expr::erf));
+        let worst = y
+            .iter()
+            .zip(&x)
+            .map(|(y, x)| ((f64::from(*y) - libm::erf(f64::from(*x))).abs(), *x))
+            .fold((0.0, 0.0), |worst, e| if e.0 > worst.0 { e } else { worst });
+        assert!(worst.0 <= 1e-7, "erf({}) is off by {:.2e}", worst.1, worst.0);
+    }
+}
+
+#[test]
+fn a_tensor_past_the_limit_is_an_error_and_the_device_goes_on() {
+    for default_limits in [false, true] {
+        for gpu in gpus(&Options { default_limits, ..Options::default() }) {
+            let device = Device::Gpu(gpu.clone());
+            let limit = gpu.facts().max_binding.min(gpu.facts().max_buffer);
+            assert!(!default_limits || limit <= 128 << 20);
+            let side = ((limit / 4) as f64).sqrt() as usize + 1;
+            let before = gpu.stats();
+            let (row, column) = (device.full([1, side], 1.0), device.full([side, 1], 2.0));
+            let large = row.map2(&column, |a, b| a * b);
+            let error = large.to_vec().expect_err("it is too large");
+            assert_eq!(error.kind(), Kind::OutOfMemory);
+            let text = error.to_string();
+            for part in [&limit.to_string(), "max_storage_buffer_binding_size", "smaller batch"] {
+                assert!(text.contains(part), "{text}");
+            }
+            assert!(text.contains(&(4 * side * side).to_string()), "{text}");
+            assert!(gpu.stats().live < before.live + (1 << 20), "the memory was not taken");
+            // The tensor stays void, and says so again rather than giving numbers.
+            assert_eq!(large.to_vec().expect_err("still").kind(), Kind::OutOfMemory);
+            assert_eq!(large.sum(0).to_vec().expect_err("nor what comes of it").kind(), Kind::OutOfMemory);
+            assert_eq!(values(&row.map(|x| x + 1.0)), vec![2.0; side]);
+        }
+    }
+}
+
+#[test]
+fn the_largest_tensor_that_fits_works() {
+    for gpu in gpus(&Options { default_limits: true, ..Options::default() }) {
+        let n = gpu.facts().max_binding as usize / 4;
+        let x = Device::Gpu(gpu.clone()).full([1, 8], 1.0);
+        let y = materialize(x.view().squeeze(0).repeat(0, n / 8));
+        assert_eq!(y.len(), n);
+        let sums = values(&y.sum(0));
+        assert_eq!(sums, [(n / 8) as f32; 8]);
+        drop(y);
+        gpu.trim();
+        assert_eq!(gpu.stats().pooled, 0);
+    }
+}
+
+#[test]
+fn a_lost_device_is_an_error_at_every_flush() {
+    for gpu in gpus(&Options::default()) {
+        let device = Device::Gpu(gpu.clone());
+        let x = device.full([8], 1.0);
+        gpu.lose();
+        let y = x.map(|x| x + 1.0);
+        assert_eq!(gpu.flush().expect_err("it is lost").kind(), Kind::DeviceLost);
+        assert_eq!(y.to_vec().expect_err("it stays lost").kind(), Kind::DeviceLost);
+        assert_eq!(gpu.wait().expect_err("it stays lost").kind(), Kind::DeviceLost);
+        // A new device on the same adapter works.
+        let again = Device::Gpu(gpus(&Options::default()).remove(0));
+        assert_eq!(values(&again.full([2], 1.0).map(|x| x + 1.0)), [2.0, 2.0]);
+    }
+}
+
+#[test]
+fn training_repeats_bitwise() {
+    for device in devices() {
+        let run = |seed: u64| {
+            let mut training = Training::new(&device, seed);
+            let losses: Vec<u32> = (0..8).map(|_| values(&training.step())[0].to_bits()).collect();
+            let weights: Vec<u32> =
+                training.states.iter().flat_map(|s| values(&s.w)).map(f32::to_bits).collect();
+            (losses, weights)
+        };
+        let first = run(7);
+        assert_eq!(first, run(7), "the same seed");
+        assert_ne!(first, run(8), "another seed");
+        let host = {
+            let mut training = Training::new(&Device::Host, 7);
+            (0..8).map(|_| training.step().item().expect("the host works")).collect::<Vec<_>>()
+        };
+        for (bits, want) in first.0.iter().zip(&host) {
+            let loss = f64::from(f32::from_bits(*bits));
+            assert!((loss - want).abs() < 1e-4 * want.abs(), "{loss} on the device, {want} on the host");
+        }
+    }
+}
