@@ -108,7 +108,7 @@ enum Command {
     Train(Box<TrainOptions>),
     /// Evaluates runs, imported checkpoints or saved similarities
     #[command(after_long_help = EVALUATE_AFTER)]
-    Evaluate(EvaluateOptions),
+    Evaluate(Box<EvaluateOptions>),
 }
 
 /// How a command that ran to its end ended.
