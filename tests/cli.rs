@@ -224,3 +224,26 @@ fn a_mean_can_be_saved_and_evaluated_again() {
     let of = |out: &str| serde_json::from_str::<serde_json::Value>(out).expect("JSON")["rsum"].clone();
     assert_eq!(of(&first.1), of(&again.1));
 }
+
+#[test]
+fn parity_passes_on_a_fixture_and_notices_one_changed_value() {
+    let file = format!("{}/tests/fixtures/bert_small.safetensors", env!("CARGO_MANIFEST_DIR"));
+    let (status, out, err) = run(&["parity", "--host", &file]);
+    assert_eq!(status, 0, "{out}{err}");
+    assert!(out.contains("out.pooled") && out.contains("1 of 1 comparisons pass"), "{out}");
+    let mut bytes = std::fs::read(&file).expect("the fixture");
+    let weights = fixture("bert_small");
+    let largest =
+        weights.f32s("out.pooled").expect("numbers").into_iter().max_by(|a, b| a.abs().total_cmp(&b.abs()));
+    let largest = largest.expect("a number");
+    let tensor = weights.bytes("out.pooled").expect("bytes");
+    let start = bytes.windows(tensor.len()).position(|part| part == tensor).expect("its place");
+    let at = tensor.chunks_exact(4).position(|b| b == largest.to_le_bytes()).expect("the value");
+    bytes[start + 4 * at..][..4].copy_from_slice(&(largest * 1.02).to_le_bytes());
+    let folder = tempfile::tempdir().expect("a folder");
+    let changed = folder.path().join("changed.safetensors");
+    std::fs::write(&changed, bytes).expect("it writes");
+    let (status, out, _) = run(&["parity", "--host", "--brief", changed.to_str().expect("UTF-8")]);
+    assert_eq!(status, 1, "{out}");
+    assert!(out.contains("out.pooled") && out.contains("EXCESS") && !out.contains("out.layer"), "{out}");
+}

@@ -1,7 +1,7 @@
 //! The program: its commands, and what it shows to a person.
 //!
 //! Results go to stdout, progress, notices and errors to stderr. A command is a function from its arguments to a
-//! [`Verdict`] or an [`Error`], which [`main`] turns into the exit status.
+//! verdict or an [`Error`], which [`main`] turns into the exit status.
 
 mod check;
 mod config;
@@ -108,7 +108,7 @@ enum Command {
     Train(Box<TrainOptions>),
     /// Evaluates runs, imported checkpoints or saved similarities
     #[command(after_long_help = EVALUATE_AFTER)]
-    Evaluate(EvaluateOptions),
+    Evaluate(Box<EvaluateOptions>),
 }
 
 /// How a command that ran to its end ended.

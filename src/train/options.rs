@@ -68,7 +68,7 @@ pub struct TrainOptions {
     /// An imported BERT: model.safetensors, config.json, vocab.txt
     #[arg(long, value_name = "DIR", default_value = "./", help_heading = THEIRS)]
     pub bert_path: PathBuf,
-    /// Pieces of a caption, [CLS], [SEP] and padding included
+    /// Pieces of a caption, its two marks and padding included
     #[arg(long, value_name = "N", default_value_t = 32, help_heading = THEIRS)]
     pub max_words: usize,
     /// Random captions added for each sample, as negatives
