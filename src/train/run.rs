@@ -40,9 +40,17 @@ const NAMED: usize = 16;
 /// # Errors
 /// Bad input, a device that fails, a loss that is not finite.
 pub fn train(options: &TrainOptions, stop: &AtomicBool, tell: &mut dyn FnMut(Event)) -> Result<()> {
-    let gpu = Gpu::open(&Options { device: options.device.clone(), ..Options::default() })?;
-    let mut session = Session::open(options, Device::Gpu(gpu), stop, tell)?;
+    let gpu = Gpu::open(&Options {
+        device: options.device.clone(),
+        profile: std::env::var_os("CROSSWEAVE_PROFILE").is_some(),
+        ..Options::default()
+    })?;
+    let mut session = Session::open(options, Device::Gpu(gpu.clone()), stop, tell)?;
     let ending = session.run(tell)?;
+    if options.stats {
+        tell(Event::Notice(gpu.stats().to_string()));
+        gpu.kernel_times().iter().for_each(|row| tell(Event::Notice(row.to_string())));
+    }
     let (run, state) = (session.folder.clone(), &session.state);
     let best = state.best.map(|(_, step, metrics)| (step, metrics));
     tell(Event::Done { ending, run, step: state.step, seconds: state.seconds, best });
@@ -93,7 +101,8 @@ impl<'a> Session<'a> {
             limit: None,
         };
         let data = Dataset::open(&data_folder, "train", &wanted)?;
-        let dev = Dataset::open(&data_folder, "dev", &dataset::Options { limit: options.dev_limit, ..wanted })?;
+        let dev =
+            Dataset::open(&data_folder, "dev", &dataset::Options { limit: options.dev_limit, ..wanted })?;
         for set in [&data, &dev] {
             tell(Event::Notice(set.describe()));
             set.notices().iter().for_each(|n| tell(Event::Notice(n.clone())));
@@ -263,7 +272,12 @@ impl<'a> Session<'a> {
         let parts = [&losses.total, &losses.rank, &losses.path, &squares].map(|t| t.detach().reshape([1]));
         let ids: Vec<String> = batch.caption_ids.iter().take(NAMED).map(ToString::to_string).collect();
         self.state.step += 1;
-        self.pending.push_back(Pending { step: self.state.step, lr, values: concat(&parts, 0), ids: ids.join(" ") });
+        self.pending.push_back(Pending {
+            step: self.state.step,
+            lr,
+            values: concat(&parts, 0),
+            ids: ids.join(" "),
+        });
         self.pairs += (batch.n_images * batch.n_captions) as u64;
         if let Some(gpu) = self.device.gpu() {
             gpu.flush().map_err(|e| self.explain(e, batch))?;
@@ -309,7 +323,13 @@ impl<'a> Session<'a> {
                 "loss": loss, "loss_rank": rank, "loss_path": path, "grad_norm": norm,
             });
             self.log.append(&row)?;
-            let scalars = [("train/loss", loss), ("train/loss_rank", rank), ("train/loss_path", path), ("train/grad_norm", norm), ("train/lr", p.lr as f32)];
+            let scalars = [
+                ("train/loss", loss),
+                ("train/loss_rank", rank),
+                ("train/loss_path", path),
+                ("train/grad_norm", norm),
+                ("train/lr", p.lr as f32),
+            ];
             self.events.scalars(p.step, &scalars)?;
             last = Some((p.step, p.lr, loss, rank, path, norm));
         }
@@ -346,9 +366,8 @@ impl<'a> Session<'a> {
 
     fn validate(&mut self, tell: &mut dyn FnMut(Event)) -> Result<()> {
         let stop = || self.stop.load(Ordering::Relaxed);
-        let scored = Encoded::new(&self.model, &self.dev, &self.dev_tokens, &self.device, &stop).and_then(|e| {
-            e.score(&self.model, &self.device, None, &stop, &mut |p| tell(score::event(p)))
-        });
+        let scored = Encoded::new(&self.model, &self.dev, &self.dev_tokens, &self.device, &stop)
+            .and_then(|e| e.score(&self.model, &self.device, None, &stop, &mut |p| tell(score::event(p))));
         let sims = match scored {
             // The step is done; its checkpoint must not be lost for want of a validation.
             Err(e) if e.kind() == Kind::Interrupted => return self.save(tell),
@@ -392,7 +411,13 @@ impl<'a> Session<'a> {
 
     fn save(&mut self, tell: &mut dyn FnMut(Event)) -> Result<()> {
         self.state.seconds = self.seconds();
-        checkpoint::save(&self.folder, &self.model, &self.optimizer, &self.state, self.options.trains_bert())?;
+        checkpoint::save(
+            &self.folder,
+            &self.model,
+            &self.optimizer,
+            &self.state,
+            self.options.trains_bert(),
+        )?;
         tell(Event::Saved { path: self.folder.join(checkpoint::FILE) });
         Ok(())
     }
