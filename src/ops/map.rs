@@ -228,24 +228,32 @@ fn adjoint(program: Program, mut inputs: Vec<Viewed>, view: &View) -> Tensor {
         }
     }
     let (summed, back) = trimmed.view.adjoint();
-    let mut y = match summed.as_slice() {
-        [] => map_program(inputs, program),
-        [axis] => {
+    let runs = runs(&summed);
+    let joined = match runs.as_slice() {
+        [(first, count)] => joined(&inputs, *first, *count),
+        _ => None,
+    };
+    let y = match (runs.as_slice(), joined) {
+        ([], _) => map_program(inputs, program),
+        ([(axis, _)], Some(inputs)) => {
             let (tensors, views): (Vec<Tensor>, Vec<View>) =
                 inputs.into_iter().map(|v| (v.tensor, v.view)).unzip();
             let op = Reduce { kind: Kind::Sum, program, views, axis: *axis, factor: 1.0 };
             apply(op, &tensors.iter().collect::<Vec<_>>())
         }
-        axes => {
-            let mut y = map_program(inputs, program);
-            for run in runs(axes).into_iter().rev() {
-                y = sum_run(&y, run);
-            }
-            y
-        }
+        _ => runs.iter().rev().fold(map_program(inputs, program), |y, run| sum_run(&y, *run)),
     };
-    y = y.reshape(back.source);
-    materialize(Viewed { tensor: y, view: back })
+    materialize(Viewed { tensor: y.reshape(back.source), view: back })
+}
+
+/// The inputs with `count` axes from `first` as one, so that one reduction sums them; `None` where an input
+/// does not read them in one step.
+fn joined(inputs: &[Viewed], first: usize, count: usize) -> Option<Vec<Viewed>> {
+    let join = |v: &Viewed| {
+        let view = (1..count).try_fold(v.view.clone(), |view, _| view.merged(first))?;
+        Some(Viewed { tensor: v.tensor.reshape(view.source), view })
+    };
+    inputs.iter().map(join).collect()
 }
 
 /// Neighbouring axes as (first, count).

@@ -54,6 +54,41 @@ impl View {
         a.low > 0 || a.high < self.shape[axis]
     }
 
+    /// The same reading with axes `k` and `k + 1` as one, where that is one step in memory: both repeat, or both
+    /// read whole neighbouring source axes.
+    pub fn merged(&self, k: usize) -> Option<Self> {
+        let (a, b) = (self.axes[k], self.axes[k + 1]);
+        let whole = |i: usize, s: usize| {
+            let axis = self.axes[i];
+            !self.is_padded(i) && axis.shift == 0 && self.shape[i] == self.source[s]
+        };
+        let n = self.shape[k] * self.shape[k + 1];
+        let join = |dims: &[usize], at: usize, n: usize| {
+            let mut dims = dims.to_vec();
+            dims.remove(at + 1);
+            dims[at] = n;
+            dims
+        };
+        let mut view = self.clone();
+        view.shape = Shape::new(&join(self.shape.dims(), k, n));
+        view.axes.remove(k + 1);
+        match (a.source, b.source) {
+            (None, None) if !self.is_padded(k) && !self.is_padded(k + 1) => {
+                view.axes[k] = Axis { source: None, shift: 0, low: 0, high: n };
+            }
+            (Some(s), Some(t)) if t == s + 1 && whole(k, s) && whole(k + 1, t) => {
+                view.source = Shape::new(&join(self.source.dims(), s, n));
+                view.fixed = join(&self.fixed, s, 0);
+                view.axes[k].high = n;
+                for axis in &mut view.axes {
+                    axis.source = axis.source.map(|i| if i > s { i - 1 } else { i });
+                }
+            }
+            _ => return None,
+        }
+        Some(view)
+    }
+
     /// The source offset at the origin and the stride of each axis, in elements; the offset may be negative
     /// where the origin is padding.
     pub fn strides(&self) -> (isize, Vec<usize>) {
@@ -218,6 +253,18 @@ mod tests {
         let v = viewed(&[4]).slice(0, 1, 2).pad(0, 1, 1);
         let a = v.view.axes[0];
         assert_eq!((a.shift, a.low, a.high, v.shape().len()), (0, 1, 3, 4));
+    }
+
+    #[test]
+    fn merging_keeps_what_is_read() {
+        let v = viewed(&[2, 3, 4, 5]);
+        let one = v.view.merged(1).expect("whole neighbours");
+        assert_eq!((one.shape, one.source), (Shape::new(&[2, 12, 5]), Shape::new(&[2, 12, 5])));
+        assert_eq!(one.strides(), (0, vec![60, 5, 1]));
+        assert!(v.clone().permute(&[0, 2, 1, 3]).view.merged(1).is_none());
+        assert!(v.slice(2, 1, 2).view.merged(1).is_none());
+        let repeated = viewed(&[2, 5]).repeat(1, 3).repeat(2, 4).view.merged(1).expect("both repeat");
+        assert_eq!(repeated.strides(), (0, vec![5, 0, 1]));
     }
 
     #[test]
