@@ -1,11 +1,13 @@
 //! A split encoded once, and all its pairs scored in tiles.
 
 use super::model::Model;
-use crate::data::batches::{BatchPlan, assemble};
+use super::textcache::TextCache;
+use crate::data::batches::{Batch, BatchPlan, assemble};
 use crate::data::dataset::Dataset;
 use crate::data::tokenizer::TokenTable;
 use crate::error::{Error, Kind, Result};
 use crate::gpu::Class;
+use crate::nn::Dropouts;
 use crate::nn::bert::Tokens;
 use crate::systems::dime::{self, Captions, Config, Direction, Images, Path, Run, Taps};
 use crate::tensor::{Device, Tensor};
@@ -34,7 +36,8 @@ pub fn evaluation<'a>(model: &'a Model, taps: Option<&'a Taps>) -> Run<'a> {
 }
 
 impl Encoded {
-    /// Encodes every image and caption of a split; `stop` ends it between batches.
+    /// Encodes every image and caption of a split, captions from `states` where those are kept; `stop` ends it
+    /// between batches.
     ///
     /// # Errors
     /// Features that cannot be read, what the device reports, or `stop`.
@@ -42,6 +45,7 @@ impl Encoded {
         model: &Model,
         data: &Dataset,
         tokens: &TokenTable,
+        states: Option<&TextCache>,
         device: &Device,
         stop: &dyn Fn() -> bool,
     ) -> Result<Self> {
@@ -69,14 +73,7 @@ impl Encoded {
             interrupted(stop)?;
             let captions: Vec<usize> = (start..data.captions().min(start + ENCODE)).collect();
             let batch = assemble(data, tokens, &BatchPlan { captions, images: Vec::new() })?;
-            let shape = [batch.n_captions, batch.words];
-            let input = Tokens {
-                ids: device.tensor(shape, &batch.ids),
-                mask: device.tensor(shape, &batch.mask),
-                types: None,
-            };
-            let lengths = device.tensor([batch.n_captions], &batch.lengths);
-            let encoded = dime::encode_captions(&run, &input, &lengths, None);
+            let encoded = captions_of(&run, &batch, states, None, device)?;
             all.words.extend(encoded.words.to_vec()?);
             all.sentences.extend(encoded.sentence.to_vec()?);
             all.lengths.extend(batch.lengths);
@@ -139,7 +136,8 @@ impl Encoded {
                     if let Some(gpu) = device.gpu() {
                         gpu.trim();
                     }
-                    (down, across) = if down >= across { (down.div_ceil(2), across) } else { (down, across.div_ceil(2)) };
+                    (down, across) =
+                        if down >= across { (down.div_ceil(2), across) } else { (down, across.div_ceil(2)) };
                     tell(Progress::Smaller { images: down, captions: across });
                     continue;
                 }
@@ -175,7 +173,13 @@ impl Encoded {
     ///
     /// # Errors
     /// What the device reports.
-    pub fn paths(&self, model: &Model, device: &Device, image: usize, caption: usize) -> Result<[[f32; 4]; 3]> {
+    pub fn paths(
+        &self,
+        model: &Model,
+        device: &Device,
+        image: usize,
+        caption: usize,
+    ) -> Result<[[f32; 4]; 3]> {
         let taps = Taps::default();
         let run = evaluation(model, Some(&taps));
         dime::interact(&run, &self.image_tile(device, image, 1), &self.caption_tile(device, caption, 1));
@@ -192,6 +196,30 @@ impl Encoded {
         }
         Ok(shares)
     }
+}
+
+/// A batch's captions, encoded from their tokens or from the states kept of them.
+///
+/// # Errors
+/// States that cannot be read.
+pub fn captions_of(
+    run: &Run,
+    batch: &Batch,
+    states: Option<&TextCache>,
+    dropouts: Option<&Dropouts>,
+    device: &Device,
+) -> Result<Captions> {
+    let lengths = device.tensor([batch.n_captions], &batch.lengths);
+    if let Some(states) = states {
+        return Ok(dime::encode_states(run, &states.upload(&batch.caption_ids, device)?, &lengths));
+    }
+    let shape = [batch.n_captions, batch.words];
+    let tokens = Tokens {
+        ids: device.tensor(shape, &batch.ids),
+        mask: device.tensor(shape, &batch.mask),
+        types: None,
+    };
+    Ok(dime::encode_captions(run, &tokens, &lengths, dropouts))
 }
 
 /// What scoring tells while it runs.
@@ -225,14 +253,26 @@ fn pair_values(config: &Config, regions: usize, words: usize) -> usize {
 
 /// Captions scored at a time in a training step, so that no tensor of the pairs exceeds what the adapter
 /// binds.
-pub fn training_tile(config: &Config, images: usize, captions: usize, regions: usize, device: &Device) -> usize {
+pub fn training_tile(
+    config: &Config,
+    images: usize,
+    captions: usize,
+    regions: usize,
+    device: &Device,
+) -> usize {
     let limit = device.gpu().map_or(usize::MAX, |g| g.facts().max_binding as usize);
     let caption = 4 * images * pair_values(config, regions, config.max_words);
     (limit / caption.max(1)).clamp(1, captions.max(1))
 }
 
 /// Images and captions of a scoring tile.
-fn tile_of(config: &Config, regions: usize, words: usize, device: &Device, asked: Option<usize>) -> (usize, usize) {
+fn tile_of(
+    config: &Config,
+    regions: usize,
+    words: usize,
+    device: &Device,
+    asked: Option<usize>,
+) -> (usize, usize) {
     let budget = match device.gpu().map(|g| g.facts()) {
         Some(facts) if facts.class == Class::Hardware => HARDWARE_TILE.min(facts.max_binding as usize),
         _ => SOFTWARE_TILE,

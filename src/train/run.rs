@@ -9,13 +9,14 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::checkpoint::{self, State};
-use super::encoded::{Encoded, training_tile};
+use super::encoded::{Encoded, captions_of, training_tile};
 use super::events::EventWriter;
 use super::metrics::MetricsLog;
 use super::model::Model;
 use super::optim::Optimizer;
 use super::options::{BertDropout, Select, TrainOptions};
 use super::rank::{Metrics, Sims};
+use super::textcache::{Captions, TextCache};
 use super::{Ending, Event, score};
 use crate::data::batches::{Batch, Sampler, SamplerOptions};
 use crate::data::dataset::{self, Dataset};
@@ -25,7 +26,6 @@ use crate::error::{Error, Kind, Result};
 use crate::gpu::{Gpu, Options};
 use crate::host::Rng;
 use crate::nn::Dropouts;
-use crate::nn::bert::Tokens;
 use crate::ops::{AdamStep, concat};
 use crate::systems::dime::{self, Path as ModelPath, Run};
 use crate::tensor::{Device, Tape, Tensor};
@@ -68,6 +68,8 @@ struct Session<'a> {
     state: State,
     dev: Dataset,
     dev_tokens: TokenTable,
+    /// Kept text states of the train and dev splits.
+    states: Option<(TextCache, TextCache)>,
     batches: Prefetch,
     steps_per_epoch: u64,
     pending: VecDeque<Pending>,
@@ -93,7 +95,8 @@ impl<'a> Session<'a> {
             limit: None,
         };
         let data = Dataset::open(&data_folder, "train", &wanted)?;
-        let dev = Dataset::open(&data_folder, "dev", &dataset::Options { limit: options.dev_limit, ..wanted })?;
+        let dev =
+            Dataset::open(&data_folder, "dev", &dataset::Options { limit: options.dev_limit, ..wanted })?;
         for set in [&data, &dev] {
             tell(Event::Notice(set.describe()));
             set.notices().iter().for_each(|n| tell(Event::Notice(n.clone())));
@@ -119,6 +122,16 @@ impl<'a> Session<'a> {
         };
         let tokens = TokenTable::new(&model.pieces, data.texts(), options.max_words);
         let dev_tokens = TokenTable::new(&model.pieces, dev.texts(), options.max_words);
+        let states = if options.cache_text {
+            let mut open = |split, data, tokens| {
+                let captions = Captions { split, data, tokens };
+                let stop = || stop.load(Ordering::Relaxed);
+                TextCache::open(&folder, &options.bert_path, &captions, &model, &device, &stop, tell)
+            };
+            Some((open("train", &data, &tokens)?, open("dev", &dev, &dev_tokens)?))
+        } else {
+            None
+        };
         let sampler = Sampler::new(
             data.captions_per_image(),
             Arc::new(tokens),
@@ -163,6 +176,7 @@ impl<'a> Session<'a> {
             state,
             dev,
             dev_tokens,
+            states,
             batches,
             steps_per_epoch,
             pending: VecDeque::new(),
@@ -238,9 +252,10 @@ impl<'a> Session<'a> {
         };
         let dropouts = (self.options.bert_dropout == Some(BertDropout::Auto))
             .then(|| Dropouts::new(Rng::of(self.options.seed, &[DROPOUT_STREAM, step]).next_u64()));
-        let (features, tokens, lengths) = upload(&self.device, batch);
+        let features = self.device.tensor([batch.n_images, batch.regions, batch.dim], &batch.images);
         let images = dime::encode_images(&run, &features);
-        let captions = dime::encode_captions(&run, &tokens, &lengths, dropouts.as_ref());
+        let states = self.states.as_ref().map(|(train, _)| train);
+        let captions = captions_of(&run, batch, states, dropouts.as_ref(), &self.device)?;
         let outcome = dime::forward(&run, &images, &captions, self.state.tile);
         let grads = tape.backward(&outcome.losses.total);
         let named: BTreeMap<String, Tensor> = self
@@ -263,7 +278,12 @@ impl<'a> Session<'a> {
         let parts = [&losses.total, &losses.rank, &losses.path, &squares].map(|t| t.detach().reshape([1]));
         let ids: Vec<String> = batch.caption_ids.iter().take(NAMED).map(ToString::to_string).collect();
         self.state.step += 1;
-        self.pending.push_back(Pending { step: self.state.step, lr, values: concat(&parts, 0), ids: ids.join(" ") });
+        self.pending.push_back(Pending {
+            step: self.state.step,
+            lr,
+            values: concat(&parts, 0),
+            ids: ids.join(" "),
+        });
         self.pairs += (batch.n_images * batch.n_captions) as u64;
         if let Some(gpu) = self.device.gpu() {
             gpu.flush().map_err(|e| self.explain(e, batch))?;
@@ -309,7 +329,13 @@ impl<'a> Session<'a> {
                 "loss": loss, "loss_rank": rank, "loss_path": path, "grad_norm": norm,
             });
             self.log.append(&row)?;
-            let scalars = [("train/loss", loss), ("train/loss_rank", rank), ("train/loss_path", path), ("train/grad_norm", norm), ("train/lr", p.lr as f32)];
+            let scalars = [
+                ("train/loss", loss),
+                ("train/loss_rank", rank),
+                ("train/loss_path", path),
+                ("train/grad_norm", norm),
+                ("train/lr", p.lr as f32),
+            ];
             self.events.scalars(p.step, &scalars)?;
             last = Some((p.step, p.lr, loss, rank, path, norm));
         }
@@ -346,9 +372,9 @@ impl<'a> Session<'a> {
 
     fn validate(&mut self, tell: &mut dyn FnMut(Event)) -> Result<()> {
         let stop = || self.stop.load(Ordering::Relaxed);
-        let scored = Encoded::new(&self.model, &self.dev, &self.dev_tokens, &self.device, &stop).and_then(|e| {
-            e.score(&self.model, &self.device, None, &stop, &mut |p| tell(score::event(p)))
-        });
+        let states = self.states.as_ref().map(|(_, dev)| dev);
+        let scored = Encoded::new(&self.model, &self.dev, &self.dev_tokens, states, &self.device, &stop)
+            .and_then(|e| e.score(&self.model, &self.device, None, &stop, &mut |p| tell(score::event(p))));
         let sims = match scored {
             // The step is done; its checkpoint must not be lost for want of a validation.
             Err(e) if e.kind() == Kind::Interrupted => return self.save(tell),
@@ -392,7 +418,13 @@ impl<'a> Session<'a> {
 
     fn save(&mut self, tell: &mut dyn FnMut(Event)) -> Result<()> {
         self.state.seconds = self.seconds();
-        checkpoint::save(&self.folder, &self.model, &self.optimizer, &self.state, self.options.trains_bert())?;
+        checkpoint::save(
+            &self.folder,
+            &self.model,
+            &self.optimizer,
+            &self.state,
+            self.options.trains_bert(),
+        )?;
         tell(Event::Saved { path: self.folder.join(checkpoint::FILE) });
         Ok(())
     }
@@ -409,17 +441,6 @@ fn nonfinite(p: &Pending, folder: &Path) -> Error {
         .at(format!("step {}", p.step))
         .found(format!("captions {} ..", p.ids))
         .cure(cure)
-}
-
-fn upload(device: &Device, batch: &Batch) -> (Tensor, Tokens, Tensor) {
-    let shape = [batch.n_captions, batch.words];
-    let tokens = Tokens {
-        ids: device.tensor(shape, &batch.ids),
-        mask: device.tensor(shape, &batch.mask),
-        types: None,
-    };
-    let features = device.tensor([batch.n_images, batch.regions, batch.dim], &batch.images);
-    (features, tokens, device.tensor([batch.n_captions], &batch.lengths))
 }
 
 /// A new run's folder: one that holds a run already is refused.
