@@ -102,6 +102,7 @@ fn write(
     let total = shape[0];
     let mut failed = None;
     let written = atomic::file(path, |out| {
+        tell(Event::Encoding { done: 0, total: total as u64 });
         out.write_all(&npy_header("<f4", &shape))?;
         for start in (0..total).step_by(ENCODE) {
             let part: Vec<usize> = (start..total.min(start + ENCODE)).collect();
