@@ -420,3 +420,25 @@ fn fuzz_checkpoints() {
         Ok(())
     });
 }
+
+#[test]
+fn configurations_that_make_no_encoder_are_refused() {
+    let source = Source::open(&checkpoints("ckpt_bert_plain_zip")[0]).expect("the fixture");
+    let refusals = [
+        ("num_hidden_layers", json!(1_000_000_000_000_u64), "too large"),
+        ("vocab_size", json!(1_u64 << 40), "too large"),
+        ("num_attention_heads", json!(0), "zero"),
+        ("intermediate_size", Json::Null, "not understood"),
+        ("hidden_size", json!("wide"), "not understood"),
+    ];
+    for (option, value, said) in refusals {
+        let mut config = bert_config();
+        config[option] = value;
+        let error = import::bert(&source, &config, bert_layout).err().expect(option).to_string();
+        assert!(error.contains(said) && error.contains("--config"), "{option}: {error}");
+    }
+    let mut config = bert_config();
+    config["intermediate_size"] = 2.into();
+    let error = import::bert(&source, &config, bert_layout).err().expect("another width").to_string();
+    assert!(error.contains("wrong shape: encoder.layer.0.intermediate.dense.weight"), "{error}");
+}
