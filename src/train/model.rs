@@ -58,7 +58,9 @@ impl Model {
         let config = dime_config(options, dim, bert)?;
         check_vocab(&pieces, &config)?;
         let specs = config.parameters();
-        let mut params = Params::begin(&specs, device, options.seed);
+        let random = |s: &&ParamSpec| pretrained.is_none() || s.role != Role::Encoder;
+        let begun: Vec<ParamSpec> = specs.iter().filter(random).cloned().collect();
+        let mut params = Params::begin(&begun, device, options.seed);
         if let Some(weights) = pretrained {
             let mut expected = config.bert_config.parameters("");
             if !weights.names().any(|name| name.starts_with("pooler.")) {
