@@ -7,6 +7,8 @@ use crossweave::data::import::{self, Imported, Source};
 use crossweave::data::pickle;
 use crossweave::data::pytorch::Checkpoint;
 use crossweave::data::weights::{self, Dtype, Entry, Weights};
+use crossweave::nn::{bert, shapes};
+use crossweave::systems::dime;
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 use std::fs;
@@ -39,6 +41,14 @@ fn checkpoints(prefix: &str) -> Vec<PathBuf> {
 fn bert_config() -> Json {
     let text = fs::read_to_string(fixture("ckpt_bert_config.json")).expect("the fixture");
     serde_json::from_str(&text).expect("its JSON")
+}
+
+fn bert_layout(config: &Json) -> crossweave::Result<import::Layout> {
+    Ok(shapes(&bert::Config::read(config)?.parameters("")))
+}
+
+fn dime_layout(config: &Json) -> crossweave::Result<import::Layout> {
+    Ok(shapes(&dime::Config::read(config)?.parameters()))
 }
 
 /// Asserts that the imported tensors are exactly those of `expected` whose names begin with `prefix`.
@@ -74,7 +84,8 @@ fn every_dime_checkpoint_is_exact() {
     let spec: Json = serde_json::from_str(&expected.metadata()["spec"]).expect("its spec");
     for path in checkpoints("ckpt_dime_") {
         let source = Source::open(&path).unwrap_or_else(|e| panic!("{e}"));
-        let imported = import::dime(&source, Some(&bert_config()), &[]).unwrap_or_else(|e| panic!("{e}"));
+        let imported =
+            import::dime(&source, Some(&bert_config()), &[], dime_layout).unwrap_or_else(|e| panic!("{e}"));
         assert_same(&path, &imported, &expected, "param.");
         let mut config = spec["config"]["opt"].clone();
         config["system"] = "dime".into();
@@ -91,7 +102,7 @@ fn every_bert_checkpoint_is_exact() {
     let expected = Weights::open(&fixture("ckpt_expected.safetensors")).expect("the fixture");
     for path in checkpoints("ckpt_bert_") {
         let source = Source::open(&path).unwrap_or_else(|e| panic!("{e}"));
-        let imported = import::bert(&source, &bert_config()).unwrap_or_else(|e| panic!("{e}"));
+        let imported = import::bert(&source, &bert_config(), bert_layout).unwrap_or_else(|e| panic!("{e}"));
         assert_same(&path, &imported, &expected, "param.txt_enc.bert.");
         let known = |name: &str| name.starts_with("cls.") || name.ends_with("position_ids");
         let heads = imported.report.ignored.iter().all(|(name, _)| known(name));
@@ -164,7 +175,7 @@ fn every_hostile_file_is_refused() {
         let started = Instant::now();
         let source = Source::open(&path);
         let refused = match &source {
-            Ok(source) => import::dime(source, Some(&bert_config()), &[]).err(),
+            Ok(source) => import::dime(source, Some(&bert_config()), &[], dime_layout).err(),
             Err(error) => Some(error.clone()),
         };
         let error = refused.unwrap_or_else(|| panic!("{name} was accepted")).to_string();
@@ -331,22 +342,26 @@ fn two_tensors_of_one_name_are_refused() {
 #[test]
 fn dime_names_the_option_it_cannot_know() {
     let source = Source::open(&fixture("ckpt_expected.safetensors")).expect("the fixture");
-    let error = import::dime(&source, Some(&bert_config()), &[]).err().expect("no sub-modules").to_string();
+    let error = import::dime(&source, Some(&bert_config()), &[], dime_layout)
+        .err()
+        .expect("no sub-modules")
+        .to_string();
     assert!(error.contains("img_enc"), "{error}");
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("model.safetensors");
     let dime = Source::open(&fixture("ckpt_dime_zip.pth.tar")).expect("the fixture");
-    let made = import::dime(&dime, Some(&bert_config()), &[]).expect("a DIME");
+    let made = import::dime(&dime, Some(&bert_config()), &[], dime_layout).expect("a DIME");
     weights::write(&file, &made.entries, &made.metadata).expect("a file");
     let bare = Source::open(&file).expect("the file");
-    let error = import::dime(&bare, None, &[]).err().expect("no BERT").to_string();
+    let error = import::dime(&bare, None, &[], dime_layout).err().expect("no BERT").to_string();
     assert!(error.contains("--config"), "{error}");
-    let error = import::dime(&bare, Some(&bert_config()), &[]).err().expect("no options").to_string();
+    let error =
+        import::dime(&bare, Some(&bert_config()), &[], dime_layout).err().expect("no options").to_string();
     assert!(error.contains("--set direction"), "{error}");
     let given = json!({"direction": "t2i", "max_words": 10, "num_head_IMRC": 2, "raw_feature_norm_CMRC": "softmax",
         "lambda_softmax_CMRC": 9.0, "use_abs": false, "no_imgnorm": false});
     let settings: Vec<(String, Json)> = given.as_object().expect("a map").clone().into_iter().collect();
-    let made = import::dime(&bare, Some(&bert_config()), &settings).expect("a DIME");
+    let made = import::dime(&bare, Some(&bert_config()), &settings, dime_layout).expect("a DIME");
     let told = ["embed_size", "img_dim", "hid_IMRC", "hid_router"].map(|option| made.config[option].as_u64());
     assert_eq!(told, [Some(8), Some(14), Some(10), Some(6)]);
 }
@@ -404,4 +419,26 @@ fn fuzz_checkpoints() {
         prop_assert!(started.elapsed() < SLOW);
         Ok(())
     });
+}
+
+#[test]
+fn configurations_that_make_no_encoder_are_refused() {
+    let source = Source::open(&checkpoints("ckpt_bert_plain_zip")[0]).expect("the fixture");
+    let refusals = [
+        ("num_hidden_layers", json!(1_000_000_000_000_u64), "too large"),
+        ("vocab_size", json!(1_u64 << 40), "too large"),
+        ("num_attention_heads", json!(0), "zero"),
+        ("intermediate_size", Json::Null, "not understood"),
+        ("hidden_size", json!("wide"), "not understood"),
+    ];
+    for (option, value, said) in refusals {
+        let mut config = bert_config();
+        config[option] = value;
+        let error = import::bert(&source, &config, bert_layout).err().expect(option).to_string();
+        assert!(error.contains(said) && error.contains("--config"), "{option}: {error}");
+    }
+    let mut config = bert_config();
+    config["intermediate_size"] = 2.into();
+    let error = import::bert(&source, &config, bert_layout).err().expect("another width").to_string();
+    assert!(error.contains("wrong shape: encoder.layer.0.intermediate.dense.weight"), "{error}");
 }

@@ -3,6 +3,8 @@
 use clap::{Args, Parser, Subcommand};
 use crossweave::data::import::{self, Imported, Source};
 use crossweave::data::{atomic, weights};
+use crossweave::nn::{bert, shapes};
+use crossweave::systems::dime;
 use crossweave::{Error, Result};
 use serde_json::Value as Json;
 use std::fs::File;
@@ -78,9 +80,11 @@ fn run(command: &Command) -> Result<()> {
         What::Bert(_) => {
             let config =
                 config.ok_or_else(|| unknown("the configuration", "--config bert_config.json", &file))?;
-            import::bert(&source, &config)?
+            import::bert(&source, &config, |json| Ok(shapes(&bert::Config::read(json)?.parameters(""))))?
         }
-        What::Dime { settings, .. } => import::dime(&source, config.as_ref(), settings)?,
+        What::Dime { settings, .. } => import::dime(&source, config.as_ref(), settings, |json| {
+            Ok(shapes(&dime::Config::read(json)?.parameters()))
+        })?,
         What::Tensors(_) => Imported { config: config.unwrap_or(Json::Null), ..import::tensors(&source)? },
     };
     let vocab = match vocab {

@@ -84,24 +84,28 @@ impl Bar {
 /// Shows the events of training and evaluation.
 pub struct Reporter {
     line: Line,
-    scoring: Option<Instant>,
+    counting: Option<Instant>,
 }
 
 impl Reporter {
     /// Silent until told.
     pub fn new() -> Self {
-        Self { line: Line::new(), scoring: None }
+        Self { line: Line::new(), counting: None }
     }
 
     /// Shows one event.
     pub fn tell(&mut self, event: Event) {
-        if !matches!(event, Event::Evaluating { .. }) {
-            self.scoring = None;
+        if !matches!(event, Event::Evaluating { .. } | Event::Encoding { .. }) {
+            self.counting = None;
         }
         match event {
             Event::Evaluating { done, total } => {
-                let started = *self.scoring.get_or_insert_with(Instant::now);
+                let started = *self.counting.get_or_insert_with(Instant::now);
                 self.line.update(scoring(done, total, started.elapsed().as_secs_f64()), false);
+            }
+            Event::Encoding { done, total } => {
+                let started = *self.counting.get_or_insert_with(Instant::now);
+                self.line.update(encoding(done, total, started.elapsed().as_secs_f64()), done == total);
             }
             event => match moving(&event) {
                 Some(text) => self.line.update(text, false),
@@ -121,6 +125,11 @@ fn scoring(done: u64, total: u64, seconds: f64) -> String {
     let percent = if total == 0 { 100.0 } else { 100.0 * done as f64 / total as f64 };
     let left = duration(total.saturating_sub(done) as f64 / rate);
     format!("scoring: {percent:.0}% of {total} pairs, {rate:.0} pairs/s, {left} left")
+}
+
+fn encoding(done: u64, total: u64, seconds: f64) -> String {
+    let left = duration(seconds * total.saturating_sub(done) as f64 / done as f64);
+    format!("text encoder: {done} of {total} captions, {left} left")
 }
 
 /// The text of an event that the next one replaces.
@@ -177,7 +186,7 @@ fn lasting(event: &Event) -> String {
             let run = run.display();
             format!("{run}: {why}, {step} steps in {}; {best}", duration(*seconds))
         }
-        Event::Step { .. } | Event::Evaluating { .. } => String::new(),
+        Event::Step { .. } | Event::Evaluating { .. } | Event::Encoding { .. } => String::new(),
     }
 }
 

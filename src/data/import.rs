@@ -1,7 +1,6 @@
 //! Turns other programs' weights into ours: original names, shapes checked against the configuration, floats
 //! as f32, and a report of what became of every tensor.
 
-use crate::data::layouts::{self, Layout, bert_parameters, dime_parameters};
 use crate::data::pytorch::Checkpoint;
 use crate::data::weights::{self, Dtype, Entry, Weights};
 use crate::{Error, Result};
@@ -12,6 +11,12 @@ use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+
+/// Names and shapes of a model's weights.
+pub type Layout = Vec<(String, Vec<usize>)>;
+
+/// The largest size a configuration can name.
+const MAX_SIZE: u64 = 1 << 24;
 
 /// How many lines of a kind a report shows before it only counts them.
 const MAX_SHOWN: usize = 60;
@@ -178,9 +183,14 @@ pub fn tensors(source: &Source) -> Result<Imported<'_>> {
 
 /// A BERT encoder: no `bert.` prefix, LayerNorm's gamma and beta as weight and bias. Heads (`cls.*`, and
 /// whatever else stands beside `bert.*`) and the `position_ids` buffer are left out; the pooler may be missing.
-pub fn bert<'a>(source: &'a Source, config: &Json) -> Result<Imported<'a>> {
+/// `layout` says what weights a configuration asks for.
+pub fn bert<'a>(
+    source: &'a Source,
+    config: &Json,
+    layout: impl FnOnce(&Json) -> Result<Layout>,
+) -> Result<Imported<'a>> {
     let place = source.path().display();
-    let mut expected = bert_parameters(config).map_err(|e| e.at(place).cure("give the right --config"))?;
+    let mut expected = layout(config).map_err(|e| e.at(place).cure("give the right --config"))?;
     let prefixed = source.shapes().any(|(name, _)| name.starts_with("bert."));
     let mut plan = Plan::default();
     for (name, _) in source.shapes() {
@@ -225,11 +235,12 @@ const TOLD: [(&str, &str, usize); 4] = [
 ];
 
 /// DIME: the authors' checkpoint, or an exported one with sub-module names. `given` is BERT's configuration
-/// or a whole DIME one; `settings` overrule single options.
+/// or a whole DIME one; `settings` overrule single options; `layout` says what weights a configuration asks for.
 pub fn dime<'a>(
     source: &'a Source,
     given: Option<&Json>,
     settings: &[(String, Json)],
+    layout: impl FnOnce(&Json) -> Result<Layout>,
 ) -> Result<Imported<'a>> {
     let mut plan = Plan::default();
     let lists = source.shapes().any(|(name, _)| name.starts_with("model."));
@@ -258,8 +269,7 @@ pub fn dime<'a>(
         shapes.get(old).copied()
     };
     let config = dime_config(source, given, settings, shape_of).map_err(|e| e.at(&place))?;
-    let expected =
-        dime_parameters(&config).map_err(|e| e.at(&place).cure("give it in --config, or by --set"))?;
+    let expected = layout(&config).map_err(|e| e.at(&place).cure("give it in --config, or by --set"))?;
     plan.check(source, &expected)?;
     plan.metadata = progress(source);
     plan.run(source, config)
@@ -332,7 +342,7 @@ fn dime_config<'s>(
     }
     config.insert("system".into(), "dime".into());
     let config = Json::Object(config);
-    let (width, heads) = (layouts::size(&config, "embed_size")?, layouts::size(&config, "num_head_IMRC")?);
+    let (width, heads) = (size(&config, "embed_size")?, size(&config, "num_head_IMRC")?);
     if width % heads != 0 {
         let error = Error::new("`num_head_IMRC` does not divide `embed_size`");
         return Err(error
@@ -340,6 +350,17 @@ fn dime_config<'s>(
             .cure("give it: --set num_head_IMRC=N"));
     }
     Ok(config)
+}
+
+/// A size of a configuration: a whole number from 1.
+fn size(config: &Json, option: &str) -> Result<usize> {
+    let value = config.get(option).unwrap_or(&Json::Null);
+    let size = value.as_u64().filter(|n| (1..=MAX_SIZE).contains(n));
+    size.map(|n| n as usize).ok_or_else(|| {
+        let error = Error::new(format!("`{option}` is not known, or no size"));
+        let found = if value.is_null() { "nothing".to_string() } else { value.to_string() };
+        error.expected(format!("a whole number from 1 to {MAX_SIZE}")).found(found)
+    })
 }
 
 /// Which tensors are taken, and under which names.

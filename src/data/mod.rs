@@ -8,7 +8,6 @@ pub mod check;
 pub mod dataset;
 pub mod features;
 pub mod import;
-pub mod layouts;
 pub mod pickle;
 pub mod prefetch;
 pub mod pytorch;

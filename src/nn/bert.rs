@@ -9,6 +9,10 @@ use crate::error::{Error, Result};
 use crate::ops::{Act, Expr, map};
 use crate::tensor::Tensor;
 
+/// Layers and sizes past which a configuration is a slip or hostile: its parameters could not even be listed.
+const MAX_LAYERS: usize = 1000;
+const MAX_SIZE: usize = 1 << 24;
+
 /// `bert_config.json`, or a `config.json` of the family.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Config {
@@ -78,6 +82,9 @@ impl Config {
         if sizes.contains(&0) {
             return wrong("a size is zero", format!("{self:?}"));
         }
+        if self.num_hidden_layers > MAX_LAYERS || sizes.iter().any(|n| *n > MAX_SIZE) {
+            return wrong("a size is too large for any encoder", format!("{self:?}"));
+        }
         if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             return wrong(
                 "the heads do not divide the width",
@@ -88,6 +95,17 @@ impl Config {
             return wrong("only the exact gelu is known", format!("hidden_act {}", self.hidden_act));
         }
         Ok(())
+    }
+
+    /// Reads a configuration and checks it.
+    ///
+    /// # Errors
+    /// An option that is missing or of another type, and as [`Config::check`].
+    pub fn read(json: &serde_json::Value) -> Result<Self> {
+        let config = Self::deserialize(json)
+            .map_err(|e| Error::new(format!("the BERT configuration is not understood: {e}")))?;
+        config.check()?;
+        Ok(config)
     }
 
     /// The encoder's parameters behind `prefix`, in the order of the original state dict.

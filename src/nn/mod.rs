@@ -5,7 +5,7 @@ mod params;
 
 use crate::ops::{Act, sum_of};
 use crate::tensor::Tensor;
-pub use params::{Init, Layout, ParamSpec, Params, Role, Scope, layout};
+pub use params::{Init, Layout, ParamSpec, Params, Role, Scope, layout, shapes};
 
 /// `act(x wᵀ + b)` with the scope's `weight` and `bias`.
 pub fn linear(scope: &Scope, x: &Tensor, act: Act) -> Tensor {

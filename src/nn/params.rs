@@ -45,6 +45,11 @@ pub struct ParamSpec {
     pub role: Role,
 }
 
+/// The parameters' names and shapes.
+pub fn shapes(specs: &[ParamSpec]) -> Vec<(String, Vec<usize>)> {
+    specs.iter().map(|s| (s.name.clone(), s.shape.dims().to_vec())).collect()
+}
+
 /// Lists a model's parameters under nested names.
 #[derive(Debug, Default)]
 pub struct Layout(Vec<ParamSpec>);

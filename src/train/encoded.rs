@@ -1,11 +1,13 @@
 //! A split encoded once, and all its pairs scored in tiles.
 
 use super::model::Model;
-use crate::data::batches::{BatchPlan, assemble};
+use super::textcache::TextCache;
+use crate::data::batches::{Batch, BatchPlan, assemble};
 use crate::data::dataset::Dataset;
 use crate::data::tokenizer::TokenTable;
 use crate::error::{Error, Kind, Result};
 use crate::gpu::Class;
+use crate::nn::Dropouts;
 use crate::nn::bert::Tokens;
 use crate::systems::dime::{self, Captions, Config, Direction, Images, Path, Run, Taps};
 use crate::tensor::{Device, Tensor};
@@ -34,7 +36,8 @@ pub fn evaluation<'a>(model: &'a Model, taps: Option<&'a Taps>) -> Run<'a> {
 }
 
 impl Encoded {
-    /// Encodes every image and caption of a split; `stop` ends it between batches.
+    /// Encodes every image and caption of a split, captions from `states` where those are kept; `stop` ends it
+    /// between batches.
     ///
     /// # Errors
     /// Features that cannot be read, what the device reports, or `stop`.
@@ -42,6 +45,7 @@ impl Encoded {
         model: &Model,
         data: &Dataset,
         tokens: &TokenTable,
+        states: Option<&TextCache>,
         device: &Device,
         stop: &dyn Fn() -> bool,
     ) -> Result<Self> {
@@ -69,14 +73,7 @@ impl Encoded {
             interrupted(stop)?;
             let captions: Vec<usize> = (start..data.captions().min(start + ENCODE)).collect();
             let batch = assemble(data, tokens, &BatchPlan { captions, images: Vec::new() })?;
-            let shape = [batch.n_captions, batch.words];
-            let input = Tokens {
-                ids: device.tensor(shape, &batch.ids),
-                mask: device.tensor(shape, &batch.mask),
-                types: None,
-            };
-            let lengths = device.tensor([batch.n_captions], &batch.lengths);
-            let encoded = dime::encode_captions(&run, &input, &lengths, None);
+            let encoded = captions_of(&run, &batch, states, None, device)?;
             all.words.extend(encoded.words.to_vec()?);
             all.sentences.extend(encoded.sentence.to_vec()?);
             all.lengths.extend(batch.lengths);
@@ -199,6 +196,30 @@ impl Encoded {
         }
         Ok(shares)
     }
+}
+
+/// A batch's captions, encoded from their tokens or from the states kept of them.
+///
+/// # Errors
+/// States that cannot be read.
+pub fn captions_of(
+    run: &Run,
+    batch: &Batch,
+    states: Option<&TextCache>,
+    dropouts: Option<&Dropouts>,
+    device: &Device,
+) -> Result<Captions> {
+    let lengths = device.tensor([batch.n_captions], &batch.lengths);
+    if let Some(states) = states {
+        return Ok(dime::encode_states(run, &states.upload(&batch.caption_ids, device)?, &lengths));
+    }
+    let shape = [batch.n_captions, batch.words];
+    let tokens = Tokens {
+        ids: device.tensor(shape, &batch.ids),
+        mask: device.tensor(shape, &batch.mask),
+        types: None,
+    };
+    Ok(dime::encode_captions(run, &tokens, &lengths, dropouts))
 }
 
 /// What scoring tells while it runs.

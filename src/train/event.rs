@@ -76,6 +76,13 @@ pub enum Event {
         /// Where.
         path: PathBuf,
     },
+    /// A frozen text encoder runs over the captions, for the cache of its states.
+    Encoding {
+        /// Captions encoded.
+        done: u64,
+        /// Captions in all.
+        total: u64,
+    },
     /// Pairs are being scored.
     Evaluating {
         /// Pairs scored.

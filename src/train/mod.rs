@@ -12,5 +12,6 @@ pub mod rank;
 pub mod run;
 pub mod score;
 pub mod sims;
+pub mod textcache;
 
 pub use event::{Ending, Event};

@@ -13,7 +13,7 @@ use crate::data::atomic;
 use crate::data::tokenizer::{WordPiece, build_vocab};
 use crate::data::weights::{self, Dtype, Entry, Weights};
 use crate::error::{Error, Result};
-use crate::nn::{ParamSpec, Params, Role, bert};
+use crate::nn::{ParamSpec, Params, Role, bert, shapes};
 use crate::systems::dime::{AttentionNorm, Config, Direction};
 use crate::tensor::Device;
 
@@ -56,12 +56,17 @@ impl Model {
             }
         };
         let config = dime_config(options, dim, bert)?;
+        check_vocab(&pieces, &config)?;
         let specs = config.parameters();
         let random = |s: &&ParamSpec| pretrained.is_none() || s.role != Role::Encoder;
         let begun: Vec<ParamSpec> = specs.iter().filter(random).cloned().collect();
         let mut params = Params::begin(&begun, device, options.seed);
         if let Some(weights) = pretrained {
-            let expected = config.bert_config.parameters("");
+            let mut expected = config.bert_config.parameters("");
+            if !weights.names().any(|name| name.starts_with("pooler.")) {
+                // Many encoders come without it, and nothing here uses it.
+                expected.retain(|spec| !spec.name.starts_with("pooler."));
+            }
             fill(&weights, &expected, &|name| format!("txt_enc.bert.{name}"), &mut params, device)?;
         }
         Ok(Self { config, specs, params, pieces })
@@ -151,9 +156,7 @@ pub(super) fn fill(
     params: &mut Params,
     device: &Device,
 ) -> Result<()> {
-    let expected: Vec<(String, Vec<usize>)> =
-        specs.iter().map(|s| (s.name.clone(), s.shape.dims().to_vec())).collect();
-    weights::check(weights.path().display(), &expected, weights.shapes())?;
+    weights::check(weights.path().display(), &shapes(specs), weights.shapes())?;
     for spec in specs {
         let values = if spec.role == Role::Counter && weights.dtype(&spec.name) != Some(Dtype::F32) {
             weights.ints(&spec.name)?.iter().map(|v| *v as f32).collect()
@@ -278,10 +281,7 @@ pub fn read_description(folder: &Path) -> Result<Value> {
 /// As [`read_description`], and options that are missing or make no model.
 pub fn read_config(folder: &Path) -> Result<Config> {
     let place = folder.join("config.json");
-    let config: Config = serde_json::from_value(read_description(folder)?)
-        .map_err(|e| Error::new(format!("the configuration is not understood: {e}")).at(place.display()))?;
-    config.check().map_err(|e| e.at(place.display()))?;
-    Ok(config)
+    Config::read(&read_description(folder)?).map_err(|e| e.at(place.display()))
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {

@@ -9,13 +9,14 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::checkpoint::{self, State};
-use super::encoded::{Encoded, training_tile};
+use super::encoded::{Encoded, captions_of, training_tile};
 use super::events::EventWriter;
 use super::metrics::MetricsLog;
 use super::model::Model;
 use super::optim::Optimizer;
 use super::options::{BertDropout, Select, TrainOptions};
 use super::rank::{Metrics, Sims};
+use super::textcache::{Captions, TextCache};
 use super::{Ending, Event, score};
 use crate::data::batches::{Batch, Sampler, SamplerOptions};
 use crate::data::dataset::{self, Dataset};
@@ -25,7 +26,6 @@ use crate::error::{Error, Kind, Result};
 use crate::gpu::{Gpu, Options};
 use crate::host::Rng;
 use crate::nn::Dropouts;
-use crate::nn::bert::Tokens;
 use crate::ops::{AdamStep, concat};
 use crate::systems::dime::{self, Path as ModelPath, Run};
 use crate::tensor::{Device, Tape, Tensor};
@@ -76,6 +76,8 @@ struct Session<'a> {
     state: State,
     dev: Dataset,
     dev_tokens: TokenTable,
+    /// Kept text states of the train and dev splits.
+    states: Option<(TextCache, TextCache)>,
     batches: Prefetch,
     steps_per_epoch: u64,
     pending: VecDeque<Pending>,
@@ -128,6 +130,16 @@ impl<'a> Session<'a> {
         };
         let tokens = TokenTable::new(&model.pieces, data.texts(), options.max_words);
         let dev_tokens = TokenTable::new(&model.pieces, dev.texts(), options.max_words);
+        let states = if options.cache_text {
+            let mut open = |split, data, tokens| {
+                let captions = Captions { split, data, tokens };
+                let stop = || stop.load(Ordering::Relaxed);
+                TextCache::open(&folder, &options.bert_path, &captions, &model, &device, &stop, tell)
+            };
+            Some((open("train", &data, &tokens)?, open("dev", &dev, &dev_tokens)?))
+        } else {
+            None
+        };
         let sampler = Sampler::new(
             data.captions_per_image(),
             Arc::new(tokens),
@@ -172,6 +184,7 @@ impl<'a> Session<'a> {
             state,
             dev,
             dev_tokens,
+            states,
             batches,
             steps_per_epoch,
             pending: VecDeque::new(),
@@ -247,9 +260,10 @@ impl<'a> Session<'a> {
         };
         let dropouts = (self.options.bert_dropout == Some(BertDropout::Auto))
             .then(|| Dropouts::new(Rng::of(self.options.seed, &[DROPOUT_STREAM, step]).next_u64()));
-        let (features, tokens, lengths) = upload(&self.device, batch);
+        let features = self.device.tensor([batch.n_images, batch.regions, batch.dim], &batch.images);
         let images = dime::encode_images(&run, &features);
-        let captions = dime::encode_captions(&run, &tokens, &lengths, dropouts.as_ref());
+        let states = self.states.as_ref().map(|(train, _)| train);
+        let captions = captions_of(&run, batch, states, dropouts.as_ref(), &self.device)?;
         let outcome = dime::forward(&run, &images, &captions, self.state.tile);
         let grads = tape.backward(&outcome.losses.total);
         let named: BTreeMap<String, Tensor> = self
@@ -366,7 +380,8 @@ impl<'a> Session<'a> {
 
     fn validate(&mut self, tell: &mut dyn FnMut(Event)) -> Result<()> {
         let stop = || self.stop.load(Ordering::Relaxed);
-        let scored = Encoded::new(&self.model, &self.dev, &self.dev_tokens, &self.device, &stop)
+        let states = self.states.as_ref().map(|(_, dev)| dev);
+        let scored = Encoded::new(&self.model, &self.dev, &self.dev_tokens, states, &self.device, &stop)
             .and_then(|e| e.score(&self.model, &self.device, None, &stop, &mut |p| tell(score::event(p))));
         let sims = match scored {
             // The step is done; its checkpoint must not be lost for want of a validation.
@@ -434,17 +449,6 @@ fn nonfinite(p: &Pending, folder: &Path) -> Error {
         .at(format!("step {}", p.step))
         .found(format!("captions {} ..", p.ids))
         .cure(cure)
-}
-
-fn upload(device: &Device, batch: &Batch) -> (Tensor, Tokens, Tensor) {
-    let shape = [batch.n_captions, batch.words];
-    let tokens = Tokens {
-        ids: device.tensor(shape, &batch.ids),
-        mask: device.tensor(shape, &batch.mask),
-        types: None,
-    };
-    let features = device.tensor([batch.n_images, batch.regions, batch.dim], &batch.images);
-    (features, tokens, device.tensor([batch.n_captions], &batch.lengths))
 }
 
 /// A new run's folder: one that holds a run already is refused.

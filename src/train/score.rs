@@ -121,7 +121,7 @@ impl<'a> Split<'a> {
                 .found(data.dim()));
         }
         let tokens = TokenTable::new(&model.pieces, data.texts(), model.config.max_words);
-        let encoded = Encoded::new(&model, &data, &tokens, device, &|| stop.load(Ordering::Relaxed))?;
+        let encoded = Encoded::new(&model, &data, &tokens, None, device, &|| stop.load(Ordering::Relaxed))?;
         Ok(Self { model, data, encoded, folder, device })
     }
 

@@ -72,7 +72,7 @@ impl Matrix {
             Scores::F32(_) => ("<f4", self.captions()),
             Scores::F64(_) => ("<f8", self.captions()),
         };
-        let header = header(kind, self.images, captions);
+        let header = npy_header(kind, &[self.images, captions]);
         atomic::file(path, |out| {
             out.write_all(&header)?;
             match &self.scores {
@@ -176,9 +176,11 @@ fn numbers(reader: &mut impl Read, element: Element, n: usize) -> std::io::Resul
     Ok(if element == Element::F64 { Scores::F64(wide) } else { Scores::F32(narrow) })
 }
 
-/// A version 1 header, padded so that the numbers start at a multiple of 64 bytes.
-fn header(kind: &str, rows: usize, columns: usize) -> Vec<u8> {
-    let text = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': ({rows}, {columns}), }}");
+/// A version 1 header of an array of at least two dimensions, padded so that the numbers start at a multiple of 64 bytes.
+pub(super) fn npy_header(kind: &str, shape: &[usize]) -> Vec<u8> {
+    let shape: Vec<String> = shape.iter().map(usize::to_string).collect();
+    let shape = shape.join(", ");
+    let text = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': ({shape}), }}");
     let length = (10 + text.len() + 1).next_multiple_of(64) - 10;
     let mut header = b"\x93NUMPY\x01\x00".to_vec();
     // The text is far below the 65,535 bytes that two bytes can say.

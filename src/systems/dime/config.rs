@@ -31,6 +31,9 @@ pub enum AttentionNorm {
     NoNorm,
 }
 
+/// Sizes past this are slips or hostile, and their products would overflow.
+const MAX_SIZE: usize = 1 << 24;
+
 /// What determines the model and its loss.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(non_snake_case, reason = "the authors' option names are the file format")]
@@ -58,18 +61,40 @@ pub struct Config {
     /// The image vector is not normalised.
     pub no_imgnorm: bool,
     /// Margin of the hinge loss.
+    #[serde(default = "margin")]
     pub margin: f64,
     /// Hardest negatives only.
+    #[serde(default = "always")]
     pub max_violation: bool,
     /// Weight of the path regularisation.
+    #[serde(default = "trade_off")]
     pub trade_off: f64,
     /// The option that divides the path loss.
+    #[serde(default = "batch_size")]
     pub batch_size: usize,
     /// Width of the path embedding.
     #[serde(default = "path_hid")]
     pub path_hid: usize,
     /// The text encoder.
     pub bert_config: bert::Config,
+}
+
+// The authors' defaults of what scoring does not need: an imported checkpoint may not tell.
+
+fn margin() -> f64 {
+    0.2
+}
+
+fn always() -> bool {
+    true
+}
+
+fn trade_off() -> f64 {
+    0.5
+}
+
+fn batch_size() -> usize {
+    32
 }
 
 fn path_hid() -> usize {
@@ -96,6 +121,12 @@ impl Config {
         if let Some((name, _)) = sizes.iter().find(|(_, n)| *n == 0) {
             return Err(Error::new("a size is zero").at(name).expected("at least 1").found(0));
         }
+        if let Some((name, size)) = sizes.iter().find(|(_, n)| *n > MAX_SIZE) {
+            return Err(Error::new("a size is too large")
+                .at(name)
+                .expected(format!("at most {MAX_SIZE}"))
+                .found(size));
+        }
         if !self.embed_size.is_multiple_of(self.num_head_IMRC) {
             return Err(Error::new("the heads do not divide the embedding")
                 .at("num_head_IMRC")
@@ -110,6 +141,17 @@ impl Config {
                 .cure("lower --max_words"));
         }
         Ok(())
+    }
+
+    /// Reads a configuration and checks it.
+    ///
+    /// # Errors
+    /// An option that is missing or of another type, and as [`Config::check`].
+    pub fn read(json: &serde_json::Value) -> Result<Self> {
+        let config = Self::deserialize(json)
+            .map_err(|e| Error::new(format!("the configuration is not understood: {e}")))?;
+        config.check()?;
+        Ok(config)
     }
 
     /// Every parameter, named as in the authors' state dicts behind `img_enc`, `txt_enc` and `itr_module`.

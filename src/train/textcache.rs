@@ -1,0 +1,191 @@
+//! The states of a frozen text encoder, computed once per caption and kept in the run's folder.
+//!
+//! A cache is a `.npy` array `[captions, words, hidden]` of f32. What it was computed from is part of its name,
+//! so a file of other weights, captions or lengths is never taken up; it appears whole or not at all.
+
+use std::fs::File;
+use std::hash::{DefaultHasher, Hasher};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use super::Event;
+use super::model::Model;
+use super::sims::npy_header;
+use crate::data::atomic;
+use crate::data::batches::{BatchPlan, assemble};
+use crate::data::dataset::Dataset;
+use crate::data::features::Features;
+use crate::data::tokenizer::TokenTable;
+use crate::error::{Error, Kind, Result};
+use crate::nn::bert::{self, Tokens};
+use crate::tensor::{Device, Tensor};
+
+/// Captions encoded at a time.
+const ENCODE: usize = 64;
+/// Bytes hashed at a time.
+const CHUNK: usize = 1 << 16;
+
+/// A split's captions to be encoded.
+pub struct Captions<'a> {
+    /// The split's name.
+    pub split: &'a str,
+    /// The split.
+    pub data: &'a Dataset,
+    /// Its tokens.
+    pub tokens: &'a TokenTable,
+}
+
+/// The encoder's last states of a split's captions, read from a mapped file.
+#[derive(Debug)]
+pub struct TextCache(Features);
+
+impl TextCache {
+    /// Opens the run's file of these captions, or makes it with the model's text encoder, whose weights and
+    /// configuration came from the folder `bert`. `stop` ends the making between batches.
+    ///
+    /// # Errors
+    /// A file that cannot be read or written, what the device reports, states that are not finite, or `stop`.
+    pub fn open(
+        run: &Path,
+        bert: &Path,
+        captions: &Captions,
+        model: &Model,
+        device: &Device,
+        stop: &dyn Fn() -> bool,
+        tell: &mut dyn FnMut(Event),
+    ) -> Result<Self> {
+        let name = format!("text-{}-", captions.split);
+        let path = run.join(format!("{name}{:016x}.npy", key(bert, captions.tokens)?));
+        let shape = [captions.tokens.len(), captions.tokens.words(), model.config.bert_config.hidden_size];
+        if path.exists() {
+            match Features::open(&path) {
+                Ok(file) if [file.len(), file.regions(), file.dim()] == shape => {
+                    tell(Event::Notice(format!(
+                        "text states of {} are in {}",
+                        captions.split,
+                        path.display()
+                    )));
+                    return Ok(Self(file));
+                }
+                Ok(_) => tell(Event::Notice(format!("{} has another shape: made anew", path.display()))),
+                Err(e) => tell(Event::Notice(format!("{e}; made anew"))),
+            }
+        }
+        remove_stale(run, &name)?;
+        write(&path, shape, captions, model, device, stop, tell)?;
+        Ok(Self(Features::open(&path)?))
+    }
+
+    /// The states `[captions, words, hidden]` of some captions, on the device.
+    ///
+    /// # Errors
+    /// A file that shrank, a caption it does not have, states that are not finite.
+    pub fn upload(&self, captions: &[usize], device: &Device) -> Result<Tensor> {
+        let shape = [captions.len(), self.0.regions(), self.0.dim()];
+        let mut values = Vec::with_capacity(shape.iter().product());
+        for &caption in captions {
+            self.0.read(caption, &mut values)?;
+        }
+        Ok(device.tensor(shape, &values))
+    }
+}
+
+fn write(
+    path: &Path,
+    shape: [usize; 3],
+    captions: &Captions,
+    model: &Model,
+    device: &Device,
+    stop: &dyn Fn() -> bool,
+    tell: &mut dyn FnMut(Event),
+) -> Result<()> {
+    let total = shape[0];
+    let mut failed = None;
+    let written = atomic::file(path, |out| {
+        tell(Event::Encoding { done: 0, total: total as u64 });
+        out.write_all(&npy_header("<f4", &shape))?;
+        for start in (0..total).step_by(ENCODE) {
+            let part: Vec<usize> = (start..total.min(start + ENCODE)).collect();
+            let done = (start + part.len()) as u64;
+            let states = if stop() {
+                Err(Error::of(Kind::Interrupted, "interrupted"))
+            } else {
+                states(captions, part, model, device)
+            };
+            match states {
+                Ok(values) => values.iter().try_for_each(|v| out.write_all(&v.to_le_bytes()))?,
+                Err(e) => {
+                    failed = Some(e);
+                    return Err(io::Error::other("no states"));
+                }
+            }
+            tell(Event::Encoding { done, total: total as u64 });
+        }
+        Ok(())
+    });
+    failed.map_or(written, Err)
+}
+
+fn states(captions: &Captions, part: Vec<usize>, model: &Model, device: &Device) -> Result<Vec<f32>> {
+    let batch = assemble(captions.data, captions.tokens, &BatchPlan { captions: part, images: Vec::new() })?;
+    let shape = [batch.n_captions, batch.words];
+    let tokens = Tokens {
+        ids: device.tensor(shape, &batch.ids),
+        mask: device.tensor(shape, &batch.mask),
+        types: None,
+    };
+    let scope = model.params.root().sub("txt_enc").sub("bert");
+    let values = bert::encode(&scope, &model.config.bert_config, &tokens, None).last().to_vec()?;
+    if values.iter().all(|v| v.is_finite()) {
+        return Ok(values);
+    }
+    Err(Error::of(Kind::NonFinite, "the text encoder gives states that are NaN or infinite")
+        .at(format!("captions {} to {}", batch.caption_ids[0], batch.caption_ids[batch.n_captions - 1]))
+        .cure("give another --bert_path"))
+}
+
+/// What states follow from: the encoder's weights and configuration, and the captions' tokens (thus the
+/// vocabulary and the captions' length), besides this program.
+fn key(bert: &Path, tokens: &TokenTable) -> Result<u64> {
+    // The default keys are fixed; another algorithm in a later Rust makes files anew, no more.
+    let mut hasher = DefaultHasher::new();
+    hasher.write(env!("CARGO_PKG_VERSION").as_bytes());
+    for name in ["model.safetensors", "config.json"] {
+        hash_file(&bert.join(name), &mut hasher)?;
+    }
+    hasher.write_usize(tokens.words());
+    for caption in 0..tokens.len() {
+        hasher.write_usize(tokens.length(caption));
+        tokens.ids(caption).iter().for_each(|id| hasher.write_u32(*id));
+    }
+    Ok(hasher.finish())
+}
+
+fn hash_file(path: &Path, hasher: &mut DefaultHasher) -> Result<()> {
+    let io = |e| Error::io("read the text encoder", path, &e);
+    let mut file = File::open(path).map_err(io)?;
+    let (mut chunk, mut length) = (vec![0; CHUNK], 0);
+    loop {
+        let n = file.read(&mut chunk).map_err(io)?;
+        if n == 0 {
+            hasher.write_usize(length);
+            return Ok(());
+        }
+        hasher.write(&chunk[..n]);
+        length += n;
+    }
+}
+
+/// Removes the split's caches of other encoders or captions: they are large, and nothing will read them.
+fn remove_stale(run: &Path, name: &str) -> Result<()> {
+    let entries = std::fs::read_dir(run).map_err(|e| Error::io("look into the run's folder", run, &e))?;
+    let paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    for path in paths {
+        let file = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        let key = file.strip_prefix(name).and_then(|rest| rest.strip_suffix(".npy"));
+        if key.is_some_and(|key| key.len() == 16 && key.bytes().all(|b| b.is_ascii_hexdigit())) {
+            std::fs::remove_file(&path).map_err(|e| Error::io("remove the stale text states", &path, &e))?;
+        }
+    }
+    Ok(())
+}
