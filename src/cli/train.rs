@@ -1,12 +1,24 @@
 //! `crossweave train`.
 
+use std::path::Path;
 use std::sync::atomic::Ordering;
 
+use super::plot::{self, Curve};
 use super::progress::Reporter;
 use super::{Verdict, interrupt, note};
 use crate::error::Result;
 use crate::train::options::TrainOptions;
-use crate::train::run;
+use crate::train::{Event, metrics, run};
+
+const LOSSES: [(&str, &str); 3] = [("loss", "loss"), ("loss_rank", "rank"), ("loss_path", "path")];
+const RECALLS: [(&str, &str); 6] = [
+    ("val.i2t.r1", "i2t R@1"),
+    ("val.i2t.r5", "i2t R@5"),
+    ("val.i2t.r10", "i2t R@10"),
+    ("val.t2i.r1", "t2i R@1"),
+    ("val.t2i.r5", "t2i R@5"),
+    ("val.t2i.r10", "t2i R@10"),
+];
 
 /// Trains.
 ///
@@ -19,8 +31,34 @@ pub fn run(options: TrainOptions) -> Result<Verdict> {
     }
     let stop = interrupt::watch()?;
     let mut reporter = Reporter::new();
-    let trained = run::train(&options, stop, &mut |event| reporter.tell(event));
+    let mut folder = None;
+    let trained = run::train(&options, stop, &mut |event| {
+        if let Event::Start { run, .. } = &event {
+            folder = Some(run.clone());
+        }
+        let validated = matches!(event, Event::Validation { .. });
+        reporter.tell(event);
+        if let (true, Some(folder)) = (validated, &folder) {
+            draw(folder);
+        }
+    });
     reporter.finish();
+    if let Some(folder) = &folder {
+        draw(folder);
+    }
     trained?;
     Ok(if stop.load(Ordering::Relaxed) { Verdict::Stopped } else { Verdict::Good })
+}
+
+/// Draws the run's curves anew. Training goes on without them: a failure is only told.
+fn draw(folder: &Path) {
+    let drawn = metrics::read(&folder.join("metrics.jsonl")).and_then(|rows| {
+        let curve = |(key, label): &(&str, &str)| Curve::from_rows(&rows, key, *label);
+        let losses: Vec<Curve> = LOSSES.iter().map(curve).collect();
+        let recalls: Vec<Curve> = RECALLS.iter().map(curve).collect();
+        plot::write(&folder.join("curves.svg"), &losses, &recalls)
+    });
+    if let Err(error) = drawn {
+        note("warning", &error.to_string());
+    }
 }

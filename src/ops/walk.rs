@@ -347,7 +347,10 @@ pub(super) fn fill(template: &str, parts: &[(&str, &str)]) -> String {
 
 /// The functions of formulas, over one number or four.
 pub(super) fn pointwise(vector: bool) -> String {
-    let alias =
-        if vector { "alias T = vec4<f32>;\nalias I = vec4<i32>;\nalias U = vec4<u32>;" } else { "alias T = f32;\nalias I = i32;\nalias U = u32;" };
+    let alias = if vector {
+        "alias T = vec4<f32>;\nalias I = vec4<i32>;\nalias U = vec4<u32>;"
+    } else {
+        "alias T = f32;\nalias I = i32;\nalias U = u32;"
+    };
     fill(include_str!("../../shaders/pointwise.wgsl"), &[("type", alias)])
 }

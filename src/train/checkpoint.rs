@@ -46,7 +46,13 @@ impl State {
 ///
 /// # Errors
 /// What the device reports; a file that cannot be written, in which case the former one stays.
-pub fn save(folder: &Path, model: &Model, optimizer: &Optimizer, state: &State, with_bert: bool) -> Result<()> {
+pub fn save(
+    folder: &Path,
+    model: &Model,
+    optimizer: &Optimizer,
+    state: &State,
+    with_bert: bool,
+) -> Result<()> {
     let mut state = state.clone();
     let values = model.values(|role| with_bert || role != Role::Encoder)?;
     let mut entries: Vec<Entry> = values.iter().map(|(spec, v)| entry(spec, v)).collect();
@@ -81,7 +87,10 @@ pub fn load(
     let state: State =
         serde_json::from_str(text).map_err(|e| broken(format!("the state is not understood: {e}")))?;
     if state.version > VERSION {
-        return Err(broken(format!("the state has version {}, written by a newer crossweave", state.version)));
+        return Err(broken(format!(
+            "the state has version {}, written by a newer crossweave",
+            state.version
+        )));
     }
     let mut expected: Vec<(String, Vec<usize>)> = Vec::new();
     for spec in model.specs.iter().filter(|s| with_bert || s.role != Role::Encoder) {

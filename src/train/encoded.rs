@@ -139,7 +139,8 @@ impl Encoded {
                     if let Some(gpu) = device.gpu() {
                         gpu.trim();
                     }
-                    (down, across) = if down >= across { (down.div_ceil(2), across) } else { (down, across.div_ceil(2)) };
+                    (down, across) =
+                        if down >= across { (down.div_ceil(2), across) } else { (down, across.div_ceil(2)) };
                     tell(Progress::Smaller { images: down, captions: across });
                     continue;
                 }
@@ -175,7 +176,13 @@ impl Encoded {
     ///
     /// # Errors
     /// What the device reports.
-    pub fn paths(&self, model: &Model, device: &Device, image: usize, caption: usize) -> Result<[[f32; 4]; 3]> {
+    pub fn paths(
+        &self,
+        model: &Model,
+        device: &Device,
+        image: usize,
+        caption: usize,
+    ) -> Result<[[f32; 4]; 3]> {
         let taps = Taps::default();
         let run = evaluation(model, Some(&taps));
         dime::interact(&run, &self.image_tile(device, image, 1), &self.caption_tile(device, caption, 1));
@@ -225,14 +232,26 @@ fn pair_values(config: &Config, regions: usize, words: usize) -> usize {
 
 /// Captions scored at a time in a training step, so that no tensor of the pairs exceeds what the adapter
 /// binds.
-pub fn training_tile(config: &Config, images: usize, captions: usize, regions: usize, device: &Device) -> usize {
+pub fn training_tile(
+    config: &Config,
+    images: usize,
+    captions: usize,
+    regions: usize,
+    device: &Device,
+) -> usize {
     let limit = device.gpu().map_or(usize::MAX, |g| g.facts().max_binding as usize);
     let caption = 4 * images * pair_values(config, regions, config.max_words);
     (limit / caption.max(1)).clamp(1, captions.max(1))
 }
 
 /// Images and captions of a scoring tile.
-fn tile_of(config: &Config, regions: usize, words: usize, device: &Device, asked: Option<usize>) -> (usize, usize) {
+fn tile_of(
+    config: &Config,
+    regions: usize,
+    words: usize,
+    device: &Device,
+    asked: Option<usize>,
+) -> (usize, usize) {
     let budget = match device.gpu().map(|g| g.facts()) {
         Some(facts) if facts.class == Class::Hardware => HARDWARE_TILE.min(facts.max_binding as usize),
         _ => SOFTWARE_TILE,

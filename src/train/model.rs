@@ -43,7 +43,8 @@ impl Model {
     pub fn begin(options: &TrainOptions, dim: usize, captions: &[String], device: &Device) -> Result<Self> {
         let (pieces, bert, pretrained) = match options.bert_init {
             BertInit::Random => {
-                let pieces = WordPiece::from_vocab(build_vocab(captions, options.vocab_size.unwrap_or(2000)))?;
+                let pieces =
+                    WordPiece::from_vocab(build_vocab(captions, options.vocab_size.unwrap_or(2000)))?;
                 let config = random_bert(options, pieces.size())?;
                 (pieces, config, None)
             }
@@ -64,6 +65,28 @@ impl Model {
         Ok(Self { config, specs, params, pieces })
     }
 
+    /// Checks that this model is the one a run was begun with, and takes its vocabulary.
+    ///
+    /// # Errors
+    /// Another configuration, as from changed data or another text encoder; no vocabulary there.
+    pub fn resume(&mut self, folder: &Path) -> Result<()> {
+        let [own, begun] = [&self.config, &read_config(folder)?]
+            .map(|config| serde_json::to_value(config).expect("a configuration is plain data"));
+        if own != begun {
+            let differing = |of: &Value, other: &Value| -> String {
+                let fields = of.as_object().into_iter().flatten().filter(|(name, v)| other[*name] != **v);
+                fields.map(|(name, v)| format!("{name} {v}")).collect::<Vec<_>>().join(", ")
+            };
+            return Err(Error::new("the data or the text encoder are not those that the run was begun with")
+                .at(folder.display())
+                .expected(differing(&begun, &own))
+                .found(differing(&own, &begun))
+                .cure("give the run its own data and --bert_path, or begin a new run"));
+        }
+        self.pieces = WordPiece::open(&folder.join("vocab.txt"))?;
+        check_vocab(&self.pieces, &self.config)
+    }
+
     /// Opens a run's or an imported checkpoint's folder.
     ///
     /// # Errors
@@ -73,9 +96,9 @@ impl Model {
         let config = read_config(folder)?;
         let file = folder.join("model.safetensors");
         if !file.exists() {
-            return Err(Error::new("there are no weights here")
-                .at(file.display())
-                .cure("let the run reach its first validation, or import a checkpoint with the `import` program"));
+            return Err(Error::new("there are no weights here").at(file.display()).cure(
+                "let the run reach its first validation, or import a checkpoint with the `import` program",
+            ));
         }
         let weights = Weights::open(&file)?;
         weights.check_finite()?;
@@ -90,9 +113,9 @@ impl Model {
 
     /// Whether a parameter is trained.
     pub fn is_trained(&self, name: &str, with_bert: bool) -> bool {
-        self.specs.iter().any(|s| {
-            s.name == name && (s.role == Role::Weight || (with_bert && s.role == Role::Encoder))
-        })
+        self.specs
+            .iter()
+            .any(|s| s.name == name && (s.role == Role::Weight || (with_bert && s.role == Role::Encoder)))
     }
 
     /// Writes `config.json` and `vocab.txt`, the options of the run beside the configuration.
@@ -205,7 +228,10 @@ fn open_bert(folder: &Path) -> Result<Weights> {
     let error = Error::new("there is no imported BERT here").at(folder.display());
     let theirs = folder.join("pytorch_model.bin");
     Err(if theirs.exists() {
-        error.cure(format!("import it: cargo run --release --bin import -- bert {} OUT, then --bert_path OUT", theirs.display()))
+        error.cure(format!(
+            "import it: cargo run --release --bin import -- bert {} OUT, then --bert_path OUT",
+            theirs.display()
+        ))
     } else {
         error
             .expected("model.safetensors, config.json and vocab.txt, as the `import` program writes them")

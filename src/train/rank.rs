@@ -5,8 +5,8 @@
 //! published evaluations it gives one answer everywhere. No row is sorted: a rank is the number of
 //! competitors that come first, so a matrix costs two passes over its rows.
 
-use serde::{Deserialize, Serialize};
 use crate::error::{Error, Kind, Result};
+use serde::{Deserialize, Serialize};
 
 mod check;
 #[cfg(test)]

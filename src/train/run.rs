@@ -11,8 +11,8 @@ use serde_json::json;
 use super::checkpoint::{self, State};
 use super::encoded::{Encoded, training_tile};
 use super::events::EventWriter;
-use super::metrics::MetricsLog;
-use super::model::Model;
+use super::metrics::{self, MetricsLog};
+use super::model::{Model, read_description};
 use super::optim::Optimizer;
 use super::options::{BertDropout, Select, TrainOptions};
 use super::rank::{Metrics, Sims};
@@ -75,6 +75,8 @@ struct Session<'a> {
     events: EventWriter,
     started: Instant,
     seconds_before: f64,
+    /// Steps done before this session.
+    begun_at: u64,
     pairs: u64,
     since: Instant,
 }
@@ -93,7 +95,8 @@ impl<'a> Session<'a> {
             limit: None,
         };
         let data = Dataset::open(&data_folder, "train", &wanted)?;
-        let dev = Dataset::open(&data_folder, "dev", &dataset::Options { limit: options.dev_limit, ..wanted })?;
+        let dev =
+            Dataset::open(&data_folder, "dev", &dataset::Options { limit: options.dev_limit, ..wanted })?;
         for set in [&data, &dev] {
             tell(Event::Notice(set.describe()));
             set.notices().iter().for_each(|n| tell(Event::Notice(n.clone())));
@@ -104,13 +107,18 @@ impl<'a> Session<'a> {
                 .expected(data.dim())
                 .found(dev.dim()));
         }
+        let folder = options.resume.clone().unwrap_or_else(|| options.logger_name.clone());
+        if options.resume.is_some() {
+            options.goes_on(&read_description(&folder)?["options"]).map_err(|e| e.at(folder.display()))?;
+        } else {
+            refuse_run(&folder)?;
+        }
         let mut model = Model::begin(options, data.dim(), data.texts(), &device)?;
         let mut optimizer = Optimizer::default();
-        let folder = options.resume.clone().unwrap_or_else(|| options.logger_name.clone());
         let state = if options.resume.is_some() {
+            model.resume(&folder)?;
             checkpoint::load(&folder, &mut model, &mut optimizer, options.trains_bert(), &device)?
         } else {
-            begin_folder(&folder)?;
             let extra = if options.extra_stc > 0 { (0, options.extra_stc) } else { (options.extra_img, 0) };
             let images = options.batch_size * (1 + extra.0);
             let captions = options.batch_size * (1 + extra.1);
@@ -134,7 +142,12 @@ impl<'a> Session<'a> {
         let described = data.describe();
         let (epoch, step) = (state.step / steps_per_epoch, state.step % steps_per_epoch);
         let batches = Prefetch::start(Arc::new(data), sampler, epoch, step, options.workers.max(1))?;
+        std::fs::create_dir_all(&folder).map_err(|e| Error::io("make the run's folder", &folder, &e))?;
         model.write_config(&folder, options)?;
+        if options.resume.is_none() {
+            // From here on the run can be resumed, whenever it is killed.
+            checkpoint::save(&folder, &model, &optimizer, &state, options.trains_bert())?;
+        }
         let resumed_at = options.resume.is_some().then_some(state.step);
         tell(Event::Start {
             run: folder.clone(),
@@ -156,6 +169,7 @@ impl<'a> Session<'a> {
             log: MetricsLog::open(&folder.join("metrics.jsonl"), resumed_at)?,
             events: EventWriter::create(&folder, resumed_at.map(|s| s + 1))?,
             seconds_before: state.seconds,
+            begun_at: state.step,
             device,
             folder,
             model,
@@ -176,7 +190,22 @@ impl<'a> Session<'a> {
         self.steps_per_epoch * self.options.num_epochs as u64
     }
 
+    /// Whether a validation belongs after this many steps.
+    fn is_due(&self, step: u64) -> bool {
+        step.is_multiple_of(self.steps_per_epoch) || step.is_multiple_of(self.options.val_step as u64)
+    }
+
+    /// Whether the run was stopped between a step and the validation that belongs after it.
+    fn owes_validation(&self) -> Result<bool> {
+        let step = self.begun_at;
+        let done = |row: &serde_json::Value| row["step"] == step && row.get("val").is_some();
+        Ok(step > 0 && self.is_due(step) && !metrics::read(self.log.path())?.iter().any(done))
+    }
+
     fn run(&mut self, tell: &mut dyn FnMut(Event)) -> Result<Ending> {
+        if self.owes_validation()? {
+            self.validate(tell)?;
+        }
         while self.state.step < self.steps() {
             let placed = self.batches.next_batch()?;
             self.step(&placed)?;
@@ -184,13 +213,12 @@ impl<'a> Session<'a> {
                 self.read_back(tell)?;
             }
             let ending = self.ending();
-            let epoch_end = self.state.step.is_multiple_of(self.steps_per_epoch);
             if ending == Some(Ending::Interrupted) {
                 self.read_back(tell)?;
                 self.save(tell)?;
                 return Ok(Ending::Interrupted);
             }
-            if ending.is_some() || epoch_end || self.state.step.is_multiple_of(self.options.val_step as u64) {
+            if ending.is_some() || self.is_due(self.state.step) {
                 self.read_back(tell)?;
                 self.validate(tell)?;
             }
@@ -263,7 +291,12 @@ impl<'a> Session<'a> {
         let parts = [&losses.total, &losses.rank, &losses.path, &squares].map(|t| t.detach().reshape([1]));
         let ids: Vec<String> = batch.caption_ids.iter().take(NAMED).map(ToString::to_string).collect();
         self.state.step += 1;
-        self.pending.push_back(Pending { step: self.state.step, lr, values: concat(&parts, 0), ids: ids.join(" ") });
+        self.pending.push_back(Pending {
+            step: self.state.step,
+            lr,
+            values: concat(&parts, 0),
+            ids: ids.join(" "),
+        });
         self.pairs += (batch.n_images * batch.n_captions) as u64;
         if let Some(gpu) = self.device.gpu() {
             gpu.flush().map_err(|e| self.explain(e, batch))?;
@@ -309,7 +342,13 @@ impl<'a> Session<'a> {
                 "loss": loss, "loss_rank": rank, "loss_path": path, "grad_norm": norm,
             });
             self.log.append(&row)?;
-            let scalars = [("train/loss", loss), ("train/loss_rank", rank), ("train/loss_path", path), ("train/grad_norm", norm), ("train/lr", p.lr as f32)];
+            let scalars = [
+                ("train/loss", loss),
+                ("train/loss_rank", rank),
+                ("train/loss_path", path),
+                ("train/grad_norm", norm),
+                ("train/lr", p.lr as f32),
+            ];
             self.events.scalars(p.step, &scalars)?;
             last = Some((p.step, p.lr, loss, rank, path, norm));
         }
@@ -317,8 +356,8 @@ impl<'a> Session<'a> {
         let elapsed = self.since.elapsed().as_secs_f64().max(1e-9);
         let done = self.started.elapsed().as_secs_f64();
         let left = (self.steps() - step) as f64;
-        let trained = step as f64 - self.resumed_step();
-        let mut eta = done / trained.max(1.0) * left;
+        let trained = step.saturating_sub(self.begun_at).max(1) as f64;
+        let mut eta = done / trained * left;
         if let Some(limit) = self.options.time_limit {
             eta = eta.min((limit - self.seconds()).max(0.0));
         }
@@ -338,17 +377,10 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Steps done before this session.
-    fn resumed_step(&self) -> f64 {
-        let share = self.seconds_before / self.seconds().max(1e-9);
-        if self.options.resume.is_some() { self.state.step as f64 * share } else { 0.0 }
-    }
-
     fn validate(&mut self, tell: &mut dyn FnMut(Event)) -> Result<()> {
         let stop = || self.stop.load(Ordering::Relaxed);
-        let scored = Encoded::new(&self.model, &self.dev, &self.dev_tokens, &self.device, &stop).and_then(|e| {
-            e.score(&self.model, &self.device, None, &stop, &mut |p| tell(score::event(p)))
-        });
+        let scored = Encoded::new(&self.model, &self.dev, &self.dev_tokens, &self.device, &stop)
+            .and_then(|e| e.score(&self.model, &self.device, None, &stop, &mut |p| tell(score::event(p))));
         let sims = match scored {
             // The step is done; its checkpoint must not be lost for want of a validation.
             Err(e) if e.kind() == Kind::Interrupted => return self.save(tell),
@@ -392,7 +424,13 @@ impl<'a> Session<'a> {
 
     fn save(&mut self, tell: &mut dyn FnMut(Event)) -> Result<()> {
         self.state.seconds = self.seconds();
-        checkpoint::save(&self.folder, &self.model, &self.optimizer, &self.state, self.options.trains_bert())?;
+        checkpoint::save(
+            &self.folder,
+            &self.model,
+            &self.optimizer,
+            &self.state,
+            self.options.trains_bert(),
+        )?;
         tell(Event::Saved { path: self.folder.join(checkpoint::FILE) });
         Ok(())
     }
@@ -422,12 +460,12 @@ fn upload(device: &Device, batch: &Batch) -> (Tensor, Tokens, Tensor) {
     (features, tokens, device.tensor([batch.n_captions], &batch.lengths))
 }
 
-/// A new run's folder: one that holds a run already is refused.
-fn begin_folder(folder: &Path) -> Result<()> {
-    if folder.join(checkpoint::FILE).exists() || folder.join("metrics.jsonl").exists() {
-        return Err(Error::new("this folder holds a run already")
-            .at(folder.display())
-            .cure(format!("give another --logger_name, or go on with --resume {}", folder.display())));
+/// One run a folder.
+fn refuse_run(folder: &Path) -> Result<()> {
+    if !folder.join(checkpoint::FILE).exists() && !folder.join("metrics.jsonl").exists() {
+        return Ok(());
     }
-    std::fs::create_dir_all(folder).map_err(|e| Error::io("make the run's folder", folder, &e))
+    Err(Error::new("this folder holds a run already")
+        .at(folder.display())
+        .cure(format!("give another --logger_name, or go on with --resume {}", folder.display())))
 }

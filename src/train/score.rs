@@ -21,9 +21,17 @@ const SHOWN: usize = 3;
 ///
 /// # Errors
 /// Bad input, a device that fails; [`crate::Kind::Interrupted`] when `stop` is set.
-pub fn score(options: &EvaluateOptions, stop: &AtomicBool, tell: &mut dyn FnMut(Event)) -> Result<Vec<Matrix>> {
+pub fn score(
+    options: &EvaluateOptions,
+    stop: &AtomicBool,
+    tell: &mut dyn FnMut(Event),
+) -> Result<Vec<Matrix>> {
     let device = open(options)?;
-    options.runs.iter().map(|run| Split::open(options, run, &device, stop, tell)?.score(options, stop, tell)).collect()
+    options
+        .runs
+        .iter()
+        .map(|run| Split::open(options, run, &device, stop, tell)?.score(options, stop, tell))
+        .collect()
 }
 
 /// For the first `options.show` captions: the images ranked first and the cells their paths took, as text.
@@ -101,7 +109,8 @@ impl<'a> Split<'a> {
     ) -> Result<Self> {
         let model = Model::open(run, options.vocab.as_deref(), device)?;
         let folder = data_folder(options, run)?;
-        let wanted = dataset::Options { captions_per_image: options.captions_per_image, ..Default::default() };
+        let wanted =
+            dataset::Options { captions_per_image: options.captions_per_image, ..Default::default() };
         let data = Dataset::open(&folder, &options.split, &wanted)?;
         tell(Event::Notice(data.describe()));
         data.notices().iter().for_each(|n| tell(Event::Notice(n.clone())));
@@ -116,9 +125,15 @@ impl<'a> Split<'a> {
         Ok(Self { model, data, encoded, folder, device })
     }
 
-    fn score(&self, options: &EvaluateOptions, stop: &AtomicBool, tell: &mut dyn FnMut(Event)) -> Result<Matrix> {
+    fn score(
+        &self,
+        options: &EvaluateOptions,
+        stop: &AtomicBool,
+        tell: &mut dyn FnMut(Event),
+    ) -> Result<Matrix> {
         let stopped = || stop.load(Ordering::Relaxed);
-        let scores = self.encoded.score(&self.model, self.device, options.tile, &stopped, &mut |p| tell(event(p)))?;
+        let scores =
+            self.encoded.score(&self.model, self.device, options.tile, &stopped, &mut |p| tell(event(p)))?;
         Ok(Matrix {
             images: self.data.images(),
             captions_per_image: self.data.captions_per_image(),
