@@ -9,22 +9,25 @@ use crossweave::tensor::Device;
 /// Families that are parity cases: the rest of the folder serves other tests.
 const FAMILIES: [&str; 5] = ["dime_", "bert_", "loss_", "recall_", "adam_"];
 
+/// The repository's fixtures, and those of the folder that `CROSSWEAVE_FIXTURES` names.
 fn fixtures() -> Vec<PathBuf> {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-    let folder = std::env::var_os("CROSSWEAVE_FIXTURES").map_or(own, PathBuf::from);
-    let mut files: Vec<PathBuf> = std::fs::read_dir(&folder)
-        .expect("the fixtures' folder")
-        .map(|entry| entry.expect("a folder entry").path())
-        .filter(|path| {
+    let folders = [Some(own), std::env::var_os("CROSSWEAVE_FIXTURES").map(PathBuf::from)];
+    let mut files: Vec<PathBuf> = Vec::new();
+    for folder in folders.iter().flatten() {
+        let entries = std::fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+        let before = files.len();
+        files.extend(entries.map(|entry| entry.expect("a folder entry").path()).filter(|path| {
             let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
             name.ends_with(".safetensors") && FAMILIES.iter().any(|f| name.starts_with(f))
-        })
-        .collect();
+        }));
+        assert!(files.len() > before, "no fixture in {}", folder.display());
+    }
     files.sort();
     for family in FAMILIES {
         let has =
             files.iter().any(|f| f.file_name().is_some_and(|n| n.to_string_lossy().starts_with(family)));
-        assert!(has, "no {family} fixture in {}", folder.display());
+        assert!(has, "no {family} fixture");
     }
     files
 }

@@ -2,7 +2,7 @@
 //! so a later dispatch may overwrite it. Only the CPU's writes overtake recorded work, and they are kept off
 //! memory freed since the last submission.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::{Rc, Weak};
 
 use super::{Gpu, Shared, report};
@@ -63,14 +63,15 @@ impl Buf {
 
 struct Free {
     buffer: wgpu::Buffer,
-    id: u64,
     freed: u64,
 }
 
 /// Free memory by size class, with counters.
 #[derive(Default)]
 pub(super) struct Pool {
-    free: HashMap<u64, Vec<Free>>,
+    /// By size class, then by id: taking the lowest repeats a step's choices in the next, so that its bind
+    /// groups are found again.
+    free: HashMap<u64, BTreeMap<u64, Free>>,
     next: u64,
     pub(super) live: u64,
     pub(super) pooled: u64,
@@ -140,16 +141,15 @@ pub(super) fn alloc(gpu: &Gpu, len: usize, upload: bool) -> Buf {
         (false, false) => class_of(wanted).min(limit / 4 * 4),
     };
     let slots = pool.free.entry(bytes).or_default();
-    // The oldest suits an upload, the newest is likeliest to be in a cache.
-    let at = if upload { slots.iter().position(|f| f.freed < epoch) } else { slots.len().checked_sub(1) };
-    let found = at.map(|i| slots.remove(i));
+    let id = slots.iter().find(|(_, f)| !upload || f.freed < epoch).map(|(id, _)| *id);
+    let found = id.and_then(|id| Some((id, slots.remove(&id)?)));
     if found.is_some() {
         pool.pooled -= bytes;
     }
     pool.live += bytes;
     pool.peak = pool.peak.max(pool.live);
     let (buffer, id, valid) = match found {
-        Some(free) => (free.buffer, free.id, true),
+        Some((id, free)) => (free.buffer, id, true),
         None => {
             pool.created += 1;
             pool.next += 1;
@@ -195,8 +195,8 @@ impl Drop for Memory {
             guarded.push((self.buffer.clone(), self.asked));
         } else if self.valid {
             pool.pooled += self.bytes;
-            let free = Free { buffer: self.buffer.clone(), id: self.id, freed: home.epoch.get() };
-            pool.free.entry(self.bytes).or_default().push(free);
+            let free = Free { buffer: self.buffer.clone(), freed: home.epoch.get() };
+            pool.free.entry(self.bytes).or_default().insert(self.id, free);
         }
     }
 }

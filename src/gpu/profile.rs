@@ -36,6 +36,42 @@ pub struct Stats {
     pub bytes: u64,
 }
 
+impl std::fmt::Display for Stats {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mb = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let bindings = self.bindings_reused + self.bindings_made;
+        write!(
+            f,
+            "memory {:.1} MB live, {:.1} MB pooled, {:.1} MB peak in {} buffers; {} dispatches in {} submissions, \
+             {} kernels, {:.2}% of {bindings} bind groups reused; {:.1} MB uploaded, {} readbacks",
+            mb(self.live),
+            mb(self.pooled),
+            mb(self.peak),
+            self.created,
+            self.dispatches,
+            self.submissions,
+            self.pipelines,
+            100.0 * self.bindings_reused as f64 / bindings.max(1) as f64,
+            mb(self.uploaded),
+            self.readbacks
+        )
+    }
+}
+
+impl std::fmt::Display for KernelTime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let total = self.total.as_secs_f64();
+        write!(
+            f,
+            "{:<18} {:>7} runs {:>9.3} s {:>9.1} us each",
+            self.name,
+            self.runs,
+            total,
+            1e6 * total / self.runs as f64
+        )
+    }
+}
+
 /// A kernel's share of the time.
 #[derive(Clone, Debug)]
 pub struct KernelTime {

@@ -40,9 +40,17 @@ const NAMED: usize = 16;
 /// # Errors
 /// Bad input, a device that fails, a loss that is not finite.
 pub fn train(options: &TrainOptions, stop: &AtomicBool, tell: &mut dyn FnMut(Event)) -> Result<()> {
-    let gpu = Gpu::open(&Options { device: options.device.clone(), ..Options::default() })?;
-    let mut session = Session::open(options, Device::Gpu(gpu), stop, tell)?;
+    let gpu = Gpu::open(&Options {
+        device: options.device.clone(),
+        profile: std::env::var_os("CROSSWEAVE_PROFILE").is_some(),
+        ..Options::default()
+    })?;
+    let mut session = Session::open(options, Device::Gpu(gpu.clone()), stop, tell)?;
     let ending = session.run(tell)?;
+    if options.stats {
+        tell(Event::Notice(gpu.stats().to_string()));
+        gpu.kernel_times().iter().for_each(|row| tell(Event::Notice(row.to_string())));
+    }
     let (run, state) = (session.folder.clone(), &session.state);
     let best = state.best.map(|(_, step, metrics)| (step, metrics));
     tell(Event::Done { ending, run, step: state.step, seconds: state.seconds, best });
