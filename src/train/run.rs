@@ -151,12 +151,16 @@ impl<'a> Session<'a> {
         let (epoch, step) = (state.step / steps_per_epoch, state.step % steps_per_epoch);
         let batches = Prefetch::start(Arc::new(data), sampler, epoch, step, options.workers.max(1))?;
         std::fs::create_dir_all(&folder).map_err(|e| Error::io("make the run's folder", &folder, &e))?;
-        model.write_config(&folder, options)?;
-        if options.resume.is_none() {
+        let resumed_at = options.resume.is_some().then_some(state.step);
+        if resumed_at.is_none() {
+            model.write_config(&folder, options)?;
             // From here on the run can be resumed, whenever it is killed.
             checkpoint::save(&folder, &model, &optimizer, &state, options.trains_bert())?;
         }
-        let resumed_at = options.resume.is_some().then_some(state.step);
+        let log = MetricsLog::open(&folder.join("metrics.jsonl"), resumed_at)?;
+        if resumed_at.is_some() {
+            model.write_config(&folder, options)?;
+        }
         tell(Event::Start {
             run: folder.clone(),
             device: device.gpu().map_or_else(|| "host".into(), |g| g.facts().name.clone()),
@@ -174,7 +178,7 @@ impl<'a> Session<'a> {
         Ok(Self {
             options,
             stop,
-            log: MetricsLog::open(&folder.join("metrics.jsonl"), resumed_at)?,
+            log,
             events: EventWriter::create(&folder, resumed_at.map(|s| s + 1))?,
             seconds_before: state.seconds,
             begun_at: state.step,
