@@ -67,7 +67,8 @@ fn sum_scalars(mut terms: Vec<Tensor>) -> Tensor {
     terms.pop().expect("there is at least one gradient")
 }
 
-/// Takes one step with gradient `g`, clipped by `squares` (of [`sum_of_squares`]).
+/// Takes one step with gradient `g`, clipped by `squares` (of [`sum_of_squares`]). Where that is NaN or infinite
+/// nothing moves.
 pub fn adam(state: &mut AdamState, g: &Tensor, squares: &Tensor, step: &AdamStep) {
     assert_eq!(state.w.shape(), g.shape(), "adam: parameter and gradient");
     state.steps += 1;
@@ -117,6 +118,9 @@ fn on_host(state: &mut AdamState, g: &Tensor, squares: &Tensor, step: &AdamStep,
     let array = |t: &Tensor| t.array().expect("all of a step lives on one side").clone();
     let (mut w, mut m, mut v, g) = (array(&state.w), array(&state.m), array(&state.v), array(g));
     let norm = array(squares).data[0].sqrt();
+    if !norm.is_finite() {
+        return;
+    }
     let scale = if step.clip > 0.0 { (step.clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
     let AdamStep { lr, beta1, beta2, eps, decay, .. } = *step;
     let (correct1, correct2) = corrections(step, t);

@@ -57,7 +57,9 @@ impl Model {
         };
         let config = dime_config(options, dim, bert)?;
         let specs = config.parameters();
-        let mut params = Params::begin(&specs, device, options.seed);
+        let random = |s: &&ParamSpec| pretrained.is_none() || s.role != Role::Encoder;
+        let begun: Vec<ParamSpec> = specs.iter().filter(random).cloned().collect();
+        let mut params = Params::begin(&begun, device, options.seed);
         if let Some(weights) = pretrained {
             let expected = config.bert_config.parameters("");
             fill(&weights, &expected, &|name| format!("txt_enc.bert.{name}"), &mut params, device)?;

@@ -208,9 +208,6 @@ pub struct TrainOptions {
     /// Dropout in BERT [default: none; with --faithful: auto]
     #[arg(long = "bert-dropout", value_enum, help_heading = RULES)]
     pub bert_dropout: Option<BertDropout>,
-    /// Keeps padding out of means, maxima and routers (for new models: weights depend on it)
-    #[arg(long = "mask-padding", help_heading = RULES)]
-    pub mask_padding: bool,
     /// Validates on the first N captions of dev [default: all; with --faithful: 5000]
     #[arg(long = "dev-limit", value_name = "N", help_heading = RULES)]
     pub dev_limit: Option<usize>,

@@ -180,7 +180,6 @@ impl TrainOptions {
             return Err(clash("--max_violation", "--no-max-violation", "one of them"));
         }
         let ours = [
-            ("--mask-padding", self.mask_padding),
             ("--no-max-violation", self.no_max_violation),
             ("--bert-dropout none", self.bert_dropout == Some(BertDropout::None)),
             ("--select rsum", self.select == Some(Select::Rsum)),
@@ -301,7 +300,6 @@ mod tests {
             ("--cache-text --bert-dropout auto", &["--cache-text", "--bert-dropout auto"]),
             ("--cache-text --bert-init random", &["--cache-text", "--bert-init random"]),
             ("--cache-text --faithful", &["--cache-text", "--faithful", "dropout"]),
-            ("--faithful --mask-padding", &["--faithful", "--mask-padding"]),
             ("--faithful --select rsum", &["--faithful", "--select rsum"]),
             ("--max_violation --no-max-violation", &["--no-max-violation"]),
             ("--bert-config x --bert-init random --bert-layers 1", &["--bert-config", "--bert-layers"]),
@@ -334,7 +332,7 @@ mod tests {
 
     #[test]
     fn options_survive_a_file() {
-        let (options, _) = resolved("--bert-init random --vocab-size 900 --mask-padding").expect("legal");
+        let (options, _) = resolved("--bert-init random --vocab-size 900").expect("legal");
         let text = serde_json::to_string(&options).expect("JSON");
         assert!(text.contains("\"lambda_softmax_CMRC\":4.0"), "{text}");
         assert_eq!(serde_json::from_str::<TrainOptions>(&text).expect("the same form"), options);

@@ -6,7 +6,7 @@ use super::TrainOptions;
 use crate::error::{Error, Result};
 
 /// What a resumed run may not change: with another value the losses are no longer those of a run never stopped.
-const FIXED: [&str; 35] = [
+const FIXED: [&str; 34] = [
     "system",
     "seed",
     "faithful",
@@ -38,7 +38,6 @@ const FIXED: [&str; 35] = [
     "finetune_bert",
     "cache_text",
     "bert_dropout",
-    "mask_padding",
     "dev_limit",
     "select",
     "tile",
