@@ -1,10 +1,13 @@
-//! A flat file of options, `name = value` a line: the part of TOML that options need.
+//! Options from files: a flat one of `name = value` lines (the part of TOML that options need), or a run's own.
 
 use std::ffi::OsString;
 use std::io::Read;
 use std::path::Path;
 
+use serde_json::Value as Json;
+
 use crate::error::{Error, Result};
+use crate::train::model::read_description;
 
 /// No list of options comes near.
 const LARGEST: u64 = 1 << 16;
@@ -64,6 +67,28 @@ fn parse(text: &str, place: &str) -> Result<Vec<OsString>> {
         arguments.push(argument.into());
     }
     Ok(arguments)
+}
+
+/// The arguments that a run was begun with, so that `--resume RUN` needs no others.
+///
+/// # Errors
+/// A folder that holds no run of this program.
+pub fn of_run(folder: &Path) -> Result<Vec<OsString>> {
+    let description = read_description(folder)?;
+    let Some(options) = description["options"].as_object() else {
+        return Err(Error::new("this folder holds a model but no run")
+            .at(folder.display())
+            .expected("a folder that `crossweave train` made")
+            .cure("begin a run with `crossweave train --logger_name`"));
+    };
+    let argument = |(name, value): (&String, &Json)| match value {
+        _ if ["resume", "logger_name"].contains(&name.as_str()) => None,
+        Json::Bool(true) => Some(format!("--{name}").into()),
+        Json::Number(n) => Some(format!("--{name}={n}").into()),
+        Json::String(text) => Some(format!("--{name}={text}").into()),
+        _ => None,
+    };
+    Ok(options.iter().filter_map(argument).collect())
 }
 
 fn try_alone(argument: &str, key: &str) -> Result<()> {

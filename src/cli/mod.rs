@@ -139,7 +139,7 @@ fn command() -> clap::Command {
     Cli::command().mut_subcommands(both_spellings)
 }
 
-/// Parses the arguments; those of a `--config` file go in front of the subcommand's own.
+/// Parses the arguments; those of a run to resume and of a `--config` file go in front of the subcommand's own.
 fn parse(args: Vec<OsString>) -> Result<Command> {
     let parsed = |args: &[OsString]| {
         // A wrong usage ends here, with clap's own message and status 2; so do --help and --version.
@@ -148,11 +148,16 @@ fn parse(args: Vec<OsString>) -> Result<Command> {
     };
     let command = parsed(&args);
     let Command::Train(options) = &command else { return Ok(command) };
-    let Some(file) = &options.config else { return Ok(command) };
-    let from_file = config::arguments(file)?;
+    let mut first = match &options.resume {
+        Some(run) => config::of_run(run)?,
+        None => Vec::new(),
+    };
+    if let Some(file) = &options.config {
+        first.extend(config::arguments(file)?);
+    }
     let at = args.iter().position(|arg| arg == "train").ok_or_else(|| Error::new("no train command"))?;
     let (before, after) = args.split_at(at + 1);
-    Ok(parsed(&[before, &from_file, after].concat()))
+    Ok(parsed(&[before, &first, after].concat()))
 }
 
 fn run(command: Command) -> Result<Verdict> {

@@ -72,6 +72,28 @@ impl Model {
         Ok(Self { config, specs, params, pieces })
     }
 
+    /// Checks that this model is the one a run was begun with, and takes its vocabulary.
+    ///
+    /// # Errors
+    /// Another configuration, as from changed data or another text encoder; no vocabulary there.
+    pub fn resume(&mut self, folder: &Path) -> Result<()> {
+        let [own, begun] = [&self.config, &read_config(folder)?]
+            .map(|config| serde_json::to_value(config).expect("a configuration is plain data"));
+        if own != begun {
+            let differing = |of: &Value, other: &Value| -> String {
+                let fields = of.as_object().into_iter().flatten().filter(|(name, v)| other[*name] != **v);
+                fields.map(|(name, v)| format!("{name} {v}")).collect::<Vec<_>>().join(", ")
+            };
+            return Err(Error::new("the data or the text encoder are not those that the run was begun with")
+                .at(folder.display())
+                .expected(differing(&begun, &own))
+                .found(differing(&own, &begun))
+                .cure("give the run its own data and --bert_path, or begin a new run"));
+        }
+        self.pieces = WordPiece::open(&folder.join("vocab.txt"))?;
+        check_vocab(&self.pieces, &self.config)
+    }
+
     /// Opens a run's or an imported checkpoint's folder.
     ///
     /// # Errors

@@ -6,6 +6,7 @@
 
 mod evaluate;
 mod resolve;
+mod resume;
 
 use std::path::PathBuf;
 

@@ -11,8 +11,8 @@ use serde_json::json;
 use super::checkpoint::{self, State};
 use super::encoded::{Encoded, captions_of, training_tile};
 use super::events::EventWriter;
-use super::metrics::MetricsLog;
-use super::model::Model;
+use super::metrics::{self, MetricsLog};
+use super::model::{Model, read_description};
 use super::optim::Optimizer;
 use super::options::{BertDropout, Select, TrainOptions};
 use super::rank::{Metrics, Sims};
@@ -85,6 +85,8 @@ struct Session<'a> {
     events: EventWriter,
     started: Instant,
     seconds_before: f64,
+    /// Steps done before this session.
+    begun_at: u64,
     pairs: u64,
     since: Instant,
 }
@@ -115,13 +117,18 @@ impl<'a> Session<'a> {
                 .expected(data.dim())
                 .found(dev.dim()));
         }
+        let folder = options.resume.clone().unwrap_or_else(|| options.logger_name.clone());
+        if options.resume.is_some() {
+            options.goes_on(&read_description(&folder)?["options"]).map_err(|e| e.at(folder.display()))?;
+        } else {
+            refuse_run(&folder)?;
+        }
         let mut model = Model::begin(options, data.dim(), data.texts(), &device)?;
         let mut optimizer = Optimizer::default();
-        let folder = options.resume.clone().unwrap_or_else(|| options.logger_name.clone());
         let state = if options.resume.is_some() {
+            model.resume(&folder)?;
             checkpoint::load(&folder, &mut model, &mut optimizer, options.trains_bert(), &device)?
         } else {
-            begin_folder(&folder)?;
             let extra = if options.extra_stc > 0 { (0, options.extra_stc) } else { (options.extra_img, 0) };
             let images = options.batch_size * (1 + extra.0);
             let captions = options.batch_size * (1 + extra.1);
@@ -155,8 +162,17 @@ impl<'a> Session<'a> {
         let described = data.describe();
         let (epoch, step) = (state.step / steps_per_epoch, state.step % steps_per_epoch);
         let batches = Prefetch::start(Arc::new(data), sampler, epoch, step, options.workers.max(1))?;
-        model.write_config(&folder, options)?;
+        std::fs::create_dir_all(&folder).map_err(|e| Error::io("make the run's folder", &folder, &e))?;
         let resumed_at = options.resume.is_some().then_some(state.step);
+        if resumed_at.is_none() {
+            model.write_config(&folder, options)?;
+            // From here on the run can be resumed, whenever it is killed.
+            checkpoint::save(&folder, &model, &optimizer, &state, options.trains_bert())?;
+        }
+        let log = MetricsLog::open(&folder.join("metrics.jsonl"), resumed_at)?;
+        if resumed_at.is_some() {
+            model.write_config(&folder, options)?;
+        }
         tell(Event::Start {
             run: folder.clone(),
             device: device.gpu().map_or_else(|| "host".into(), |g| g.facts().name.clone()),
@@ -174,9 +190,10 @@ impl<'a> Session<'a> {
         Ok(Self {
             options,
             stop,
-            log: MetricsLog::open(&folder.join("metrics.jsonl"), resumed_at)?,
+            log,
             events: EventWriter::create(&folder, resumed_at.map(|s| s + 1))?,
             seconds_before: state.seconds,
+            begun_at: state.step,
             device,
             folder,
             model,
@@ -198,7 +215,22 @@ impl<'a> Session<'a> {
         self.steps_per_epoch * self.options.num_epochs as u64
     }
 
+    /// Whether a validation belongs after this many steps.
+    fn is_due(&self, step: u64) -> bool {
+        step.is_multiple_of(self.steps_per_epoch) || step.is_multiple_of(self.options.val_step as u64)
+    }
+
+    /// Whether the run was stopped between a step and the validation that belongs after it.
+    fn owes_validation(&self) -> Result<bool> {
+        let step = self.begun_at;
+        let done = |row: &serde_json::Value| row["step"] == step && row.get("val").is_some();
+        Ok(step > 0 && self.is_due(step) && !metrics::read(self.log.path())?.iter().any(done))
+    }
+
     fn run(&mut self, tell: &mut dyn FnMut(Event)) -> Result<Ending> {
+        if self.owes_validation()? {
+            self.validate(tell)?;
+        }
         while self.state.step < self.steps() {
             let placed = self.batches.next_batch()?;
             self.step(&placed)?;
@@ -206,13 +238,12 @@ impl<'a> Session<'a> {
                 self.read_back(tell)?;
             }
             let ending = self.ending();
-            let epoch_end = self.state.step.is_multiple_of(self.steps_per_epoch);
             if ending == Some(Ending::Interrupted) {
                 self.read_back(tell)?;
                 self.save(tell)?;
                 return Ok(Ending::Interrupted);
             }
-            if ending.is_some() || epoch_end || self.state.step.is_multiple_of(self.options.val_step as u64) {
+            if ending.is_some() || self.is_due(self.state.step) {
                 self.read_back(tell)?;
                 self.validate(tell)?;
             }
@@ -351,8 +382,8 @@ impl<'a> Session<'a> {
         let elapsed = self.since.elapsed().as_secs_f64().max(1e-9);
         let done = self.started.elapsed().as_secs_f64();
         let left = (self.steps() - step) as f64;
-        let trained = step as f64 - self.resumed_step();
-        let mut eta = done / trained.max(1.0) * left;
+        let trained = step.saturating_sub(self.begun_at).max(1) as f64;
+        let mut eta = done / trained * left;
         if let Some(limit) = self.options.time_limit {
             eta = eta.min((limit - self.seconds()).max(0.0));
         }
@@ -370,12 +401,6 @@ impl<'a> Session<'a> {
         });
         (self.pairs, self.since) = (0, Instant::now());
         Ok(())
-    }
-
-    /// Steps done before this session.
-    fn resumed_step(&self) -> f64 {
-        let share = self.seconds_before / self.seconds().max(1e-9);
-        if self.options.resume.is_some() { self.state.step as f64 * share } else { 0.0 }
     }
 
     fn validate(&mut self, tell: &mut dyn FnMut(Event)) -> Result<()> {
@@ -451,12 +476,12 @@ fn nonfinite(p: &Pending, folder: &Path) -> Error {
         .cure(cure)
 }
 
-/// A new run's folder: one that holds a run already is refused.
-fn begin_folder(folder: &Path) -> Result<()> {
-    if folder.join(checkpoint::FILE).exists() || folder.join("metrics.jsonl").exists() {
-        return Err(Error::new("this folder holds a run already")
-            .at(folder.display())
-            .cure(format!("give another --logger_name, or go on with --resume {}", folder.display())));
+/// One run a folder.
+fn refuse_run(folder: &Path) -> Result<()> {
+    if !folder.join(checkpoint::FILE).exists() && !folder.join("metrics.jsonl").exists() {
+        return Ok(());
     }
-    std::fs::create_dir_all(folder).map_err(|e| Error::io("make the run's folder", folder, &e))
+    Err(Error::new("this folder holds a run already")
+        .at(folder.display())
+        .cure(format!("give another --logger_name, or go on with --resume {}", folder.display())))
 }

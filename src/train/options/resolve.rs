@@ -47,6 +47,7 @@ impl TrainOptions {
         self.check_sizes()?;
         self.check_numbers()?;
         self.check_norm()?;
+        self.check_extras()?;
         self.check_faithful()?;
         self.check_text()?;
         let warnings = self.warnings();
@@ -152,6 +153,25 @@ impl TrainOptions {
             _ => "no such attention norm",
         };
         Err(Error::new(what).at("--raw_feature_norm_CMRC").expected(NORMS.join(", ")).found(norm))
+    }
+
+    /// The path loss compares the side that travels with the captions' labels one by one.
+    fn check_extras(&self) -> Result<()> {
+        let (ours, other) = match self.direction.as_str() {
+            "t2i" => (self.extra_stc, ("extra_stc", "extra_img")),
+            _ if self.extra_stc > 0 => return Ok(()),
+            _ => (self.extra_img, ("extra_img", "extra_stc")),
+        };
+        if ours == 0 {
+            return Ok(());
+        }
+        let (option, direction) = (other.0, &self.direction);
+        Err(clash(
+            &format!("--{option}"),
+            &format!("--direction {direction}"),
+            "the path loss has no labels for them, the authors' code stops at it",
+        )
+        .cure(format!("use --{} with this direction", other.1)))
     }
 
     fn check_faithful(&self) -> Result<()> {
@@ -290,6 +310,8 @@ mod tests {
             ("--batch_size 0", &["--batch_size", "expected: 1"]),
             ("--learning_rate nan", &["--learning_rate"]),
             ("--time-limit 0", &["--time-limit"]),
+            ("--direction i2t --extra_img 1", &["--extra_img", "i2t", "--extra_stc"]),
+            ("--direction t2i --extra_stc 1 --extra_img 1", &["--extra_stc", "t2i", "--extra_img"]),
             ("--direction both", &["i2t", "t2i"]),
         ];
         for (line, parts) in cases {

@@ -1,0 +1,333 @@
+//! Bad input of every kind: one clear error, exit status 2, nothing half-written.
+
+mod tiny;
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use crossweave::data::weights::{self, Entry, Weights};
+use crossweave::gpu;
+use tiny::{EMOJITINY, PROGRAM, SHAPE, Said, Tiny, npy_header, said, write_features};
+
+/// Asserts one error with these parts.
+#[track_caller]
+fn refused(said: Said, parts: &[&str]) {
+    let said = said.with(2);
+    assert_eq!(said.out, "", "{}", said.err);
+    // Drivers may speak before the program does; the program's error is the last.
+    let at = said.err.rfind("error: ").expect("an error");
+    for part in parts {
+        assert!(said.err[at..].contains(part), "no {part:?} in {}", said.err);
+    }
+}
+
+#[test]
+fn data_that_cannot_be_trained_on_leaves_no_run() {
+    type Spoil = fn(&Tiny);
+    let cases: [(&str, Spoil, &[&str]); 9] = [
+        (
+            "no captions",
+            |t| remove(&t.captions("dev")),
+            &["\"dev\" split is not complete", "dev_caps.txt", "cure"],
+        ),
+        (
+            "no folder",
+            |t| std::fs::remove_dir_all(t.data()).expect("removed"),
+            &["train", "not complete", "cure"],
+        ),
+        (
+            "too few captions",
+            |t| write(&t.captions("train"), "one\ntwo\n"),
+            &["do not match", "12 rows", "2 captions"],
+        ),
+        ("another width", narrow_dev, &["different widths", "expected: 64", "found: 32"]),
+        ("Fortran order", |t| header(t, "<f4", "True", "12, 36, 64"), &["train_ims.npy", "Fortran", "cure"]),
+        ("big-endian", |t| header(t, ">f4", "False", "12, 36, 64"), &["train_ims.npy", "expected", "found"]),
+        ("objects", |t| header(t, "|O", "False", "12, 36, 64"), &["train_ims.npy", "expected", "found"]),
+        ("two axes", |t| header(t, "<f4", "False", "432, 64"), &["train_ims.npy", "expected", "found"]),
+        (
+            "no text",
+            |t| std::fs::write(t.captions("train"), [0u8; 600]).expect("written"),
+            &["train_caps.txt", "no text"],
+        ),
+    ];
+    for (name, spoil, parts) in cases {
+        let tiny = Tiny::new();
+        spoil(&tiny);
+        println!("{name}");
+        refused(tiny.run(&Tiny::training("run", "--max-steps 2")), parts);
+        assert!(!tiny.path("run").exists(), "{name}: a run was begun");
+    }
+}
+
+fn remove(path: &Path) {
+    std::fs::remove_file(path).expect("removed");
+}
+
+fn write(path: &Path, text: &str) {
+    std::fs::write(path, text).expect("written");
+}
+
+/// Training features under another header.
+fn header(tiny: &Tiny, element: &str, fortran: &str, shape: &str) {
+    let mut bytes = npy_header(element, fortran, shape);
+    bytes.resize(bytes.len() + 4 * 12 * SHAPE[0] * SHAPE[1], 0);
+    std::fs::write(tiny.features("train"), bytes).expect("written");
+}
+
+fn narrow_dev(tiny: &Tiny) {
+    let mut bytes = npy_header("<f4", "False", "4, 36, 32");
+    bytes.resize(bytes.len() + 4 * 4 * 36 * 32, 0);
+    std::fs::write(tiny.features("dev"), bytes).expect("written");
+}
+
+#[test]
+fn a_feature_that_is_no_number_is_named_by_its_row() {
+    let tiny = Tiny::new();
+    let mut values = vec![0.5; 12 * SHAPE[0] * SHAPE[1]];
+    values[7 * SHAPE[0] * SHAPE[1] + 70] = f32::NAN;
+    write_features(&tiny.features("train"), &values);
+    refused(tiny.run(&Tiny::training("run", "--num_epochs 1")), &["train_ims.npy", "row 7", "NaN"]);
+    // What was begun can be opened.
+    Weights::open(&tiny.path("run/last.safetensors")).expect("a state");
+    let checked = tiny.run("check data/tiny");
+    assert_eq!(checked.status, 1, "{}", checked.err);
+    assert!(checked.out.contains("row 7"), "{}", checked.out);
+}
+
+#[test]
+fn options_and_folders_that_contradict_leave_no_run() {
+    let tiny = Tiny::new();
+    let cases: [(&str, &[&str]); 4] = [
+        ("--direction i2t", &["--extra_img contradicts --direction i2t", "--extra_stc"]),
+        ("--extra_stc 1", &["--extra_stc contradicts --direction t2i", "--extra_img"]),
+        ("--cache-text", &["--cache-text contradicts --bert-init random"]),
+        ("--captions-per-image 4", &["do not match", "12 rows", "60 captions"]),
+    ];
+    for (more, parts) in cases {
+        refused(tiny.run(&Tiny::training("run", more)), parts);
+    }
+    std::fs::create_dir(tiny.path("bert")).expect("made");
+    write(&tiny.path("bert/pytorch_model.bin"), "weights");
+    let pretrained = "train --data_path data --data_name tiny --logger_name run --bert_path";
+    refused(
+        tiny.run(&format!("{pretrained} bert")),
+        &["--bin import -- bert", "pytorch_model.bin", "--bert_path OUT"],
+    );
+    refused(tiny.run(&format!("{pretrained} none")), &["none", "model.safetensors", "--bert-init random"]);
+    refused(tiny.run("train --resume run"), &["run", "config.json", "cure"]);
+    assert!(!tiny.path("run").exists());
+    write(&tiny.path("file"), "in the way");
+    refused(tiny.run(&Tiny::training("file", "")), &["file"]);
+}
+
+/// Writes a run's weights anew, changed.
+fn rewrite(run: &Path, change: impl Fn(&mut Vec<Entry>)) {
+    let path = run.join("model.safetensors");
+    let old = Weights::open(&path).expect("weights");
+    let mut entries: Vec<Entry> = old
+        .shapes()
+        .map(|(name, shape)| Entry {
+            name: name.into(),
+            dtype: old.dtype(name).expect("a type"),
+            shape: shape.to_vec(),
+            bytes: old.bytes(name).expect("bytes").to_vec().into(),
+        })
+        .collect();
+    drop(old);
+    change(&mut entries);
+    weights::write(&path, &entries, &HashMap::new()).expect("written");
+}
+
+fn edit(path: &Path, from: &str, to: &str) {
+    let text = std::fs::read_to_string(path).expect("text");
+    assert!(text.contains(from), "{from}");
+    write(path, &text.replace(from, to));
+}
+
+#[test]
+fn runs_that_are_not_whole_are_refused() {
+    let tiny = Tiny::new();
+    tiny.train("good", "--max-steps 2");
+    let before = files(&tiny.path("good"));
+    refused(
+        tiny.run(&Tiny::training("good", "")),
+        &["holds a run already", "--resume good", "--logger_name"],
+    );
+    assert!(files(&tiny.path("good")) == before, "the first run was touched");
+
+    let evaluate = "evaluate RUN";
+    let resume = "train --resume RUN --max-steps 4";
+    type Spoil = fn(&Path);
+    let cases: [(&str, Spoil, &[&str]); 17] = [
+        (
+            evaluate,
+            |r| edit(&r.join("config.json"), "\"system\": \"dime\"", "\"system\": \"hrem\""),
+            &["another system", "dime", "hrem"],
+        ),
+        (
+            evaluate,
+            |r| edit(&r.join("config.json"), "\"version\": 1", "\"version\": 9"),
+            &["newer version", "found: 9", "cure"],
+        ),
+        (evaluate, |r| edit(&r.join("config.json"), "{", "["), &["config.json", "not understood"]),
+        (
+            evaluate,
+            |r| edit(&r.join("config.json"), "\"embed_size\": 8", "\"embed_size\": 0"),
+            &["config.json"],
+        ),
+        (evaluate, |r| edit(&r.join("vocab.txt"), "[CLS]", "[KLS]"), &["vocab.txt", "[CLS]"]),
+        (evaluate, |r| remove(&r.join("model.safetensors")), &["model.safetensors", "first validation"]),
+        (
+            evaluate,
+            |r| cut(&r.join("model.safetensors")),
+            &["model.safetensors", "not a sound safetensors file"],
+        ),
+        (
+            evaluate,
+            |r| write(&r.join("model.safetensors"), "hello, hello, hello"),
+            &["model.safetensors", "header"],
+        ),
+        (
+            evaluate,
+            |r| rewrite(r, misfit),
+            &["1 missing, 2 of another shape, 1 not expected", "extra.weight", "img_enc.fc.bias", "[3, 3]"],
+        ),
+        (evaluate, |r| rewrite(r, spoil_a_value), &["NaN", "img_enc.fc.bias"]),
+        (resume, |r| remove(&r.join("last.safetensors")), &["last.safetensors"]),
+        (resume, |r| cut(&r.join("last.safetensors")), &["last.safetensors", "not a sound safetensors file"]),
+        (resume, |r| write(&r.join("last.safetensors"), ""), &["last.safetensors", "shorter"]),
+        (
+            resume,
+            |r| {
+                std::fs::copy(r.join("model.safetensors"), r.join("last.safetensors")).expect("copied");
+            },
+            &["last.safetensors", "no run's state"],
+        ),
+        (resume, |r| edit(&r.join("config.json"), "\"version\": 1", "\"version\": 9"), &["newer version"]),
+        (resume, |r| write(&r.join("metrics.jsonl"), "no rows\n{}\n"), &["metrics.jsonl, line 1"]),
+        (
+            resume,
+            |r| edit(&r.join("config.json"), "\"options\"", "\"optional\""),
+            &["no run", "crossweave train"],
+        ),
+    ];
+    for (i, (command, spoil, parts)) in cases.into_iter().enumerate() {
+        let run = tiny.path(&format!("bad{i}"));
+        std::fs::create_dir(&run).expect("made");
+        for (name, bytes) in &before {
+            std::fs::write(run.join(name), bytes).expect("written");
+        }
+        spoil(&run);
+        let spoiled = files(&run);
+        println!("case {i}: {parts:?}");
+        refused(tiny.run(&command.replace("RUN", &format!("bad{i}"))), parts);
+        assert!(files(&run) == spoiled, "case {i}: files were changed");
+    }
+    narrow(&tiny, "test");
+    refused(tiny.run("evaluate good"), &["another width than the model", "expected: 64", "found: 32"]);
+    refused(tiny.run("evaluate good --split none"), &["\"none\" split", "dev, test, train"]);
+    refused(tiny.run("evaluate none"), &["none", "config.json"]);
+}
+
+fn narrow(tiny: &Tiny, split: &str) {
+    let mut bytes = npy_header("<f4", "False", "6, 36, 32");
+    bytes.resize(bytes.len() + 4 * 6 * 36 * 32, 0);
+    std::fs::write(tiny.features(split), bytes).expect("written");
+}
+
+/// A folder's files and what they hold; hidden leftovers would show.
+fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut all: Vec<(String, Vec<u8>)> = std::fs::read_dir(folder)
+        .expect("the folder")
+        .flatten()
+        .map(|f| (f.file_name().to_string_lossy().into_owned(), std::fs::read(f.path()).expect("read")))
+        .collect();
+    all.sort();
+    all
+}
+
+fn cut(path: &Path) {
+    let bytes = std::fs::read(path).expect("read");
+    std::fs::write(path, &bytes[..bytes.len() - 100]).expect("written");
+}
+
+fn misfit(entries: &mut Vec<Entry>) {
+    entries.retain(|e| e.name != "img_enc.fc.bias");
+    for entry in entries.iter_mut().filter(|e| e.shape.len() == 2).take(2) {
+        entry.shape = vec![3, 3];
+        entry.bytes = vec![0; entry.dtype.bitsize() / 8 * 9].into();
+    }
+    entries.push(Entry::f32s("extra.weight", &[1], &[0.0]));
+}
+
+fn spoil_a_value(entries: &mut Vec<Entry>) {
+    let entry = entries.iter_mut().find(|e| e.name == "img_enc.fc.bias").expect("a bias");
+    entry.bytes.to_mut()[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+}
+
+/// A limit on the size of files stands in for a full disk: a write past it fails in the middle.
+#[cfg(unix)]
+#[test]
+fn a_save_that_fails_leaves_the_last_state_readable() {
+    let tiny = Tiny::new();
+    tiny.train("run", "--max-steps 4");
+    let before = files(&tiny.path("run"));
+    let limited = |args: &str| {
+        // 16 blocks of 512 bytes: room for rows and settings, none for weights.
+        let script = format!("trap '' XFSZ; ulimit -f 16; exec {PROGRAM} {args}");
+        said(std::process::Command::new("sh").args(["-c", &script]).current_dir(tiny.path("")))
+    };
+    refused(limited("train --resume run --max-steps 8"), &["safetensors", "could not write"]);
+    for name in ["last.safetensors", "model.safetensors"] {
+        let kept = before.iter().find(|(n, _)| n == name).expect("the run has it");
+        assert!(std::fs::read(tiny.path("run").join(name)).expect("read") == kept.1, "{name} was touched");
+    }
+    let leftovers: Vec<_> =
+        files(&tiny.path("run")).into_iter().filter(|(n, _)| n.ends_with(".tmp")).collect();
+    assert!(leftovers.is_empty(), "{:?}", leftovers.first().map(|f| &f.0));
+    tiny.run("train --resume run --max-steps 8").with(0);
+    tiny.train("whole", "--max-steps 8");
+    assert_eq!(tiny.steps("run"), tiny.steps("whole"));
+    refused(limited("evaluate run --save-sims /dev/full/sims.npy"), &["/dev/full/sims.npy"]);
+    assert!(limited(&Tiny::training("never", "--max-steps 2")).status == 2);
+}
+
+#[test]
+fn a_batch_past_the_adapters_limit_says_what_would_fit() {
+    let limit = gpu::Gpu::open(&gpu::Options::default()).expect("an adapter").facts().max_binding;
+    // Images, captions, words and four widths of f32: what the gates of one tile bind.
+    let largest: u64 = 120 * 60 * 12 * 4 * 128 * 4;
+    if limit >= largest {
+        println!("not checked: this adapter binds {limit} bytes, the batch needs {largest}");
+        return;
+    }
+    let tiny = Tiny::new();
+    let said = tiny.run(&Tiny::training("run", "--batch_size 60 --embed_size 128 --tile 60"));
+    refused(
+        said,
+        &[
+            "larger than this adapter can bind",
+            "--batch_size 30",
+            "120 images and 60 captions",
+            "--tile below 60",
+        ],
+    );
+}
+
+#[test]
+fn without_an_adapter_the_cure_is_named() {
+    let none = "/none";
+    let mut command = Tiny::new().command("devices");
+    for name in
+        ["VK_DRIVER_FILES", "VK_ICD_FILENAMES", "__EGL_VENDOR_LIBRARY_FILENAMES", "LIBGL_DRIVERS_PATH"]
+    {
+        command.env(name, none);
+    }
+    let said = said(command.current_dir(EMOJITINY));
+    if said.status == 0 {
+        println!("not checked: an adapter is found even so: {}", said.out);
+        return;
+    }
+    refused(said, &["no GPU adapter", "cure: install a Vulkan driver", "mesa-vulkan-drivers"]);
+}
