@@ -58,16 +58,22 @@ impl Model {
         let config = dime_config(options, dim, bert)?;
         check_vocab(&pieces, &config)?;
         let specs = config.parameters();
-        let random = |s: &&ParamSpec| pretrained.is_none() || s.role != Role::Encoder;
-        let begun: Vec<ParamSpec> = specs.iter().filter(random).cloned().collect();
+        // What the encoder's file holds needs no random beginning; many encoders come without a pooler, which
+        // nothing here uses.
+        let held = |s: &ParamSpec| {
+            let pooler = s.name.starts_with("txt_enc.bert.pooler.");
+            pretrained.as_ref().is_some_and(|weights| {
+                s.role == Role::Encoder
+                    && (!pooler || weights.names().any(|name| name.starts_with("pooler.")))
+            })
+        };
+        let (held, begun): (Vec<ParamSpec>, Vec<ParamSpec>) = specs.iter().cloned().partition(held);
         let mut params = Params::begin(&begun, device, options.seed);
-        if let Some(weights) = pretrained {
-            let mut expected = config.bert_config.parameters("");
-            if !weights.names().any(|name| name.starts_with("pooler.")) {
-                // Many encoders come without it, and nothing here uses it.
-                expected.retain(|spec| !spec.name.starts_with("pooler."));
-            }
-            fill(&weights, &expected, &|name| format!("txt_enc.bert.{name}"), &mut params, device)?;
+        if let Some(weights) = &pretrained {
+            let behind = |name: &str| name.trim_start_matches("txt_enc.bert.").to_string();
+            let expected: Vec<ParamSpec> =
+                held.into_iter().map(|s| ParamSpec { name: behind(&s.name), ..s }).collect();
+            fill(weights, &expected, &|name| format!("txt_enc.bert.{name}"), &mut params, device)?;
         }
         Ok(Self { config, specs, params, pieces })
     }

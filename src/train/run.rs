@@ -137,6 +137,7 @@ impl<'a> Session<'a> {
         };
         let tokens = TokenTable::new(&model.pieces, data.texts(), options.max_words);
         let dev_tokens = TokenTable::new(&model.pieces, dev.texts(), options.max_words);
+        std::fs::create_dir_all(&folder).map_err(|e| Error::io("make the run's folder", &folder, &e))?;
         let states = if options.cache_text {
             let mut open = |split, data, tokens| {
                 let captions = Captions { split, data, tokens };
@@ -162,7 +163,6 @@ impl<'a> Session<'a> {
         let described = data.describe();
         let (epoch, step) = (state.step / steps_per_epoch, state.step % steps_per_epoch);
         let batches = Prefetch::start(Arc::new(data), sampler, epoch, step, options.workers.max(1))?;
-        std::fs::create_dir_all(&folder).map_err(|e| Error::io("make the run's folder", &folder, &e))?;
         let resumed_at = options.resume.is_some().then_some(state.step);
         if resumed_at.is_none() {
             model.write_config(&folder, options)?;
