@@ -3,26 +3,119 @@
 use std::collections::BTreeMap;
 
 use crate::nn::Params;
-use crate::ops::{AdamState, AdamStep, adam, sum_of_squares};
+use crate::ops::{AdamState, AdamStep, adam, pack, sum_of_squares, unpack};
+use crate::shape::Shape;
 use crate::tensor::{Device, Tensor};
 
+/// Values of a group of parameters that are stepped together.
+const GROUP: usize = 1 << 20;
+
 /// Adam's state of every parameter that has had a gradient, in the names' order.
+///
+/// On a GPU small parameters lie behind each other in groups, so that a step takes a few dispatches instead of
+/// several a parameter.
 #[derive(Default)]
 pub struct Optimizer {
     states: BTreeMap<String, AdamState>,
+    groups: Vec<Group>,
+}
+
+/// Parameters whose values and moments lie in one tensor each; their own states are parts of these.
+struct Group {
+    names: Vec<String>,
+    state: AdamState,
 }
 
 impl Optimizer {
     /// Takes one step: clips all gradients by their global norm, moves the parameters in `params`, and
     /// returns the squared norm before clipping, still on the device.
     pub fn step(&mut self, params: &mut Params, grads: &BTreeMap<String, Tensor>, step: &AdamStep) -> Tensor {
-        let squares = sum_of_squares(&grads.values().collect::<Vec<_>>());
-        for (name, g) in grads {
-            let state = self.states.entry(name.clone()).or_insert_with(|| AdamState::new(params.named(name)));
-            adam(state, g, &squares, step);
+        for name in grads.keys() {
+            if !self.states.contains_key(name) {
+                self.states.insert(name.clone(), AdamState::new(params.named(name)));
+                self.groups.clear();
+            }
+        }
+        let mut steps = self.states.values().map(|s| s.steps);
+        let first = steps.next();
+        let together = grads.len() == self.states.len() && steps.all(|s| Some(s) == first);
+        if together && self.groups.is_empty() {
+            self.gather();
+        }
+        let squares = match together.then(|| self.step_groups(grads, step)).flatten() {
+            Some(squares) => squares,
+            None => self.step_each(grads, step),
+        };
+        for (name, state) in &self.states {
             params.insert(name, state.w.clone());
         }
         squares
+    }
+
+    fn step_each(&mut self, grads: &BTreeMap<String, Tensor>, step: &AdamStep) -> Tensor {
+        let squares = sum_of_squares(&grads.values().collect::<Vec<_>>());
+        for (name, g) in grads {
+            let state = self.states.get_mut(name).expect("a state for every gradient");
+            adam(state, g, &squares, step);
+        }
+        // The groups count one number of steps for all of theirs.
+        self.groups.clear();
+        squares
+    }
+
+    /// A step by groups; `None` where there are none.
+    fn step_groups(&mut self, grads: &BTreeMap<String, Tensor>, step: &AdamStep) -> Option<Tensor> {
+        if self.groups.is_empty() {
+            return None;
+        }
+        let packed: Option<Vec<Tensor>> = self
+            .groups
+            .iter()
+            .map(|group| pack(&group.names.iter().map(|name| &grads[name]).collect::<Vec<_>>()))
+            .collect();
+        let packed = packed?;
+        let squares = sum_of_squares(&packed.iter().collect::<Vec<_>>());
+        for (group, g) in self.groups.iter_mut().zip(&packed) {
+            adam(&mut group.state, g, &squares, step);
+            for name in &group.names {
+                self.states.get_mut(name).expect("a group's parameter has a state").steps = group.state.steps;
+            }
+        }
+        Some(squares)
+    }
+
+    /// Lays the states out in groups; leaves them as they are where that is not possible.
+    fn gather(&mut self) {
+        let mut runs: Vec<Vec<String>> = Vec::new();
+        let mut room = 0;
+        for (name, state) in &self.states {
+            if runs.is_empty() || state.w.len() > room {
+                runs.push(Vec::new());
+                room = GROUP.max(state.w.len());
+            }
+            room -= state.w.len();
+            runs.last_mut().expect("just pushed").push(name.clone());
+        }
+        let mut groups = Vec::new();
+        for names in runs {
+            let states: Vec<&AdamState> = names.iter().map(|name| &self.states[name]).collect();
+            let shapes: Vec<Shape> = states.iter().map(|s| s.w.shape()).collect();
+            let steps = states[0].steps;
+            let all = |part: fn(&AdamState) -> &Tensor| {
+                let packed = pack(&states.iter().map(|s| part(s)).collect::<Vec<_>>())?;
+                Some((unpack(&packed, &shapes)?, packed))
+            };
+            let (Some((w, flat_w)), Some((m, flat_m)), Some((v, flat_v))) =
+                (all(|s| &s.w), all(|s| &s.m), all(|s| &s.v))
+            else {
+                return;
+            };
+            for (name, ((w, m), v)) in names.iter().zip(w.into_iter().zip(m).zip(v)) {
+                self.states.insert(name.clone(), AdamState { w, m, v, steps });
+            }
+            groups.push(Group { names, state: AdamState { w: flat_w, m: flat_m, v: flat_v, steps } });
+        }
+        self.groups = groups;
     }
 
     /// The state of each parameter, for a checkpoint.
@@ -46,5 +139,6 @@ impl Optimizer {
         state.steps = steps;
         params.insert(name, state.w.clone());
         self.states.insert(name.to_string(), state);
+        self.groups.clear();
     }
 }
