@@ -1,6 +1,8 @@
-// c[m, n] = act(scale * (bias[n] + sum over k of a[m, k] b[k, n])), for every batch. An invocation owns a tile
-// of c in registers and reads a and b straight from memory: no barrier, which software adapters like best.
-// The text between the marks is replaced: bindings by element type, the body by an unrolled tile.
+// c[m, n] = act(scale * (bias[n] + sum over k of a[m, k] b[k, n])) + residual[m, n], for every batch. An
+// invocation owns a tile of c in registers and reads a and b straight from memory: no barrier, which software
+// adapters like best. Where there are subgroups, one shares the loads of b.
+// The text between the marks is replaced: bindings by element type, the entry's arguments, the body by an unrolled
+// tile.
 struct Params {
     count: u32, // invocations
     m: u32,
@@ -22,8 +24,10 @@ struct Params {
 @group(0) @binding(3) var<uniform> p: Params;
 //: end
 
+//: entry
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+//: end
     let i = linear_id(id, groups);
     if i >= p.count {
         return;

@@ -55,7 +55,7 @@ fn reason(asked: Option<&str>, found: &[AdapterFacts], chosen: usize) -> String 
 
 fn features(adapter: &AdapterFacts) -> String {
     let all = [
-        ("subgroups", adapter.subgroup),
+        ("subgroups", adapter.subgroup.is_some()),
         ("f16", adapter.f16),
         ("timestamps", adapter.timestamps),
         ("cooperative matrices", adapter.cooperative_matrix),

@@ -11,6 +11,34 @@ pub enum Class {
     Software,
 }
 
+/// How invocations share the work of a kernel that comes in several styles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    /// Each on its own: runs everywhere, and what CPUs without subgroups like best.
+    Direct,
+    /// The invocations of a subgroup exchange what they load. A software driver loads for each invocation in turn,
+    /// so that loads are nearly all of its time.
+    Subgroup,
+    /// A workgroup shares tiles in its memory, behind barriers: what GPUs like best.
+    Workgroup,
+}
+
+impl std::str::FromStr for Style {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "direct" => Ok(Self::Direct),
+            "subgroup" => Ok(Self::Subgroup),
+            "workgroup" => Ok(Self::Workgroup),
+            _ => Err(Error::of(Kind::Adapter, "no such style of kernels")
+                .at("CROSSWEAVE_KERNELS")
+                .expected("direct, subgroup or workgroup")
+                .found(name)),
+        }
+    }
+}
+
 /// What is known of an adapter.
 #[derive(Clone, Debug)]
 pub struct AdapterFacts {
@@ -36,8 +64,8 @@ pub struct AdapterFacts {
     pub storage_align: u64,
     /// Alignment of uniform offsets in bytes.
     pub uniform_align: u64,
-    /// Subgroups, if the adapter has them.
-    pub subgroup: bool,
+    /// The smallest and largest subgroup, if the adapter has them.
+    pub subgroup: Option<(u32, u32)>,
     /// f16 arithmetic.
     pub f16: bool,
     /// Timestamp queries.
@@ -50,6 +78,7 @@ impl AdapterFacts {
     fn of(adapter: &wgpu::Adapter, limits: &wgpu::Limits) -> Self {
         let info = adapter.get_info();
         let features = adapter.features();
+        let sizes = (info.subgroup_min_size, info.subgroup_max_size);
         let class = match info.device_type {
             wgpu::DeviceType::Cpu => Class::Software,
             _ => Class::Hardware,
@@ -66,11 +95,38 @@ impl AdapterFacts {
             invocations: limits.max_compute_invocations_per_workgroup,
             storage_align: u64::from(limits.min_storage_buffer_offset_alignment),
             uniform_align: u64::from(limits.min_uniform_buffer_offset_alignment),
-            subgroup: features.contains(wgpu::Features::SUBGROUP),
+            subgroup: features.contains(wgpu::Features::SUBGROUP).then_some(sizes),
             f16: features.contains(wgpu::Features::SHADER_F16),
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             cooperative_matrix: features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
         }
+    }
+}
+
+impl AdapterFacts {
+    /// Lanes of every subgroup, where they are the same and few enough to unroll over.
+    pub fn lanes(&self) -> Option<usize> {
+        self.subgroup.filter(|(low, high)| low == high && [4, 8].contains(low)).map(|(n, _)| n as usize)
+    }
+
+    /// The style that suits the adapter, or the one asked for.
+    ///
+    /// # Errors
+    /// A style that the adapter cannot run.
+    pub(super) fn style(&self, asked: Option<Style>) -> Result<Style> {
+        let fits = |style| style != Style::Subgroup || self.lanes().is_some();
+        let own = match self.class {
+            Class::Hardware => Style::Workgroup,
+            Class::Software if fits(Style::Subgroup) => Style::Subgroup,
+            Class::Software => Style::Direct,
+        };
+        let style = asked.unwrap_or(own);
+        if fits(style) {
+            return Ok(style);
+        }
+        Err(Error::of(Kind::Adapter, "this adapter has no subgroups of 4 or 8 invocations")
+            .at(&self.name)
+            .cure("choose another style of kernels"))
     }
 }
 
@@ -153,10 +209,13 @@ pub(super) fn open(
     default_limits: bool,
 ) -> Result<(wgpu::Device, wgpu::Queue, AdapterFacts)> {
     let limits = if default_limits { wgpu::Limits::default() } else { adapter.limits() };
+    let features =
+        if default_limits { wgpu::Features::empty() } else { adapter.features() & wgpu::Features::SUBGROUP };
     let facts = AdapterFacts::of(adapter, &limits);
+    let facts = if default_limits { AdapterFacts { subgroup: None, ..facts } } else { facts };
     let descriptor = wgpu::DeviceDescriptor {
         label: Some("crossweave"),
-        required_features: wgpu::Features::empty(),
+        required_features: features,
         required_limits: limits,
         memory_hints: wgpu::MemoryHints::MemoryUsage,
         ..Default::default()

@@ -11,11 +11,11 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
-pub use adapter::{AdapterFacts, Class, adapters, choice, choose};
+pub use adapter::{AdapterFacts, Class, Style, adapters, choice, choose};
 pub use kernel::{Kernel, MAX_LOOP};
 pub use pool::{Buf, Memory};
 pub use profile::{KernelTime, Stats};
-pub use recorder::{Launch, Words, groups_of};
+pub use recorder::{Launch, Words, fold_groups, groups_of};
 
 use crate::error::{Error, Kind, Result};
 use kernel::Pipelines;
@@ -28,8 +28,11 @@ use recorder::Recorder;
 pub struct Options {
     /// Index in [`adapters`], or part of an adapter's name; `None` takes the best.
     pub device: Option<String>,
-    /// Ask for WebGPU's default limits only, even where the adapter offers more.
+    /// Ask for WebGPU's default limits and no optional features, even where the adapter offers more.
     pub default_limits: bool,
+    /// The style of kernels; `None` takes `CROSSWEAVE_KERNELS` (direct, subgroup or workgroup), or else what suits
+    /// the adapter.
+    pub style: Option<Style>,
     /// Time every kernel: each dispatch is submitted and waited for (slow, for profiling).
     pub profile: bool,
     /// Give every tensor fresh memory with guard words after it, all of them NaN, for
@@ -45,6 +48,7 @@ pub(crate) struct Shared {
     device: wgpu::Device,
     queue: wgpu::Queue,
     facts: AdapterFacts,
+    style: Style,
     pool: RefCell<Pool>,
     recorder: RefCell<Recorder>,
     pipelines: RefCell<Pipelines>,
@@ -64,6 +68,11 @@ impl Gpu {
     pub fn open(options: &Options) -> Result<Self> {
         let adapter = choose(options.device.as_deref())?;
         let (device, queue, facts) = adapter::open(&adapter, options.default_limits)?;
+        let asked = match (options.style, std::env::var("CROSSWEAVE_KERNELS")) {
+            (None, Ok(name)) => Some(name.parse()?),
+            (style, _) => style,
+        };
+        let style = facts.style(asked)?;
         let fault: Fault = Arc::default();
         let seen = fault.clone();
         device.on_uncaptured_error(Arc::new(move |e| report(&seen, device_error(e))));
@@ -87,6 +96,7 @@ impl Gpu {
             device,
             queue,
             facts,
+            style,
             fault,
         })))
     }
@@ -94,6 +104,11 @@ impl Gpu {
     /// What is known of the adapter.
     pub fn facts(&self) -> &AdapterFacts {
         &self.0.facts
+    }
+
+    /// How kernels that come in several styles share their work.
+    pub fn style(&self) -> Style {
+        self.0.style
     }
 
     /// A buffer for `len` f32 values that a dispatch will fill. Past the adapter's binding limit the

@@ -66,7 +66,11 @@ pub struct Launch<'a> {
 
 /// Workgroups for `n` invocations at 64 a group, folded into two axes.
 pub fn groups_of(n: usize) -> [usize; 2] {
-    let groups = n.div_ceil(64);
+    fold_groups(n.div_ceil(64))
+}
+
+/// Workgroups folded into two axes.
+pub fn fold_groups(groups: usize) -> [usize; 2] {
     if groups <= MAX_GROUPS { [groups, 1] } else { [MAX_GROUPS, groups.div_ceil(MAX_GROUPS)] }
 }
 

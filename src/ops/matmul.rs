@@ -1,15 +1,19 @@
 //! Matrix products: batched, broadcast and transposed by strides, so that no operand is ever copied.
 
-use std::fmt::Write;
+mod block;
+mod lanes;
+mod tile;
+
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::walk::fill;
-use crate::gpu::{Buf, Class, Gpu, Kernel, Launch, Words, groups_of};
+use crate::gpu::{Buf, Gpu, Kernel, Launch, Words, fold_groups, groups_of};
 use crate::host::Array;
 use crate::shape::Shape;
 use crate::tensor::{Back, Cost, Keep, Op, Tensor, apply};
+use tile::{Form, LEAST_SPLIT, Tile, enough};
 
 const KERNEL: Kernel = Kernel { name: "matmul", text: include_str!("../../shaders/matmul.wgsl") };
+const BLOCK: Kernel = Kernel { name: "matmul_block", text: include_str!("../../shaders/matmul_block.wgsl") };
 
 /// Applied to the product before it is stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -53,6 +57,7 @@ struct MatMul {
     c: Layout,
     scale: f64,
     bias: bool,
+    residual: bool,
     act: Act,
     shape: Shape,
 }
@@ -61,29 +66,17 @@ impl Tensor {
     /// `act(x wᵀ + bias)`: x `[.., k]`, w `[n, k]` as PyTorch keeps it, bias `[n]`; the result is `[.., n]`.
     #[track_caller]
     pub fn linear(&self, w: &Self, bias: Option<&Self>, act: Act) -> Self {
-        let (n, k) = (w.shape()[0], w.shape()[1]);
-        assert_eq!(self.shape().last(), k, "linear: x {} with w {}", self.shape(), w.shape());
-        let rank = self.shape().rank();
-        let m = self.dims()[..rank - 1].iter().product();
-        let flat = |row, col| Layout { batch: [0, 0], sum: 0, row, col };
-        let op = MatMul {
-            m,
-            n,
-            k,
-            batch: [1, 1],
-            sum: 1,
-            a: flat(k, 1),
-            b: flat(1, k),
-            c: flat(n, 1),
-            scale: 1.0,
-            bias: bias.is_some(),
-            act,
-            shape: self.shape().with(rank - 1, n),
-        };
-        match bias {
-            Some(bias) => apply(op, &[self, w, bias]),
-            None => apply(op, &[self, w]),
-        }
+        let mut x = vec![self, w];
+        x.extend(bias);
+        apply(MatMul { bias: bias.is_some(), act, ..MatMul::linear(self.shape(), w.shape()) }, &x)
+    }
+
+    /// `x wᵀ + bias + residual`, shapes as in [`Tensor::linear`] and the residual of the result's.
+    #[track_caller]
+    pub fn linear_plus(&self, w: &Self, bias: &Self, residual: &Self) -> Self {
+        let op = MatMul { bias: true, residual: true, ..MatMul::linear(self.shape(), w.shape()) };
+        assert_eq!(residual.shape(), op.shape, "linear_plus: x {} with w {}", self.shape(), w.shape());
+        apply(op, &[self, w, bias, residual])
     }
 
     /// `a b` over the last two axes, each transposed first if asked; up to two leading axes are batches and
@@ -126,6 +119,7 @@ impl Tensor {
                 c,
                 scale: 1.0,
                 bias: false,
+                residual: false,
                 act: Act::None,
                 shape,
             },
@@ -155,6 +149,7 @@ impl Tensor {
             c: Layout { batch: [heads * r * l, r * l], sum: 0, row: l, col: 1 },
             scale,
             bias: false,
+            residual: false,
             act: Act::None,
             shape: Shape::new(&[n, heads, r, l]),
         };
@@ -179,6 +174,7 @@ impl Tensor {
             c: Layout { batch: [r * width, d], sum: 0, row: width, col: 1 },
             scale: 1.0,
             bias: false,
+            residual: false,
             act: Act::None,
             shape: Shape::new(&[n, r, width]),
         };
@@ -194,6 +190,30 @@ fn four(s: Shape) -> [usize; 4] {
 }
 
 impl MatMul {
+    /// `x wᵀ` for each row of x.
+    #[track_caller]
+    fn linear(x: Shape, w: Shape) -> Self {
+        let (n, k) = (w[0], w[1]);
+        assert_eq!(x.last(), k, "linear: x {x} with w {w}");
+        let rank = x.rank();
+        let flat = |row, col| Layout { batch: [0, 0], sum: 0, row, col };
+        Self {
+            m: x.dims()[..rank - 1].iter().product(),
+            n,
+            k,
+            batch: [1, 1],
+            sum: 1,
+            a: flat(k, 1),
+            b: flat(1, k),
+            c: flat(n, 1),
+            scale: 1.0,
+            bias: false,
+            residual: false,
+            act: Act::None,
+            shape: x.with(rank - 1, n),
+        }
+    }
+
     fn batches(&self) -> usize {
         self.batch[0] * self.batch[1]
     }
@@ -209,6 +229,7 @@ impl MatMul {
             b,
             c,
             bias: false,
+            residual: false,
             act: Act::None,
             shape,
             ..self.clone()
@@ -246,92 +267,6 @@ impl MatMul {
     }
 }
 
-/// The shape of a kernel: the tile an invocation owns and how it reads and writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Tile {
-    rows: usize,
-    cols: usize,
-    /// a is contiguous along k (else along m), and can be read four at a time.
-    a_along_k: bool,
-    a_vector: bool,
-    /// b is contiguous along n (else along k), and can be read four at a time.
-    b_along_n: bool,
-    b_vector: bool,
-    c_vector: bool,
-    /// k is not a multiple of 4.
-    ragged: bool,
-    bias: bool,
-    act: Act,
-}
-
-impl Tile {
-    fn of(op: &MatMul, biased: bool, class: Class, can_split: bool) -> Self {
-        let fours = |values: &[usize]| values.iter().all(|v| v.is_multiple_of(4));
-        let a_along_k = op.a.col == 1;
-        let b_along_n = op.b.col == 1;
-        let (a, b, c) = (op.a, op.b, op.c);
-        let a_rest = if a_along_k { [op.k, a.row] } else { [op.m, a.col] };
-        let b_rest = if b_along_n { [op.n, b.row] } else { [op.k, b.col] };
-        let (rows, cols) = tile_size(op, class, can_split);
-        Self {
-            rows,
-            cols,
-            a_along_k,
-            a_vector: (a_along_k || (a.row == 1 && rows.is_multiple_of(4)))
-                && fours(&a_rest)
-                && fours(&[a.batch[0], a.batch[1], a.sum]),
-            b_along_n,
-            b_vector: (b_along_n || b.row == 1) && fours(&b_rest) && fours(&[b.batch[0], b.batch[1], b.sum]),
-            c_vector: c.col == 1 && fours(&[op.n, c.row, c.batch[0], c.batch[1]]),
-            ragged: !op.k.is_multiple_of(4),
-            bias: biased,
-            act: op.act,
-        }
-    }
-}
-
-/// What decides the tile on one class of adapter.
-struct Tuning {
-    /// Tiles an invocation can own, largest first.
-    tiles: &'static [(usize, usize)],
-    /// What a load costs, in multiply-adds.
-    load: f64,
-    /// What compiling costs for each product of the tile, in multiply-adds spread over a run.
-    compile: f64,
-}
-
-/// lavapipe, measured: registers are the CPU's cache, so larger tiles win until compiling them stalls
-/// (docs/rejected.md); a load costs eight multiply-adds; 12 x 16 takes half a second to compile.
-const SOFTWARE: Tuning = Tuning {
-    tiles: &[(12, 16), (8, 16), (12, 8), (8, 8), (4, 8), (4, 4), (2, 4), (1, 4)],
-    load: 8.0,
-    compile: 3e4,
-};
-
-/// Unmeasured: a larger tile spills the registers of most GPUs.
-const HARDWARE: Tuning = Tuning { tiles: &[(8, 8), (4, 8), (4, 4), (2, 4), (1, 4)], load: 2.0, compile: 0.0 };
-
-/// Invocations below which a smaller tile is taken, and below which a long k is split.
-const ENOUGH: usize = 512;
-/// Steps of four k that a split keeps at least.
-const LEAST_SPLIT: usize = 32;
-
-/// The tile that costs least: loads, waste at the edges, idle cores and compiling weighed.
-fn tile_size(op: &MatMul, class: Class, can_split: bool) -> (usize, usize) {
-    let tuning = if class == Class::Software { SOFTWARE } else { HARDWARE };
-    let splits = if can_split { (op.k / (4 * LEAST_SPLIT)).max(1) } else { 1 };
-    let cost = |(rows, cols): (usize, usize)| {
-        let (down, across) = (op.m.div_ceil(rows), op.n.div_ceil(cols));
-        let products = (rows * cols) as f64;
-        let work = (down * across * op.batches() * op.k * op.sum) as f64 * products;
-        // A tile of r x c loads r + c values for r c products.
-        let loads = 1.0 + tuning.load * (rows + cols) as f64 / products;
-        let idle = (ENOUGH as f64 / (down * across * op.batches() * splits) as f64).clamp(1.0, 4.0);
-        work * loads * idle + tuning.compile * products
-    };
-    tuning.tiles.iter().copied().min_by(|x, y| cost(*x).total_cmp(&cost(*y))).expect("there are tiles")
-}
-
 impl Op for MatMul {
     fn name(&self) -> &'static str {
         "matmul"
@@ -345,20 +280,29 @@ impl Op for MatMul {
         let op = self.oriented();
         let swapped = self.c.col != 1 && self.c.row == 1;
         let (a, b) = if swapped { (x[1], x[0]) } else { (x[0], x[1]) };
-        let can_split = op.is_dense() && !self.bias && self.act == Act::None && op.sum == 1;
-        let tile = Tile::of(&op, self.bias, gpu.facts().class, can_split);
-        let tiles = op.m.div_ceil(tile.rows) * op.n.div_ceil(tile.cols) * op.batches();
+        let can_split = op.is_dense() && !self.bias && !self.residual && self.act == Act::None && op.sum == 1;
+        let tile = Tile::of(&op, gpu, can_split);
+        let (height, width) = tile.form.covers();
+        let tiles = op.m.div_ceil(height) * op.n.div_ceil(width) * op.batches();
         let steps = op.k.div_ceil(4);
-        let wanted = if tiles < ENOUGH { ENOUGH.div_ceil(tiles.max(1)).min(steps / LEAST_SPLIT) } else { 1 };
+        let (busy, enough) = (tiles * tile.form.invocations(), enough(gpu));
+        let wanted = if busy < enough { enough.div_ceil(busy.max(1)).min(steps / LEAST_SPLIT) } else { 1 };
         let splits = if can_split { wanted.max(steps.div_ceil(crate::gpu::MAX_LOOP / 2)).max(1) } else { 1 };
         let chunk = steps.div_ceil(splits);
         let splits = steps.div_ceil(chunk.max(1)).max(1);
         let out = op.m * op.n * op.batches();
         let partial = (splits > 1).then(|| gpu.alloc(splits * out));
         let target = partial.as_ref().unwrap_or(y);
+        let (kernel, count, groups) = match tile.form {
+            Form::Lanes { lanes, .. } => {
+                let count = tiles * splits * lanes;
+                (KERNEL, count, groups_of(count))
+            }
+            Form::Block { .. } => (BLOCK, tiles * splits, fold_groups(tiles * splits)),
+        };
         let l = |l: Layout, third: usize| [l.batch[0], l.batch[1], third, l.row];
         let params = Words::default()
-            .sizes(&[tiles * splits, op.m, op.n, op.k])
+            .sizes(&[count, op.m, op.n, op.k])
             .sizes(&[op.batch[1], op.sum, 4 * chunk, splits])
             .sizes(&l(op.a, op.a.sum))
             .sizes(&l(op.b, op.b.sum))
@@ -368,18 +312,22 @@ impl Op for MatMul {
             .sizes(&[op.batch[0]]);
         let mut hash = DefaultHasher::new();
         tile.hash(&mut hash);
-        let text = || source(&tile);
+        let text = || match tile.form {
+            Form::Lanes { .. } => lanes::source(&tile),
+            Form::Block { .. } => block::source(&tile),
+        };
         let mut reads = vec![a, b];
-        reads.extend(self.bias.then(|| x[2]));
+        reads.extend(&x[2..]);
         gpu.dispatch(&Launch {
-            kernel: KERNEL,
+            kernel,
             body: Some((hash.finish(), &text)),
             constants: &[],
             reads: &reads,
             writes: &[target],
             params,
-            groups: groups_of(tiles * splits),
-            loops: op.sum * (chunk + 1),
+            groups,
+            // A block's step of 16 k is a loop of its own.
+            loops: op.sum * (chunk + chunk.div_ceil(4) * 5 * usize::from(kernel == BLOCK) + 1),
         });
         if let Some(partial) = &partial {
             super::reduce::sum_buffers(gpu, partial, y, splits, out);
@@ -403,11 +351,13 @@ impl Op for MatMul {
                             }
                         }
                         let biased = sum * self.scale + if self.bias { x[2].data[n] } else { 0.0 };
-                        y.data[c + m * self.c.row + n * self.c.col] = match self.act {
+                        let at = c + m * self.c.row + n * self.c.col;
+                        let value = match self.act {
                             Act::None => biased,
                             Act::Relu => biased.max(0.0),
                             Act::Tanh => biased.tanh(),
                         };
+                        y.data[at] = value + x.last().filter(|_| self.residual).map_or(0.0, |r| r.data[at]);
                     }
                 }
             }
@@ -439,6 +389,9 @@ impl Op for MatMul {
         if self.bias {
             grads.push(back.needs(2).then(|| g.reshape([m, n]).sum(0)));
         }
+        if self.residual {
+            grads.push(Some(g));
+        }
         grads
     }
 
@@ -449,185 +402,4 @@ impl Op for MatMul {
             bytes: 4.0 * moved as f64,
         }
     }
-}
-
-/// The kernel's text for a tile, its loops unrolled.
-fn source(t: &Tile) -> String {
-    let element = |vector| if vector { "vec4<f32>" } else { "f32" };
-    let mut bindings = format!(
-        "@group(0) @binding(0) var<storage, read> a: array<{}>;\n\
-         @group(0) @binding(1) var<storage, read> b: array<{}>;\n",
-        element(t.a_vector),
-        element(t.b_vector)
-    );
-    if t.bias {
-        bindings.push_str("@group(0) @binding(2) var<storage, read> bias: array<f32>;\n");
-    }
-    let next = 2 + usize::from(t.bias);
-    let _ = write!(
-        bindings,
-        "@group(0) @binding({next}) var<storage, read_write> c: array<{}>;\n\
-         @group(0) @binding({}) var<uniform> p: Params;",
-        element(t.c_vector),
-        next + 1
-    );
-    let body = format!("{}{}{}", origin(t), inner_loop(t), store(t));
-    let text = fill(KERNEL.text, &[("bindings", &bindings), ("body", &body)]);
-    match t.act {
-        Act::Tanh => format!("{}{text}", super::walk::pointwise(true)),
-        _ => text,
-    }
-}
-
-fn origin(t: &Tile) -> String {
-    let (rows, cols) = (t.rows, t.cols);
-    let quads = cols / 4;
-    let mut s = format!(
-        "    let across = (p.n + {}u) / {cols}u;\n    let down = (p.m + {}u) / {rows}u;\n    \
-         let n0 = (i % across) * {cols}u;\n    let m0 = (i / across % down) * {rows}u;\n    \
-         let batch = i / (across * down);\n    let inner = batch % p.batch.x;\n    \
-         let outer = batch / p.batch.x % p.outer;\n    let split = batch / (p.batch.x * p.outer);\n    \
-         let k0 = split * p.batch.z;\n    let k1 = min(k0 + p.batch.z, p.k);\n    \
-         let a0 = outer * p.a.x + inner * p.a.y;\n    let b0 = outer * p.b.x + inner * p.b.y;\n",
-        cols - 1,
-        rows - 1
-    );
-    for q in 0..quads {
-        let part = |l: usize| format!("bias[min(n0 + {}u, p.n - 1u)]", 4 * q + l);
-        let start = match t.bias {
-            true => format!("vec4<f32>({}, {}, {}, {})", part(0), part(1), part(2), part(3)),
-            false => "vec4<f32>(0.0)".into(),
-        };
-        let _ = writeln!(s, "    let start{q} = {start};");
-        for r in 0..rows {
-            let _ = writeln!(s, "    var s{r}_{q} = start{q};");
-        }
-    }
-    // Rows and columns past the edge read the last one; their results are not stored.
-    if t.a_along_k || !t.a_vector {
-        for r in 0..rows {
-            let _ = writeln!(s, "    let ra{r} = min(m0 + {r}u, p.m - 1u) * p.a.w;");
-        }
-    } else {
-        for r in 0..rows / 4 {
-            let _ = writeln!(s, "    let ra{r} = min(m0 + {}u, p.m - 4u);", 4 * r);
-        }
-    }
-    if t.b_along_n && t.b_vector {
-        for q in 0..quads {
-            let _ = writeln!(s, "    let cb{q} = min(n0 + {}u, p.n - 4u);", 4 * q);
-        }
-    } else {
-        for c in 0..cols {
-            let _ = writeln!(s, "    let cb{c} = min(n0 + {c}u, p.n - 1u) * p.b_col;");
-        }
-    }
-    s
-}
-
-fn inner_loop(t: &Tile) -> String {
-    let mut s = String::from(
-        "    for (var batch_sum = 0u; batch_sum < p.batch.y; batch_sum++) {\n    \
-         let a1 = a0 + batch_sum * p.a.z;\n    let b1 = b0 + batch_sum * p.b.z;\n    \
-         for (var k = k0; k < k1; k += 4u) {\n",
-    );
-    load_a(t, &mut s);
-    // Four columns at a time, so that few values of b are held at once.
-    for q in 0..t.cols / 4 {
-        load_b(t, q, &mut s);
-        for (kk, x) in X.iter().enumerate() {
-            for r in 0..t.rows {
-                let _ = writeln!(s, "    s{r}_{q} = fma(vec4<f32>(va{r}.{x}), vb{kk}_{q}, s{r}_{q});");
-            }
-        }
-    }
-    s.push_str("    }\n    }\n");
-    s
-}
-
-const X: [&str; 4] = ["x", "y", "z", "w"];
-
-/// Loads `va{r}`, four k of each row.
-fn load_a(t: &Tile, s: &mut String) {
-    let guard = |value: String, kk: usize| {
-        if t.ragged { format!("select(0.0, {value}, k + {kk}u < k1)") } else { value }
-    };
-    if t.a_vector && t.a_along_k {
-        for r in 0..t.rows {
-            let _ = writeln!(s, "    let va{r} = a[(a1 + ra{r} + k) >> 2u];");
-        }
-    } else if t.a_vector {
-        for r in 0..t.rows / 4 {
-            for kk in 0..4 {
-                let _ = writeln!(s, "    let qa{r}_{kk} = a[(a1 + (k + {kk}u) * p.a_col + ra{r}) >> 2u];");
-            }
-        }
-        for r in 0..t.rows {
-            let part = |kk: usize| guard(format!("qa{}_{kk}.{}", r / 4, X[r % 4]), kk);
-            let _ = writeln!(s, "    let va{r} = {};", four_of(part));
-        }
-    } else {
-        for r in 0..t.rows {
-            let part = |kk: usize| guard(format!("a[a1 + ra{r} + (k + {kk}u) * p.a_col]"), kk);
-            let _ = writeln!(s, "    let va{r} = {};", four_of(part));
-        }
-    }
-}
-
-/// Loads `vb{kk}_{q}`, columns `4 q` to `4 q + 3` of each of four k.
-fn load_b(t: &Tile, q: usize, s: &mut String) {
-    if t.b_vector && t.b_along_n {
-        for kk in 0..4 {
-            let value = format!("b[(b1 + (k + {kk}u) * p.b.w + cb{q}) >> 2u]");
-            let value =
-                if t.ragged { format!("select(vec4<f32>(0.0), {value}, k + {kk}u < k1)") } else { value };
-            let _ = writeln!(s, "    let vb{kk}_{q} = {value};");
-        }
-        return;
-    }
-    for c in 4 * q..4 * q + 4 {
-        if t.b_vector {
-            let _ = writeln!(s, "    let qb{c} = b[(b1 + cb{c} + k) >> 2u];");
-        } else {
-            let part = |kk: usize| {
-                let value = format!("b[b1 + cb{c} + (k + {kk}u) * p.b.w]");
-                if t.ragged { format!("select(0.0, {value}, k + {kk}u < k1)") } else { value }
-            };
-            let _ = writeln!(s, "    let qb{c} = {};", four_of(part));
-        }
-    }
-    for (kk, x) in X.iter().enumerate() {
-        let part = |l: usize| format!("qb{}.{x}", 4 * q + l);
-        let _ = writeln!(s, "    let vb{kk}_{q} = {};", four_of(part));
-    }
-}
-
-/// A vector of four parts.
-fn four_of(part: impl Fn(usize) -> String) -> String {
-    format!("vec4<f32>({}, {}, {}, {})", part(0), part(1), part(2), part(3))
-}
-
-fn store(t: &Tile) -> String {
-    let mut s = String::from("    let c0 = outer * p.c.x + inner * p.c.y + split * p.c.z;\n");
-    let act = |v: String| match t.act {
-        Act::None => v,
-        Act::Relu => format!("max({v}, vec4<f32>(0.0))"),
-        Act::Tanh => format!("safe_tanh({v})"),
-    };
-    for r in 0..t.rows {
-        let _ = writeln!(s, "    if m0 + {r}u < p.m {{\n    let row = c0 + (m0 + {r}u) * p.c.w;");
-        for q in 0..t.cols / 4 {
-            let n = format!("n0 + {}u", 4 * q);
-            let _ = writeln!(s, "    let v{q} = {};", act(format!("s{r}_{q} * p.scale")));
-            if t.c_vector {
-                let _ = writeln!(s, "    if {n} < p.n {{ c[(row + {n}) >> 2u] = v{q}; }}");
-            } else {
-                for (l, x) in X.iter().enumerate() {
-                    let _ = writeln!(s, "    if {n} + {l}u < p.n {{ c[row + {n} + {l}u] = v{q}.{x}; }}");
-                }
-            }
-        }
-        s.push_str("    }\n");
-    }
-    s
 }

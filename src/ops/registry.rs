@@ -291,6 +291,24 @@ fn products() -> Vec<Case> {
         case("matmul", "linear with relu", &[&[33, 20], &[8, 20]], sums(20), |x| {
             x[0].linear(&x[1], None, Act::Relu)
         }),
+        case("matmul", "linear with a residual", &[&[33, 20], &[12, 20], &[12], &[33, 12]], sums(33), |x| {
+            x[0].linear_plus(&x[1], &x[2], &x[3])
+        }),
+        case(
+            "matmul",
+            "linear with a residual, odd",
+            &[&[33, 20], &[5, 20], &[5], &[33, 5]],
+            sums(33),
+            |x| x[0].linear_plus(&x[1], &x[2], &x[3]),
+        ),
+        case("matmul", "several tiles", &[&[150, 72], &[136, 72], &[136]], sums(150), linear),
+        case("matmul", "several tiles, odd", &[&[139, 67], &[133, 67], &[133]], sums(139), linear),
+        case("matmul", "several tiles, first transposed", &[&[68, 140], &[68, 132]], sums(140), |x| {
+            x[0].matmul(&x[1], true, false)
+        }),
+        case("matmul", "several tiles, both transposed", &[&[2, 37, 141], &[2, 70, 37]], sums(141), |x| {
+            x[0].matmul(&x[1], true, true)
+        }),
         case("matmul", "one row", &[&[1, 255], &[257, 255]], sums(257), |x| {
             x[0].linear(&x[1], None, Act::None)
         }),
