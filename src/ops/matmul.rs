@@ -58,6 +58,8 @@ struct MatMul {
     scale: f64,
     bias: bool,
     residual: bool,
+    /// Whether the sum of each row of a, over k, stands behind c.
+    sums: bool,
     act: Act,
     shape: Shape,
 }
@@ -120,6 +122,7 @@ impl Tensor {
                 scale: 1.0,
                 bias: false,
                 residual: false,
+                sums: false,
                 act: Act::None,
                 shape,
             },
@@ -150,6 +153,7 @@ impl Tensor {
             scale,
             bias: false,
             residual: false,
+            sums: false,
             act: Act::None,
             shape: Shape::new(&[n, heads, r, l]),
         };
@@ -175,6 +179,7 @@ impl Tensor {
             scale: 1.0,
             bias: false,
             residual: false,
+            sums: false,
             act: Act::None,
             shape: Shape::new(&[n, r, width]),
         };
@@ -209,6 +214,7 @@ impl MatMul {
             scale: 1.0,
             bias: false,
             residual: false,
+            sums: false,
             act: Act::None,
             shape: x.with(rank - 1, n),
         }
@@ -230,6 +236,7 @@ impl MatMul {
             c,
             bias: false,
             residual: false,
+            sums: false,
             act: Act::None,
             shape,
             ..self.clone()
@@ -258,6 +265,23 @@ impl MatMul {
             c: self.c.transposed(),
             ..self.clone()
         }
+    }
+
+    /// The gradients of a linear map with a bias: that of the bias is summed on the way to that of the weight.
+    fn linear_grads(&self, back: &Back, g: Tensor) -> Vec<Option<Tensor>> {
+        let (m, n, k) = (self.m, self.n, self.k);
+        let gx = back.needs(0).then(|| {
+            let op = self.product([m, k, n], self.c, self.b.transposed(), self.a, back.shape(0));
+            apply(op, &[&g, back.x(1)])
+        });
+        let c = Layout { row: k, col: 1, ..self.c };
+        let shape = Shape::new(&[n * k + n]);
+        let op = Self { sums: true, ..self.product([n, k, m], self.c.transposed(), self.a, c, shape) };
+        let both = apply(op, &[&g, back.x(0)]);
+        let mut grads =
+            vec![gx, Some(both.section(0, Shape::new(&[n, k]))), Some(both.section(n * k, Shape::new(&[n])))];
+        grads.extend(self.residual.then_some(Some(g)));
+        grads
     }
 
     fn is_dense(&self) -> bool {
@@ -290,7 +314,7 @@ impl Op for MatMul {
         let splits = if can_split { wanted.max(steps.div_ceil(crate::gpu::MAX_LOOP / 2)).max(1) } else { 1 };
         let chunk = steps.div_ceil(splits);
         let splits = steps.div_ceil(chunk.max(1)).max(1);
-        let out = op.m * op.n * op.batches();
+        let out = op.m * op.n * op.batches() + if op.sums { op.m } else { 0 };
         let partial = (splits > 1).then(|| gpu.alloc(splits * out));
         let target = partial.as_ref().unwrap_or(y);
         let (kernel, count, groups) = match tile.form {
@@ -341,6 +365,11 @@ impl Op for MatMul {
                 let at = |l: &Layout| b0 * l.batch[0] + b1 * l.batch[1];
                 let (a, b, c) = (at(&self.a), at(&self.b), at(&self.c));
                 for m in 0..self.m {
+                    if self.sums {
+                        let at = a + m * self.a.row;
+                        y.data[self.m * self.n + m] =
+                            (0..self.k).map(|k| x[0].data[at + k * self.a.col]).sum();
+                    }
                     for n in 0..self.n {
                         let mut sum = 0.0;
                         for s in 0..self.sum {
@@ -377,6 +406,9 @@ impl Op for MatMul {
             Act::Tanh => back.g().map2(back.y(), |g, y| g * (1.0 - y * y)),
         };
         let (m, n, k) = (self.m, self.n, self.k);
+        if self.bias && back.needs(1) && back.needs(2) {
+            return self.linear_grads(back, g);
+        }
         let ga = back.needs(0).then(|| {
             let op = self.product([m, k, n], self.c, self.b.transposed(), self.a, back.shape(0));
             apply(op, &[&g, back.x(1)])

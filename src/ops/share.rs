@@ -37,14 +37,27 @@ impl Tensor {
     pub fn select(&self, i: usize) -> Self {
         assert!(i < self.shape()[0], "entry {i} of shape {}", self.shape());
         let shape = self.shape().without(0);
-        let (start, n) = (i * shape.len(), shape.len());
-        let y = match (self.buf(), self.array()) {
-            (Some(buf), _) => buf.part(start, n).map(|part| Self::on_gpu(shape, part)),
-            (_, array) => array.map(|a| Self::on_host(Array::new(shape, a.data[start..start + n].to_vec()))),
-        };
-        match y {
+        match self.shared(i * shape.len(), shape) {
             Some(y) => record(Rc::new(Share::Select(i)), &[self], vec![y]).remove(0),
             None => materialize(Viewed::from(self).slice(0, i, 1).squeeze(0)),
+        }
+    }
+
+    /// The values from `start` on under a shape of their own, untracked; without a copy where the adapter's
+    /// alignment allows.
+    #[track_caller]
+    pub(super) fn section(&self, start: usize, shape: Shape) -> Self {
+        self.shared(start, shape).unwrap_or_else(|| {
+            let flat = self.detach().reshape([self.len()]);
+            materialize(Viewed::from(&flat).slice(0, start, shape.len())).reshape(shape)
+        })
+    }
+
+    fn shared(&self, start: usize, shape: Shape) -> Option<Self> {
+        let n = shape.len();
+        match (self.buf(), self.array()) {
+            (Some(buf), _) => buf.part(start, n).map(|part| Self::on_gpu(shape, part)),
+            (_, array) => array.map(|a| Self::on_host(Array::new(shape, a.data[start..start + n].to_vec()))),
         }
     }
 }

@@ -19,7 +19,7 @@ pub(super) fn source(t: &Tile) -> String {
             ("sizes", &sizes),
             ("fetch", &fetch),
             ("start", &start(t, side, halves)),
-            ("products", &products(side, halves)),
+            ("products", &products(t, side, halves)),
             ("store", &store(t, side, halves)),
         ],
     );
@@ -95,6 +95,9 @@ fn fetch(o: &Operand) -> String {
 
 fn start(t: &Tile, side: usize, halves: usize) -> String {
     let mut s = String::new();
+    if t.sums {
+        (0..halves).for_each(|h| _ = writeln!(s, "    var sum{h} = vec4<f32>(0.0);"));
+    }
     for g in 0..halves {
         let column = |l: usize| format!("bias[min(n0 + 4u * (x + {}u) + {l}u, p.n - 1u)]", g * side);
         let start = if t.bias { four_of(column) } else { "vec4<f32>(0.0)".into() };
@@ -106,11 +109,14 @@ fn start(t: &Tile, side: usize, halves: usize) -> String {
     s
 }
 
-fn products(side: usize, halves: usize) -> String {
+fn products(t: &Tile, side: usize, halves: usize) -> String {
     let mut s = String::new();
     for h in 0..halves {
         let _ = writeln!(s, "    let va{h} = ta[kk * QUADS + y + {}u];", h * side);
         let _ = writeln!(s, "    let vb{h} = tb[kk * QUADS + x + {}u];", h * side);
+        if t.sums {
+            let _ = writeln!(s, "    sum{h} += va{h};");
+        }
     }
     for r in 0..4 * halves {
         let a = format!("va{}.{}", r / 4, ["x", "y", "z", "w"][r % 4]);
@@ -130,6 +136,21 @@ fn store(t: &Tile, side: usize, halves: usize) -> String {
             s += &store_quad(t, &format!("n0 + 4u * (x + {}u)", g * side), &format!("s{r}_{g}"));
         }
         s.push_str("    }\n");
+    }
+    if t.sums {
+        for h in 0..halves {
+            let m = format!("m0 + 4u * (y + {}u)", h * side);
+            let at = format!("c0 + p.m * p.n + {m}");
+            if t.c_vector {
+                let store = format!("c[({at}) >> 2u] = sum{h};");
+                let _ = writeln!(s, "    if n0 + x == 0u && {m} < p.m {{ {store} }}");
+                continue;
+            }
+            for (l, x) in ["x", "y", "z", "w"].iter().enumerate() {
+                let store = format!("c[{at} + {l}u] = sum{h}.{x};");
+                let _ = writeln!(s, "    if n0 + x == 0u && {m} + {l}u < p.m {{ {store} }}");
+            }
+        }
     }
     s
 }

@@ -124,6 +124,11 @@ fn origin(t: &Tile, size: Size) -> String {
             let _ = writeln!(s, "    var s{r}_{q} = start{q};");
         }
     }
+    if t.sums {
+        for r in 0..rows {
+            let _ = writeln!(s, "    var sum{r} = vec4<f32>(0.0);");
+        }
+    }
     // Rows and columns past the edge read the last one; their results are not stored.
     if t.a_along_k || !t.a_vector {
         for r in 0..rows {
@@ -154,6 +159,9 @@ fn inner_loop(t: &Tile, size: Size) -> String {
          for (var k = k0; k < k1; k += 4u) {\n",
     );
     load_a(t, size, &mut s);
+    if t.sums {
+        (0..size.rows).for_each(|r| _ = writeln!(s, "    sum{r} += va{r};"));
+    }
     if size.lanes > 1 {
         (0..size.shares()).for_each(|j| load_share(t, j, &mut s));
     }
@@ -258,6 +266,19 @@ fn store(t: &Tile, size: Size) -> String {
             s += &store_quad(t, &format!("n0 + {}u", 4 * q), &format!("s{r}_{q}"));
         }
         s.push_str("    }\n");
+    }
+    if t.sums {
+        let total = |r: usize| format!("sum{r}.x + sum{r}.y + sum{r}.z + sum{r}.w");
+        let step = if t.c_vector { 4 } else { 1 };
+        for r in (0..size.rows).step_by(step) {
+            let row = size.row(t, r);
+            let at = format!("c0 + p.m * p.n + m0 + {row}u");
+            let store = match step {
+                4 => format!("c[({at}) >> 2u] = {};", four_of(|l| total(r + l))),
+                _ => format!("c[{at}] = {};", total(r)),
+            };
+            let _ = writeln!(s, "    if n0 == 0u && m0 + {row}u < p.m {{ {store} }}");
+        }
     }
     s
 }

@@ -46,6 +46,7 @@ pub(super) struct Tile {
     pub(super) ragged: bool,
     pub(super) bias: bool,
     pub(super) residual: bool,
+    pub(super) sums: bool,
     pub(super) act: Act,
 }
 
@@ -62,18 +63,23 @@ impl Tile {
             Form::Lanes { rows, .. } => rows,
             Form::Block { .. } => 4,
         };
+        let a_vector = (a_along_k || (a.row == 1 && down.is_multiple_of(4)))
+            && fours(&a_rest)
+            && fours(&[a.batch[0], a.batch[1], a.sum]);
+        // Sums are stored four rows at a time only where an invocation owns rows in fours.
+        let sums_in_fours = !op.sums
+            || (op.m.is_multiple_of(4) && (matches!(form, Form::Block { .. }) || (a_vector && !a_along_k)));
         Self {
             form,
             a_along_k,
-            a_vector: (a_along_k || (a.row == 1 && down.is_multiple_of(4)))
-                && fours(&a_rest)
-                && fours(&[a.batch[0], a.batch[1], a.sum]),
+            a_vector,
             b_along_n,
             b_vector: (b_along_n || b.row == 1) && fours(&b_rest) && fours(&[b.batch[0], b.batch[1], b.sum]),
-            c_vector: c.col == 1 && fours(&[op.n, c.row, c.batch[0], c.batch[1]]),
+            c_vector: c.col == 1 && fours(&[op.n, c.row, c.batch[0], c.batch[1]]) && sums_in_fours,
             ragged: !op.k.is_multiple_of(4),
             bias: op.bias,
             residual: op.residual,
+            sums: op.sums,
             act: op.act,
         }
     }
