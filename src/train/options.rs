@@ -214,6 +214,9 @@ pub struct TrainOptions {
     /// Sums all violations in the hinge loss, not the hardest alone
     #[arg(long = "no-max-violation", help_heading = RULES)]
     pub no_max_violation: bool,
+    /// Padded words take part in nothing, for new models; the authors let them into means, maxima and routers
+    #[arg(long = "mask-padding", help_heading = RULES)]
+    pub mask_padding: bool,
     /// What the best checkpoint is chosen by [default: rsum; with --faithful: r1r5]
     #[arg(long, value_enum, help_heading = RULES)]
     pub select: Option<Select>,
