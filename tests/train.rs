@@ -97,7 +97,7 @@ fn ctrl_c_finishes_the_step_saves_and_exits_with_130() {
 #[test]
 fn what_decides_the_numbers_cannot_change_on_resuming() {
     let tiny = Tiny::new();
-    tiny.train("run", "--max-steps 2 --tile 3");
+    tiny.train("run", "--max-steps 2 --tile 3 --img_dim 64");
     for (option, parts) in [
         (
             "--seed 2 --batch_size 8",

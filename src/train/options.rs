@@ -102,9 +102,9 @@ pub struct TrainOptions {
     /// Weight of the path loss
     #[arg(long, value_name = "X", default_value_t = 0.5, allow_negative_numbers = true, help_heading = THEIRS)]
     pub trade_off: f64,
-    /// Numbers of a region's features
-    #[arg(long, value_name = "N", default_value_t = 2048, help_heading = THEIRS)]
-    pub img_dim: usize,
+    /// Numbers of a region's features, for data that must have so many [default: as many as the data have]
+    #[arg(long, value_name = "N", help_heading = THEIRS)]
+    pub img_dim: Option<usize>,
     /// Width of the joint embedding
     #[arg(long, value_name = "N", default_value_t = 256, help_heading = THEIRS)]
     pub embed_size: usize,

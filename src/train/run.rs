@@ -117,6 +117,13 @@ impl<'a> Session<'a> {
                 .expected(data.dim())
                 .found(dev.dim()));
         }
+        if let Some(asked) = options.img_dim.filter(|n| *n != data.dim()) {
+            return Err(Error::new("the features have another width than --img_dim says")
+                .at(data_folder.display())
+                .expected(asked)
+                .found(data.dim())
+                .cure("leave out --img_dim to take the data's width, or give the data meant"));
+        }
         let folder = options.resume.clone().unwrap_or_else(|| options.logger_name.clone());
         if options.resume.is_some() {
             options.goes_on(&read_description(&folder)?["options"]).map_err(|e| e.at(folder.display()))?;

@@ -75,7 +75,7 @@ impl TrainOptions {
             ("num_epochs", Some(self.num_epochs), 1),
             ("batch_size", Some(self.batch_size), 1),
             ("lr_update", Some(self.lr_update), 1),
-            ("img_dim", Some(self.img_dim), 1),
+            ("img_dim", self.img_dim, 1),
             ("embed_size", Some(self.embed_size), 1),
             ("log_step", Some(self.log_step), 1),
             ("val_step", Some(self.val_step), 1),
