@@ -253,12 +253,21 @@ pub struct TrainOptions {
     #[arg(long, help_heading = RUN)]
     #[serde(skip)]
     pub stats: bool,
+    /// Loses the device after each of these steps in turn, for tests of recovery
+    #[arg(long = "lose-device", value_delimiter = ',', hide = true)]
+    #[serde(skip)]
+    pub lose_device: Vec<u64>,
 }
 
 impl TrainOptions {
     /// `data_path/data_name`.
     pub fn data_folder(&self) -> PathBuf {
         self.data_path.join(&self.data_name)
+    }
+
+    /// The run's folder: the one to go on with, else the one to begin.
+    pub fn run_folder(&self) -> PathBuf {
+        self.resume.as_ref().unwrap_or(&self.logger_name).clone()
     }
 
     /// Whether extra captions and images leave out the sample's own matches.
