@@ -98,7 +98,11 @@ fn a_feature_that_is_no_number_is_named_by_its_row() {
 #[test]
 fn options_and_folders_that_contradict_leave_no_run() {
     let tiny = Tiny::new();
-    let cases: [(&str, &[&str]); 4] = [
+    let cases: [(&str, &[&str]); 5] = [
+        (
+            "--img_dim 2048",
+            &["another width than --img_dim", "data/tiny", "expected: 2048", "found: 64", "cure"],
+        ),
         ("--direction i2t", &["--extra_img contradicts --direction i2t", "--extra_stc"]),
         ("--extra_stc 1", &["--extra_stc contradicts --direction t2i", "--extra_img"]),
         ("--cache-text", &["--cache-text contradicts --bert-init random"]),

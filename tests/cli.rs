@@ -44,7 +44,8 @@ fn help_tells_commands_options_examples_and_exit_statuses() {
     for option in theirs.split(' ') {
         assert!(out.contains(&format!("--{option}")), "no --{option} in {out}");
     }
-    for part in ["--faithful", "--cache-text", "--bert-init", "[default: 0.0002]", "Ctrl-C"] {
+    for part in ["--faithful", "--mask-padding", "--cache-text", "--bert-init", "[default: 0.0002]", "Ctrl-C"]
+    {
         assert!(out.contains(part), "no {part:?} in {out}");
     }
     assert_eq!(run(&["--version"]).1, format!("crossweave {}\n", env!("CARGO_PKG_VERSION")));

@@ -178,6 +178,26 @@ fn guards_see_a_trespass() {
 }
 
 #[test]
+fn an_axis_past_the_loop_budget_is_refused_by_name() {
+    let refused = |y: Tensor, parts: [&str; 3]| {
+        let error = y.to_vec().expect_err("too long").to_string();
+        assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+    };
+    for device in devices() {
+        let x = device.full([2, 50_000], 1.0);
+        refused(x.softmax(-1, 1.0), ["softmax", "at most 43690", "found: 50000"]);
+        refused(x.reshape([50_000, 2]).l2norm(0, 1e-12), ["l2norm", "at most 10922", "found: 50000"]);
+        let tape = Tape::new();
+        let leaf = tape.leaf(&x);
+        let grads = tape.backward(&leaf.max(-1).sum(0));
+        let g = grads.of(&leaf).expect("the maximum depends on it").clone();
+        refused(g, ["max_grad", "at most 16384", "found: 50000"]);
+        // What follows works again.
+        assert_eq!(values(&x.sum(-1)), [50_000.0; 2]);
+    }
+}
+
+#[test]
 fn a_launch_past_the_loop_budget_panics() {
     for device in devices() {
         let gpu = gpu_of(&device);

@@ -66,6 +66,37 @@ fn a_run_stopped_in_any_way_goes_on_bit_for_bit() {
     assert!(weights("killed") == weights("whole"), "other best weights");
 }
 
+#[test]
+fn after_a_lost_device_training_goes_on_by_itself() {
+    let tiny = Tiny::new();
+    tiny.train("whole", EPOCHS);
+    // There are checkpoints of steps 0, 6, 12, 15, 18, 24 and 30.
+    let lost = tiny.train("lost", &format!("{EPOCHS} --lose-device 3,8,8,13,29"));
+    for (step, times) in [(0, 1), (6, 2), (12, 1), (24, 1)] {
+        let notice = format!(
+            "the device was lost: simulated; it is opened anew and training goes on from step {step}\n"
+        );
+        assert_eq!(lost.err.matches(&notice).count(), times, "step {step}: {}", lost.err);
+    }
+    assert_eq!(tiny.rows("lost"), tiny.rows("whole"));
+    for file in ["model", "last"] {
+        let weights = |run: &str| {
+            let file = Weights::open(&tiny.path(run).join(format!("{file}.safetensors"))).expect("weights");
+            let names: Vec<String> = file.names().map(str::to_string).collect();
+            names.iter().map(|name| file.bytes(name).expect("bytes").to_vec()).collect::<Vec<_>>()
+        };
+        assert!(weights("lost") == weights("whole"), "other weights in {file}.safetensors");
+    }
+    // Three times at the same place leads nowhere.
+    let given_up = tiny.run(&Tiny::training("given-up", "--lose-device 2,3,2")).with(2);
+    for part in ["error: the device was lost", "3 losses since the checkpoint of step 0", "--resume given-up"]
+    {
+        assert!(given_up.err.contains(part), "no {part:?} in {}", given_up.err);
+    }
+    tiny.run("train --resume given-up --max-steps 4").with(0);
+    assert_eq!(tiny.steps("given-up"), tiny.steps("whole")[..4]);
+}
+
 fn wait_for_rows(tiny: &Tiny, run: &str, rows: usize) {
     let (started, path) = (Instant::now(), tiny.path(run).join("metrics.jsonl"));
     while !path.exists() || tiny.steps(run).len() < rows {
@@ -97,7 +128,7 @@ fn ctrl_c_finishes_the_step_saves_and_exits_with_130() {
 #[test]
 fn what_decides_the_numbers_cannot_change_on_resuming() {
     let tiny = Tiny::new();
-    tiny.train("run", "--max-steps 2 --tile 3");
+    tiny.train("run", "--max-steps 2 --tile 3 --img_dim 64");
     for (option, parts) in [
         (
             "--seed 2 --batch_size 8",

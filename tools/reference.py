@@ -45,11 +45,28 @@ def largest(x, dim):
     return x.gather(dim, first).squeeze(dim)
 
 
-def batch_norm(p, name, x, train, buffers):
+def mean_of(x, dim, true=None):
+    """The mean along an axis, over the places that `true` marks (a bool array that broadcasts to x)."""
+    if true is None:
+        return x.mean(dim)
+    true = true.expand_as(x)
+    return torch.where(true, x, 0.0).sum(dim) / true.sum(dim)
+
+
+def max_of(x, dim, true=None):
+    return largest(x if true is None else torch.where(true, x, -math.inf), dim)
+
+
+def hidden(x, true, value=0.0):
+    return x if true is None else torch.where(true, x, value)
+
+
+def batch_norm(p, name, x, train, buffers, true=None):
     """x: [rows, channels]. In training, updated running statistics go into `buffers`."""
     if train:
-        n = x.shape[0]
-        mean, var = x.mean(0), x.var(0, unbiased=False)
+        counted = x if true is None else x[true]
+        n = counted.shape[0]
+        mean, var = counted.mean(0), counted.var(0, unbiased=False)
         moved = lambda old, new: 0.9 * p[f"{name}.{old}"] + 0.1 * new.detach()
         buffers[f"{name}.running_mean"] = moved("running_mean", mean)
         buffers[f"{name}.running_var"] = moved("running_var", var * (n / (n - 1)))
@@ -97,9 +114,12 @@ def bert(p, cfg, ids, types, mask, pre=""):
 # ---- DIME -----------------------------------------------------------------------------------------
 
 
-def encode_text(p, x):
-    """x: [captions, words, hidden] -> sentences [captions, embed], words [captions, words, embed]."""
+def encode_text(p, x, true=None):
+    """x: [captions, words, hidden] -> sentences [captions, embed], words [captions, words, embed].
+
+    `true` [captions, words, 1] marks the words that count, where padding does not."""
     words = x.shape[1]
+    x = hidden(x, true)
     embedded = linear(p, "txt_enc.fc", x)
     convs = []
     for k, (before, after) in enumerate(((0, 0), (0, 1), (1, 1))):
@@ -110,8 +130,8 @@ def encode_text(p, x):
             y = y + padded[:, j : j + words] @ w[:, j].T
         convs.append(torch.relu(y))
     local = linear(p, "txt_enc.mapping", torch.cat(convs, -1)) + embedded
-    pooled = torch.cat([largest(c, 1) for c in convs], -1)
-    sentence = linear(p, "txt_enc.mapping", pooled) + embedded.mean(1)
+    pooled = torch.cat([max_of(c, 1, true) for c in convs], -1)
+    sentence = linear(p, "txt_enc.mapping", pooled) + mean_of(embedded, 1, true)
     return normalise(sentence), normalise(local)
 
 
@@ -125,28 +145,31 @@ def encode_images(p, cfg, images, train, buffers):
     return img.abs() if cfg["use_abs"] else img, normalise(raw)
 
 
-def router(p, name, x):
-    hidden = torch.relu(linear(p, name + ".mlp.0", x.mean(-2)))
-    return torch.relu(torch.tanh(linear(p, name + ".mlp.2", hidden)))
+def router(p, name, x, true):
+    y = torch.relu(linear(p, name + ".mlp.0", mean_of(x, -2, true)))
+    return torch.relu(torch.tanh(linear(p, name + ".mlp.2", y)))
 
 
-def reason(p, name, x, heads):
+def reason(p, name, x, heads, true):
     """Self-attention of an item's rows, then a feed-forward layer, both with a skip."""
     split = lambda y: y.unflatten(-1, (heads, -1)).transpose(-3, -2)
     q, k, v = (split(linear(p, f"{name}.sa.att_layer.linears.{i}", x)) for i in range(3))
-    weights = torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), -1)
+    keys = None if true is None else true.transpose(-1, -2)[..., None, :, :]
+    weights = torch.softmax(hidden(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), keys, -math.inf), -1)
     y = x + (weights @ v).transpose(-3, -2).flatten(-2)
     ffn = f"{name}.sa.feed_forward_layer."
     return y + linear(p, ffn + "fc2", torch.relu(linear(p, ffn + "fc1", y)))
 
 
-def guide(p, name, x, whole):
-    z = normalise(linear(p, name + ".fc_1", x) * whole, -2)
+def guide(p, name, x, whole, true):
+    z = normalise(hidden(linear(p, name + ".fc_1", x) * whole, true), -2)
     return (1 + z) * x
 
 
-def refine(p, name, x, context, mask, cfg):
+def refine(p, name, x, context, mask, cfg, true):
     scores = context @ x.transpose(-1, -2)  # [.., context, query]
+    queries = None if true is None else true.transpose(-1, -2)
+    scores = hidden(scores, queries)
     norm = cfg["raw_feature_norm_CMRC"]
     leaky = torch.where(scores > 0, scores, 0.1 * scores)
     if norm == "clipped_l2norm":
@@ -154,7 +177,7 @@ def refine(p, name, x, context, mask, cfg):
     elif norm == "l2norm":
         scores = scores / (torch.sqrt((scores**2).sum(-1, keepdim=True)) + 1e-8)
     elif norm == "softmax":
-        scores = torch.softmax(scores, -1)
+        scores = torch.softmax(hidden(scores, queries, -math.inf), -1)
     elif norm == "clipped":
         scores = leaky
     elif norm != "no_norm":
@@ -168,7 +191,7 @@ def refine(p, name, x, context, mask, cfg):
     return linear(p, name + ".fc_2", torch.relu(linear(p, name + ".fc_1", mixed))) + x
 
 
-def interact(p, cfg, img, rgn, stc, wrd, lengths, train, out, buffers):
+def interact(p, cfg, img, rgn, stc, wrd, lengths, true, train, out, buffers):
     """The three routed layers and the score of every pair: [images, captions]."""
     i2t = cfg["direction"] == "i2t"
     n_img, n_cap = img.shape[0], stc.shape[0]
@@ -177,6 +200,7 @@ def interact(p, cfg, img, rgn, stc, wrd, lengths, train, out, buffers):
         inside = torch.arange(wrd.shape[1])[None, :] < lengths[:, None]
         mask = inside[None, :, :, None]
         per_item = lambda t: t[:, None]
+        true = None  # rows are regions: all count
     else:
         item, whole, context, mask = wrd, img[:, None, None], rgn[:, None], None
         per_item = lambda t: t[None]
@@ -188,11 +212,11 @@ def interact(p, cfg, img, rgn, stc, wrd, lengths, train, out, buffers):
         pairs = [per_item(x) if layer == 0 else x for x in inputs]
         made = (
             torch.relu(inputs[0]),
-            guide(p, at + "glgc", pairs[1], whole),
-            reason(p, at + "imrc", inputs[2], heads),
-            refine(p, at + "cmrc", pairs[3], context, mask, cfg),
+            guide(p, at + "glgc", pairs[1], whole, true),
+            reason(p, at + "imrc", inputs[2], heads, true),
+            refine(p, at + "cmrc", pairs[3], context, mask, cfg, true),
         )
-        routes = [router(p, f"{at}{c}.router", x) for c, x in zip(CELLS, inputs)]
+        routes = [router(p, f"{at}{c}.router", x, true) for c, x in zip(CELLS, inputs)]
         for c, e, r in zip(CELLS, made, routes):
             out[f"router_l{layer}.{c}"] = r
             out[f"cell_l{layer}.{c}"] = e
@@ -230,8 +254,9 @@ def interact(p, cfg, img, rgn, stc, wrd, lengths, train, out, buffers):
     ) / (gate + routes).sum(-1)[..., None, None]
     out["aggr_l2"] = y
 
-    flat = batch_norm(p, "itr_module.bn", y.reshape(-1, y.shape[-1]), train, buffers).reshape(y.shape)
-    pooled = normalise(flat.mean(-2) + largest(flat, -2))
+    counted = None if true is None else true[..., 0].expand(y.shape[:-1]).reshape(-1)
+    flat = batch_norm(p, "itr_module.bn", y.reshape(-1, y.shape[-1]), train, buffers, counted).reshape(y.shape)
+    pooled = normalise(mean_of(flat, -2, true) + max_of(flat, -2, true))
     out["sims"] = (pooled * (stc[None] if i2t else img[:, None])).sum(-1)
 
     first = per_item(out["path_l0"].flatten(-2)).expand(n_img, n_cap, 16)
@@ -260,12 +285,13 @@ def dime(p, cfg, inputs, train):
     last = bert(p, cfg["bert_config"], ids, types, mask, FROZEN)
     x = last[f"layer.{cfg['bert_config']['num_hidden_layers'] - 1}"].detach()
     out["bert_last"] = x
-    stc, wrd = out["stc_emb"], out["wrd_emb"] = encode_text(p, x)
+    true = mask.bool()[..., None] if cfg.get("mask_padding") else None
+    stc, wrd = out["stc_emb"], out["wrd_emb"] = encode_text(p, x, true)
     img, rgn = out["img_emb"], out["rgn_emb"] = encode_images(p, cfg, inputs["images"], train, buffers)
-    interact(p, cfg, img, rgn, stc, wrd, inputs["lengths"].long(), train, out, buffers)
+    interact(p, cfg, img, rgn, stc, wrd, inputs["lengths"].long(), true, train, out, buffers)
     if not train:
         return out, buffers
-    out["bert_emb"] = normalise(x.mean(1))
+    out["bert_emb"] = normalise(mean_of(x, 1, true))
     path = normalise(out["path_map"])
     label = out["bert_emb"]
     if img.shape[0] < stc.shape[0]:
@@ -581,6 +607,12 @@ CASES = {
     "dime_t2i_abs_raw": case("train", use_abs=True, no_imgnorm=True, **T2I),
     "dime_i2t_wide": case("train", 36, embed_size=64, num_head_IMRC=4, hid_IMRC=128, hid_router=64, max_words=17),
     "dime_t2i_deep": case("eval", 5, 3, 4, bert=dict(num_hidden_layers=6, hidden_size=12, num_attention_heads=3), **T2I),
+    "dime_i2t_masked_train": case("train", mask_padding=True),
+    "dime_i2t_masked_eval": case("eval", 5, 3, 5, mask_padding=True, max_words=11),
+    "dime_t2i_masked_train": case("train", mask_padding=True, **T2I),
+    "dime_t2i_masked_eval": case("eval", 5, 3, 5, mask_padding=True, max_words=11, **T2I),
+    "dime_t2i_masked_softmax": case("train", 3, mask_padding=True, raw_feature_norm_CMRC="softmax", **T2I),
+    "dime_t2i_masked_l2norm": case("train", 4, mask_padding=True, raw_feature_norm_CMRC="l2norm", **T2I),
     "bert_one_layer": case("eval", captions=3, bert=dict(num_hidden_layers=1, num_attention_heads=1), max_words=5),
     "bert_deep": case("eval", captions=2, bert=dict(num_hidden_layers=8, hidden_size=30, num_attention_heads=5), max_words=13),
     "bert_one_word": case("eval", captions=4, bert=dict(type_vocab_size=5), max_words=1),

@@ -82,7 +82,8 @@ pub fn of_run(folder: &Path) -> Result<Vec<OsString>> {
             .cure("begin a run with `crossweave train --logger_name`"));
     };
     let argument = |(name, value): (&String, &Json)| match value {
-        _ if ["resume", "logger_name"].contains(&name.as_str()) => None,
+        // The width is in the model's configuration; older runs have the authors' default here, whatever it was.
+        _ if ["resume", "logger_name", "img_dim"].contains(&name.as_str()) => None,
         Json::Bool(true) => Some(format!("--{name}").into()),
         Json::Number(n) => Some(format!("--{name}={n}").into()),
         Json::String(text) => Some(format!("--{name}={text}").into()),

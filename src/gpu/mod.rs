@@ -132,6 +132,11 @@ impl Gpu {
         recorder::dispatch(self, launch);
     }
 
+    /// Keeps an error for the next [`Gpu::flush`] or [`Gpu::read`]; dispatches until then do nothing.
+    pub fn refuse(&self, error: Error) {
+        report(&self.0.fault, error);
+    }
+
     /// Submits what is recorded.
     ///
     /// # Errors

@@ -36,9 +36,13 @@ impl BatchNorm {
         Self { mean: scope.at("running_mean").clone(), var: scope.at("running_var").clone(), running: None }
     }
 
-    /// Statistics of a batch given in parts, each `[rows, channels]`: exact over all of them. The running
-    /// ones move by a tenth, towards the unbiased variance.
-    pub fn of_batch(scope: &Scope, parts: &[&Tensor]) -> Self {
+    /// Statistics of a batch given in parts, each `[rows, channels]`: exact over all of them, or over the rows
+    /// that `masks`, each `[rows, 1]`, hold 1 for. The running ones move by a tenth, towards the unbiased
+    /// variance.
+    pub fn of_batch(scope: &Scope, parts: &[&Tensor], masks: Option<&[Tensor]>) -> Self {
+        if let Some(masks) = masks {
+            return Self::of_rows(scope, parts, masks);
+        }
         let n: usize = parts.iter().map(|x| x.shape()[0]).sum();
         let sums = parts.iter().map(|x| x.sum(0)).collect();
         let mean = add_all(sums).map(|s| s * (1.0 / n as f64));
@@ -58,6 +62,28 @@ impl BatchNorm {
         };
         let unbiased = n as f64 / (n as f64 - 1.0).max(1.0);
         let running = [moved("running_mean", &mean, 1.0), moved("running_var", &var, unbiased)];
+        Self { mean, var, running: Some(running) }
+    }
+
+    /// As [`BatchNorm::of_batch`] with masks: the number of rows is known on the device only.
+    fn of_rows(scope: &Scope, parts: &[&Tensor], masks: &[Tensor]) -> Self {
+        let n = add_all(masks.iter().map(Tensor::sum_all).collect());
+        let parts = || parts.iter().zip(masks);
+        let sums = parts().map(|(x, m)| sum_of(vec![x.view(), m.view()], 0, |v| &v[0] * &v[1]));
+        let mean = add_all(sums.collect()).map2(&n, |s, n| s / n);
+        let squares = parts().map(|(x, m)| {
+            sum_of(vec![x.view(), mean.view(), m.view()], 0, |v| {
+                let centred = &v[0] - &v[1];
+                &centred * &centred * &v[2]
+            })
+        });
+        let var = add_all(squares.collect()).map2(&n, |s, n| s / n);
+        let unbiased = var.detach().map2(&n, |v, n| v * (n / (n - 1.0).max(1.0)));
+        let moved = |name: &str, batch: &Tensor| {
+            let old = scope.at(name).detach();
+            old.map2(&batch.detach(), |old, new| old * (1.0 - MOMENTUM) + new * MOMENTUM)
+        };
+        let running = [moved("running_mean", &mean), moved("running_var", &unbiased)];
         Self { mean, var, running: Some(running) }
     }
 

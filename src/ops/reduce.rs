@@ -4,6 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::expr::{Expr, Program};
 use super::map::{broadcast_all, gather, kept_inputs, pullbacks};
+use super::rows::fits;
 use super::walk::{Lane, Walk, distinct, fill, param, pointwise};
 use crate::gpu::{Buf, Gpu, Kernel, Launch, Words, groups_of};
 use crate::host::Array;
@@ -256,6 +257,9 @@ impl Op for MaxGrad {
 
     fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, shapes: &[Shape]) {
         let (outer, n, inner) = shapes[0].split(self.axis);
+        if !fits(gpu, &MAX_GRAD, n, 2 * n) {
+            return;
+        }
         gpu.dispatch(&Launch {
             kernel: MAX_GRAD,
             body: None,

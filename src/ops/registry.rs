@@ -276,6 +276,7 @@ fn reductions() -> Vec<Case> {
         case("reduce", "of one row", &[&[1, 5]], POINT, |x| x[0].sum(0)),
         case("reduce", "of nothing", &[&[0, 5]], POINT, |x| x[0].sum(0)),
         case("reduce", "maximum", &[&[7, 36, 8]], POINT, |x| x[0].max(1)).bench(),
+        case("reduce", "the longest maximum", &[&[16_384]], POINT, |x| x[0].max(0)),
         case("reduce", "maximum with ties", &[&[7, 12]], POINT, |x| x[0].max(-1)).all(Values::Grid),
     ]
 }
@@ -355,6 +356,7 @@ fn rows() -> Vec<Case> {
             x[0].softmax_to(-1, 4.0, &x[1].map(|l| l + 1.0), 6)
         })
         .with(1, Values::Whole(12)),
+        case("softmax", "the longest rows", &[&[2, 43_688]], sums(43_688), |x| x[0].softmax(-1, 1.0)),
         case("l2norm", "rows", &[&[9, 36]], sums(36), |x| x[0].l2norm(-1, 1e-12)).bench(),
         case("l2norm", "columns", &[&[4, 7, 12]], sums(12), |x| x[0].l2norm(1, 1e-12)),
         case("l2norm", "plus eps", &[&[4, 7, 5]], sums(12), |x| x[0].l2norm_plus(1, 1e-8)),
@@ -363,6 +365,7 @@ fn rows() -> Vec<Case> {
         case("standardize", "rows", &[&[9, 64]], sums(64), |x| x[0].standardize(-1, 1e-12)).bench(),
         case("standardize", "odd rows", &[&[9, 37]], sums(64), |x| x[0].standardize(-1, 1e-5)),
         case("standardize", "columns", &[&[3, 17, 8]], sums(64), |x| x[0].standardize(1, 1e-5)),
+        case("standardize", "the longest column", &[&[10_922]], sums(10_922), |x| x[0].standardize(0, 1e-5)),
     ]
 }
 

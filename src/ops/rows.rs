@@ -2,8 +2,23 @@
 //! axis is not the last, or a row four values at a time where it is.
 
 use super::walk::{Lane, fill, pointwise};
-use crate::gpu::{Buf, Gpu, Kernel, Launch, Words, groups_of};
+use crate::error::Error;
+use crate::gpu::{Buf, Gpu, Kernel, Launch, MAX_LOOP, Words, groups_of};
 use crate::shape::Shape;
+
+/// Loops over the axis in the longest kernel of this family.
+const LOOPS: usize = 3;
+
+/// Whether an invocation of `kernel` that loops so often may walk an axis of `n` values; if not, the device's next
+/// flush says so.
+pub(super) fn fits(gpu: &Gpu, kernel: &Kernel, n: usize, loops: usize) -> bool {
+    if loops > MAX_LOOP {
+        let what = format!("{}: the axis is too long for one invocation to walk", kernel.name);
+        let limit = n * MAX_LOOP / loops;
+        gpu.refuse(Error::new(what).expected(format!("at most {limit} values")).found(n));
+    }
+    loops <= MAX_LOOP
+}
 
 /// How the kernels of this family see a shape: `count` invocations, each `steps` values apart by `inner`.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +45,9 @@ impl Rows {
 
     /// Records `kernel` with parameters count, steps, inner and then `rest`.
     pub(super) fn dispatch(&self, gpu: &Gpu, kernel: Kernel, reads: &[&Buf], y: &Buf, rest: Words) {
+        if !fits(gpu, &kernel, self.n, LOOPS * self.steps) {
+            return;
+        }
         let mut params = Words::default().sizes(&[self.count, self.steps, self.inner]);
         params.0.extend(rest.0);
         let text = || {
@@ -61,7 +79,7 @@ fn places(n: u32) -> T { return T(f32(n)); }"
             writes: &[y],
             params,
             groups: groups_of(self.count),
-            loops: 4 * self.steps,
+            loops: LOOPS * self.steps,
         });
     }
 }

@@ -67,6 +67,30 @@ pub fn save(
     weights::write(&folder.join(FILE), &entries, &HashMap::from([("state".into(), text)]))
 }
 
+/// The steps done when the run's state was written.
+///
+/// # Errors
+/// No file, a broken one, one of a newer version.
+pub fn step(folder: &Path) -> Result<u64> {
+    Ok(state_of(&Weights::open(&folder.join(FILE))?)?.step)
+}
+
+fn state_of(file: &Weights) -> Result<State> {
+    let broken = |what: String| {
+        Error::new(what).at(file.path().display()).cure("evaluate the run's best weights, or begin a new run")
+    };
+    let text = file.metadata().get("state").ok_or_else(|| broken("this is no run's state".into()))?;
+    let state: State =
+        serde_json::from_str(text).map_err(|e| broken(format!("the state is not understood: {e}")))?;
+    if state.version > VERSION {
+        return Err(broken(format!(
+            "the state has version {}, written by a newer crossweave",
+            state.version
+        )));
+    }
+    Ok(state)
+}
+
 /// Takes a run up where its file left it.
 ///
 /// # Errors
@@ -80,18 +104,7 @@ pub fn load(
 ) -> Result<State> {
     let path = folder.join(FILE);
     let file = Weights::open(&path)?;
-    let broken = |what: String| {
-        Error::new(what).at(path.display()).cure("evaluate the run's best weights, or begin a new run")
-    };
-    let text = file.metadata().get("state").ok_or_else(|| broken("this is no run's state".into()))?;
-    let state: State =
-        serde_json::from_str(text).map_err(|e| broken(format!("the state is not understood: {e}")))?;
-    if state.version > VERSION {
-        return Err(broken(format!(
-            "the state has version {}, written by a newer crossweave",
-            state.version
-        )));
-    }
+    let state = state_of(&file)?;
     let mut expected: Vec<(String, Vec<usize>)> = Vec::new();
     for spec in model.specs.iter().filter(|s| with_bert || s.role != Role::Encoder) {
         expected.push((spec.name.clone(), spec.shape.dims().to_vec()));

@@ -9,6 +9,7 @@ pub mod model;
 pub mod optim;
 pub mod options;
 pub mod rank;
+mod recovery;
 pub mod run;
 pub mod score;
 pub mod sims;

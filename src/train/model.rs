@@ -272,6 +272,7 @@ fn dime_config(options: &TrainOptions, dim: usize, bert_config: bert::Config) ->
         trade_off: options.trade_off,
         batch_size: options.batch_size,
         path_hid: 128,
+        mask_padding: options.mask_padding,
         bert_config,
     };
     config.check()?;

@@ -102,9 +102,9 @@ pub struct TrainOptions {
     /// Weight of the path loss
     #[arg(long, value_name = "X", default_value_t = 0.5, allow_negative_numbers = true, help_heading = THEIRS)]
     pub trade_off: f64,
-    /// Numbers of a region's features
-    #[arg(long, value_name = "N", default_value_t = 2048, help_heading = THEIRS)]
-    pub img_dim: usize,
+    /// Numbers of a region's features, for data that must have so many [default: as many as the data have]
+    #[arg(long, value_name = "N", help_heading = THEIRS)]
+    pub img_dim: Option<usize>,
     /// Width of the joint embedding
     #[arg(long, value_name = "N", default_value_t = 256, help_heading = THEIRS)]
     pub embed_size: usize,
@@ -214,6 +214,9 @@ pub struct TrainOptions {
     /// Sums all violations in the hinge loss, not the hardest alone
     #[arg(long = "no-max-violation", help_heading = RULES)]
     pub no_max_violation: bool,
+    /// Padded words take part in nothing, for new models; the authors let them into means, maxima and routers
+    #[arg(long = "mask-padding", help_heading = RULES)]
+    pub mask_padding: bool,
     /// What the best checkpoint is chosen by [default: rsum; with --faithful: r1r5]
     #[arg(long, value_enum, help_heading = RULES)]
     pub select: Option<Select>,
@@ -250,12 +253,21 @@ pub struct TrainOptions {
     #[arg(long, help_heading = RUN)]
     #[serde(skip)]
     pub stats: bool,
+    /// Loses the device after each of these steps in turn, for tests of recovery
+    #[arg(long = "lose-device", value_delimiter = ',', hide = true)]
+    #[serde(skip)]
+    pub lose_device: Vec<u64>,
 }
 
 impl TrainOptions {
     /// `data_path/data_name`.
     pub fn data_folder(&self) -> PathBuf {
         self.data_path.join(&self.data_name)
+    }
+
+    /// The run's folder: the one to go on with, else the one to begin.
+    pub fn run_folder(&self) -> PathBuf {
+        self.resume.as_ref().unwrap_or(&self.logger_name).clone()
     }
 
     /// Whether extra captions and images leave out the sample's own matches.

@@ -16,6 +16,7 @@ use super::model::{Model, read_description};
 use super::optim::Optimizer;
 use super::options::{BertDropout, Select, TrainOptions};
 use super::rank::{Metrics, Sims};
+use super::recovery::Recovery;
 use super::textcache::{Captions, TextCache};
 use super::{Ending, Event, score};
 use crate::data::batches::{Batch, Sampler, SamplerOptions};
@@ -36,10 +37,23 @@ const DROPOUT_STREAM: u64 = 0xd0;
 const NAMED: usize = 16;
 
 /// Trains as the (resolved) options say, telling what happens; ends after the step during which `stop` is set.
+/// When the device is lost it goes on from the last checkpoint.
 ///
 /// # Errors
-/// Bad input, a device that fails, a loss that is not finite.
+/// Bad input, a device that fails again and again, a loss that is not finite.
 pub fn train(options: &TrainOptions, stop: &AtomicBool, tell: &mut dyn FnMut(Event)) -> Result<()> {
+    let mut recovery = Recovery::default();
+    let mut options = options.clone();
+    loop {
+        match attempt(&options, stop, tell) {
+            Err(e) => options = recovery.after(e, &options, tell)?,
+            Ok(()) => return Ok(()),
+        }
+    }
+}
+
+/// Trains until the end, or until something fails.
+fn attempt(options: &TrainOptions, stop: &AtomicBool, tell: &mut dyn FnMut(Event)) -> Result<()> {
     let gpu = Gpu::open(&Options {
         device: options.device.clone(),
         profile: std::env::var_os("CROSSWEAVE_PROFILE").is_some(),
@@ -117,7 +131,14 @@ impl<'a> Session<'a> {
                 .expected(data.dim())
                 .found(dev.dim()));
         }
-        let folder = options.resume.clone().unwrap_or_else(|| options.logger_name.clone());
+        if let Some(asked) = options.img_dim.filter(|n| *n != data.dim()) {
+            return Err(Error::new("the features have another width than --img_dim says")
+                .at(data_folder.display())
+                .expected(asked)
+                .found(data.dim())
+                .cure("leave out --img_dim to take the data's width, or give the data meant"));
+        }
+        let folder = options.run_folder();
         if options.resume.is_some() {
             options.goes_on(&read_description(&folder)?["options"]).map_err(|e| e.at(folder.display()))?;
         } else {
@@ -325,6 +346,9 @@ impl<'a> Session<'a> {
         });
         self.pairs += (batch.n_images * batch.n_captions) as u64;
         if let Some(gpu) = self.device.gpu() {
+            if self.options.lose_device.first() == Some(&self.state.step) {
+                gpu.lose();
+            }
             gpu.flush().map_err(|e| self.explain(e, batch))?;
         }
         Ok(())

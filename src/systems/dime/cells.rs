@@ -2,6 +2,7 @@
 //! captions, rows, embed]`, with 1 for the side it does not depend on.
 
 use super::encode::EPS;
+use super::mask::{self, Mask};
 use super::{AttentionNorm, Direction, Path, Run};
 use crate::nn::{Scope, linear};
 use crate::ops::{Act, Expr, add, concat};
@@ -15,15 +16,17 @@ pub(super) struct Guides<'a> {
     pub(super) context: &'a Tensor,
     /// Lengths of the context's captions, where the context is words.
     pub(super) lengths: Option<&'a Tensor>,
+    /// Where rows are words and padding takes part in nothing.
+    pub(super) mask: Option<&'a Mask>,
 }
 
 /// The order of cells in every computation.
 pub(super) const CELLS: [&str; 4] = ["ric", "glgc", "imrc", "cmrc"];
 
 /// A router's probabilities `[.., outputs]`: the mean over rows through two linear maps, tanh and ReLU.
-pub(super) fn router(scope: &Scope, x: &Tensor) -> Tensor {
+pub(super) fn router(scope: &Scope, x: &Tensor, mask: Option<&Mask>) -> Tensor {
     let mlp = scope.sub("router").sub("mlp");
-    let hidden = linear(&mlp.sub("0"), &x.mean(2), Act::Relu);
+    let hidden = linear(&mlp.sub("0"), &mask::mean(x, mask), Act::Relu);
     linear(&mlp.sub("2"), &hidden, Act::Tanh).map(Expr::relu)
 }
 
@@ -37,8 +40,9 @@ pub(super) fn rectified(x: &Tensor) -> Tensor {
 ///
 /// A positive factor common to all rows cancels in that norm, so only the vector's signs survive: the fast
 /// form normalises the map alone, which in the first layer belongs to the item, not to the pair.
-pub(super) fn guidance(run: &Run, scope: &Scope, x: &Tensor, global: &Tensor) -> Tensor {
-    let mapped = linear(&scope.sub("fc_1"), x, Act::None);
+pub(super) fn guidance(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides) -> Tensor {
+    let global = guides.global;
+    let mapped = mask::zeroed(&linear(&scope.sub("fc_1"), x, Act::None), guides.mask);
     match run.path {
         Path::Composed => {
             let z = mapped.map2(global, |m, g| m * g).l2norm(2, EPS);
@@ -49,14 +53,18 @@ pub(super) fn guidance(run: &Run, scope: &Scope, x: &Tensor, global: &Tensor) ->
 }
 
 /// Intra-modal reasoning: self-attention over rows and a two-layer map, each with its residual.
-pub(super) fn intra_modal(run: &Run, scope: &Scope, x: &Tensor) -> Tensor {
+pub(super) fn intra_modal(run: &Run, scope: &Scope, x: &Tensor, mask: Option<&Mask>) -> Tensor {
     let s = x.shape();
     let rows = x.reshape([s[0] * s[1], s[2], s[3]]);
     let own = scope.sub("sa");
     let part = |i: usize| linear(&own.sub(&format!("att_layer.linears.{i}")), &rows, Act::None);
     let heads = run.config.num_head_IMRC;
     let scale = 1.0 / ((s[3] / heads) as f64).sqrt();
-    let weights = part(0).head_scores(&part(1), heads, scale).softmax(-1, 1.0);
+    let scores = || part(0).head_scores(&part(1), heads, scale);
+    let weights = match mask {
+        Some(mask) => scores().softmax_to(-1, 1.0, &mask.lengths, heads * s[2]),
+        None => scores().softmax(-1, 1.0),
+    };
     let y = add(&rows, &weights.head_mix(&part(2)));
     let forward = own.sub("feed_forward_layer");
     let hidden = linear(&forward.sub("fc1"), &y, Act::Relu);
@@ -93,10 +101,14 @@ pub(super) fn cross_modal(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides)
 /// Attention weights from scores `[images, captions, rows, context]`: normalised over the rows (the
 /// queries), then softmax over the context, words past a caption's end left out.
 fn attend(run: &Run, scores: &Tensor, guides: &Guides) -> Tensor {
+    let queries = || mask::zeroed(scores, guides.mask);
     let normalised = match run.config.raw_feature_norm_CMRC {
-        AttentionNorm::ClippedL2norm => scores.map(|s| s.leaky_relu(0.1)).l2norm(2, EPS),
-        AttentionNorm::L2norm => scores.l2norm_plus(2, 1e-8),
-        AttentionNorm::Softmax => scores.softmax(2, 1.0),
+        AttentionNorm::ClippedL2norm => queries().map(|s| s.leaky_relu(0.1)).l2norm(2, EPS),
+        AttentionNorm::L2norm => queries().l2norm_plus(2, 1e-8),
+        AttentionNorm::Softmax => match guides.mask {
+            Some(mask) => scores.softmax_to(2, 1.0, &mask.lengths, 1),
+            None => scores.softmax(2, 1.0),
+        },
         AttentionNorm::Clipped => scores.map(|s| s.leaky_relu(0.1)),
         AttentionNorm::NoNorm => scores.clone(),
     };

@@ -75,6 +75,9 @@ pub struct Config {
     /// Width of the path embedding.
     #[serde(default = "path_hid")]
     pub path_hid: usize,
+    /// Padded words take part in nothing; the authors let them into means, maxima and routers.
+    #[serde(default)]
+    pub mask_padding: bool,
     /// The text encoder.
     pub bert_config: bert::Config,
 }

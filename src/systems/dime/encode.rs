@@ -1,5 +1,6 @@
 //! The two encoders: regions through a linear map, captions through BERT and three convolutions over words.
 
+use super::mask::{self, Mask};
 use super::{Direction, Run};
 use crate::nn::bert::{self, Tokens};
 use crate::nn::{BatchNorm, Dropouts, linear};
@@ -58,7 +59,7 @@ pub fn encode_images(run: &Run, features: &Tensor) -> Images {
     if run.config.direction == Direction::T2i {
         let bn = scope.sub("bn");
         let statistics =
-            if run.train { BatchNorm::of_batch(&bn, &[&global]) } else { BatchNorm::running(&bn) };
+            if run.train { BatchNorm::of_batch(&bn, &[&global], None) } else { BatchNorm::running(&bn) };
         global = statistics.apply(&bn, &global);
         running = statistics.running;
     }
@@ -90,6 +91,10 @@ pub fn encode_captions(
 /// The part above BERT, from its last states `[captions, words, hidden]`.
 pub fn encode_states(run: &Run, x: &Tensor, lengths: &Tensor) -> Captions {
     let scope = run.scope.sub("txt_enc");
+    let mask = Mask::of(run, lengths, x.shape()[1]);
+    let mask = mask.as_ref();
+    // Windows see zeros past a caption's end, as past the array's.
+    let x = &mask::zeroed(x, mask);
     let embedded = linear(&scope.sub("fc"), x, Act::None);
     let windows: Vec<Tensor> = (1..=3)
         .map(|k| {
@@ -101,9 +106,10 @@ pub fn encode_states(run: &Run, x: &Tensor, lengths: &Tensor) -> Captions {
         .collect();
     let mapping = scope.sub("mapping");
     let words = add(&linear(&mapping, &concat(&windows, 2), Act::None), &embedded).l2norm(-1, EPS);
-    let tops: Vec<Tensor> = windows.iter().map(|w| w.max(1)).collect();
-    let sentence = add(&linear(&mapping, &concat(&tops, 1), Act::None), &embedded.mean(1)).l2norm(-1, EPS);
-    let label = x.detach().mean(1).l2norm(-1, EPS);
+    let tops: Vec<Tensor> = windows.iter().map(|w| mask::max(w, mask)).collect();
+    let embedded = mask::mean(&embedded, mask);
+    let sentence = add(&linear(&mapping, &concat(&tops, 1), Act::None), &embedded).l2norm(-1, EPS);
+    let label = mask::mean(&x.detach(), mask).l2norm(-1, EPS);
     run.tap("wrd_emb", &words);
     run.tap("stc_emb", &sentence);
     if run.train {

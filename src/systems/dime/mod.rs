@@ -8,6 +8,7 @@ mod cells;
 mod config;
 mod encode;
 mod loss;
+mod mask;
 mod routing;
 
 use std::cell::RefCell;

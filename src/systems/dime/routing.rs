@@ -2,6 +2,7 @@
 
 use super::cells::{CELLS, Guides, cross_modal, guidance, intra_modal, rectified, router};
 use super::encode::EPS;
+use super::mask::{self, Mask};
 use super::{Captions, Direction, Images, Path, Run};
 use crate::nn::{BatchNorm, Scope, add_all, linear};
 use crate::ops::{Act, concat, map, route, sum_of};
@@ -18,6 +19,8 @@ pub struct Pairs {
     paths: [Tensor; 3],
     /// The captions' sentences `[1, captions, embed]` or the images' vectors `[images, 1, embed]`.
     target: Tensor,
+    /// Where rows are words and padding takes part in nothing.
+    mask: Option<Mask>,
 }
 
 /// A tile `[images, captions]` of similarities and, in training, the path embedding.
@@ -42,16 +45,19 @@ pub fn interact(run: &Run, images: &Images, captions: &Captions) -> Pairs {
         Direction::T2i => (caption_rows, image_rows, vector),
     };
     let wide = [global.shape()[0], global.shape()[1], 1, d];
+    let i2t = run.config.direction == Direction::I2t;
+    let mask = if i2t { None } else { Mask::of(run, &captions.lengths, captions.words.shape()[1]) };
     let guides = Guides {
         global: &global.reshape(wide),
         context: &context,
-        lengths: (run.config.direction == Direction::I2t).then_some(&captions.lengths),
+        lengths: i2t.then_some(&captions.lengths),
+        mask: mask.as_ref(),
     };
     let module = run.scope.sub("itr_module");
     let (first, p0) = dense(run, &module, 0, [&x, &x, &x, &x], &guides);
     let (second, p1) = dense(run, &module, 1, [&first[0], &first[1], &first[2], &first[3]], &guides);
     let (output, p2) = last(run, &module, [&second[0], &second[1], &second[2], &second[3]], &guides);
-    Pairs { output, paths: [p0, p1, p2], target: global }
+    Pairs { output, paths: [p0, p1, p2], target: global, mask }
 }
 
 /// `[n, rows, d]` with an axis of length 1 for the other side at `axis`.
@@ -72,11 +78,11 @@ fn cells(
     let scope = module.sub(&format!("dynamic_itr_l{layer}"));
     let outputs = [
         rectified(x[0]),
-        guidance(run, &scope.sub("glgc"), x[1], guides.global),
-        intra_modal(run, &scope.sub("imrc"), x[2]),
+        guidance(run, &scope.sub("glgc"), x[1], guides),
+        intra_modal(run, &scope.sub("imrc"), x[2], guides.mask),
         cross_modal(run, &scope.sub("cmrc"), x[3], guides),
     ];
-    let routers = [0, 1, 2, 3].map(|j| router(&scope.sub(CELLS[j]), x[j]));
+    let routers = [0, 1, 2, 3].map(|j| router(&scope.sub(CELLS[j]), x[j], guides.mask));
     for (j, name) in CELLS.iter().enumerate() {
         run.tap(&format!("cell_l{layer}.{name}"), &outputs[j]);
         run.tap(&format!("router_l{layer}.{name}"), &routers[j]);
@@ -168,8 +174,9 @@ pub fn score(run: &Run, tiles: &[Pairs]) -> Scored {
     let module = run.scope.sub("itr_module");
     let bn = module.sub("bn");
     let flat: Vec<Tensor> = tiles.iter().map(|t| t.output.reshape([t.output.len() / d, d])).collect();
+    let masks = || tiles.iter().map(|t| Some(t.mask.as_ref()?.rows(&t.output))).collect::<Option<Vec<_>>>();
     let statistics = if run.train {
-        BatchNorm::of_batch(&bn, &flat.iter().collect::<Vec<_>>())
+        BatchNorm::of_batch(&bn, &flat.iter().collect::<Vec<_>>(), masks().as_deref())
     } else {
         BatchNorm::running(&bn)
     };
@@ -178,7 +185,8 @@ pub fn score(run: &Run, tiles: &[Pairs]) -> Scored {
         .zip(&flat)
         .map(|(tile, flat)| {
             let x = statistics.apply(&bn, flat).reshape(tile.output.shape());
-            let pooled = crate::ops::add(&x.mean(2), &x.max(2)).l2norm(-1, EPS);
+            let mask = tile.mask.as_ref();
+            let pooled = crate::ops::add(&mask::mean(&x, mask), &mask::max(&x, mask)).l2norm(-1, EPS);
             sum_of(vec![pooled.view(), tile.target.view()], 2, |v| &v[0] * &v[1])
         })
         .collect();

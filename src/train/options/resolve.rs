@@ -75,7 +75,7 @@ impl TrainOptions {
             ("num_epochs", Some(self.num_epochs), 1),
             ("batch_size", Some(self.batch_size), 1),
             ("lr_update", Some(self.lr_update), 1),
-            ("img_dim", Some(self.img_dim), 1),
+            ("img_dim", self.img_dim, 1),
             ("embed_size", Some(self.embed_size), 1),
             ("log_step", Some(self.log_step), 1),
             ("val_step", Some(self.val_step), 1),
@@ -184,6 +184,7 @@ impl TrainOptions {
             ("--bert-dropout none", self.bert_dropout == Some(BertDropout::None)),
             ("--select rsum", self.select == Some(Select::Rsum)),
             ("--dev-limit", self.dev_limit.is_some_and(|n| n != THEIR_DEV)),
+            ("--mask-padding", self.mask_padding),
             ("--cache-text", self.cache_text),
         ];
         match ours.iter().find(|(_, given)| self.faithful && *given) {
@@ -301,6 +302,7 @@ mod tests {
             ("--cache-text --bert-init random", &["--cache-text", "--bert-init random"]),
             ("--cache-text --faithful", &["--cache-text", "--faithful", "dropout"]),
             ("--faithful --select rsum", &["--faithful", "--select rsum"]),
+            ("--faithful --mask-padding", &["--faithful", "--mask-padding", "authors' side"]),
             ("--max_violation --no-max-violation", &["--no-max-violation"]),
             ("--bert-config x --bert-init random --bert-layers 1", &["--bert-config", "--bert-layers"]),
             ("--vocab-size 99", &["--vocab-size", "--bert-init random"]),

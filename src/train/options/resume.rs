@@ -6,7 +6,7 @@ use super::TrainOptions;
 use crate::error::{Error, Result};
 
 /// What a resumed run may not change: with another value the losses are no longer those of a run never stopped.
-const FIXED: [&str; 34] = [
+const FIXED: [&str; 35] = [
     "system",
     "seed",
     "faithful",
@@ -40,6 +40,7 @@ const FIXED: [&str; 34] = [
     "bert_dropout",
     "dev_limit",
     "select",
+    "mask_padding",
     "tile",
 ];
 
