@@ -174,7 +174,7 @@ pub struct Batch {
 /// # Errors
 /// Features that cannot be read or hold NaN or infinity; a caption that the table does not have.
 pub fn assemble(data: &Dataset, tokens: &TokenTable, plan: &BatchPlan) -> Result<Batch> {
-    let words = tokens.words();
+    let words = tokens.batch_words(&plan.captions);
     let (n_captions, n_images) = (plan.captions.len(), plan.images.len());
     let mut batch = Batch {
         images: Vec::with_capacity(n_images * data.regions() * data.dim()),
@@ -192,7 +192,7 @@ pub fn assemble(data: &Dataset, tokens: &TokenTable, plan: &BatchPlan) -> Result
     for &image in &plan.images {
         data.image(image, &mut batch.images)?;
     }
-    let rows = batch.ids.chunks_exact_mut(words).zip(batch.mask.chunks_exact_mut(words));
+    let rows = batch.ids.chunks_exact_mut(words.max(1)).zip(batch.mask.chunks_exact_mut(words.max(1)));
     for (&caption, (ids, mask)) in plan.captions.iter().zip(rows) {
         if caption >= tokens.len() {
             return Err(Error::new(format!("caption {caption} of {} is asked for", tokens.len())));

@@ -156,6 +156,7 @@ pub struct TokenTable {
     ids: Vec<u32>,
     starts: Vec<usize>,
     words: usize,
+    cut: bool,
 }
 
 impl TokenTable {
@@ -172,12 +173,26 @@ impl TokenTable {
             };
             running.into_iter().map(join).collect::<Vec<_>>()
         });
-        let mut table = Self { ids: Vec::new(), starts: vec![0], words: max_words.max(2) };
+        let mut table = Self { ids: Vec::new(), starts: vec![0], words: max_words.max(2), cut: false };
         for caption in parts.into_iter().flatten() {
             table.ids.extend(caption);
             table.starts.push(table.ids.len());
         }
         table
+    }
+
+    /// The same captions, padded to the longest of a batch only: where padding takes part in nothing.
+    pub fn cut(self) -> Self {
+        Self { cut: true, ..self }
+    }
+
+    /// The length that a batch of these captions is padded to; in fours where it is cut, so that shapes repeat.
+    pub fn batch_words(&self, captions: &[usize]) -> usize {
+        if !self.cut {
+            return self.words;
+        }
+        let known = captions.iter().filter(|c| **c < self.len());
+        known.map(|c| self.length(*c)).max().unwrap_or(0).next_multiple_of(4).min(self.words)
     }
 
     /// The number of captions.
@@ -190,7 +205,7 @@ impl TokenTable {
         self.len() == 0
     }
 
-    /// The padded length of a caption.
+    /// The most ids of a caption: its padded length, if batches are not cut.
     pub fn words(&self) -> usize {
         self.words
     }

@@ -2,7 +2,11 @@
 
 use std::collections::HashMap;
 
-use crate::tensor::{Back, Tape, Tensor};
+use super::map::map;
+use crate::tensor::{Back, Device, Grad, Tape, Tensor};
+
+/// Tensors that one pass sums.
+const AT_ONCE: usize = 7;
 
 impl Tape {
     /// The gradients of a scalar with respect to every leaf. Walks the tape in reverse and frees each node,
@@ -17,31 +21,61 @@ impl Tape {
     /// As [`Tape::backward`], from any tensor with its gradient.
     #[track_caller]
     pub fn backward_from(&self, y: &Tensor, g: Tensor) -> Grads {
-        let mut grads = Grads(HashMap::new());
-        let Some(var) = y.var() else { return grads };
-        grads.0.insert(var.id, g);
-        let device = y.device();
-        loop {
-            let Some(node) = self.pop() else { return grads };
+        let mut open = Open { terms: HashMap::new(), device: y.device() };
+        let Some(var) = y.var() else { return Grads(HashMap::new()) };
+        open.terms.insert(var.id, vec![g.into()]);
+        while let Some(node) = self.pop() {
             let ids = node.first..node.first + node.outputs.len();
-            if !ids.clone().any(|id| grads.0.contains_key(&id)) {
+            if !ids.clone().any(|id| open.terms.contains_key(&id)) {
                 continue;
             }
-            let g = ids
-                .zip(&node.outputs)
-                .map(|(id, shape)| grads.0.remove(&id).unwrap_or_else(|| device.full(*shape, 0.0)))
-                .collect();
+            let g = ids.zip(&node.outputs).map(|(id, shape)| open.take(id, *shape)).collect();
             let needs = node.inputs.iter().map(Option::is_some).collect();
-            let back = Back::new(node.x, node.y, node.shapes, needs, g);
+            let back = Back::new(node.x, node.y, node.shapes.clone(), needs, g);
             let results = node.op.grad(&back);
             assert_eq!(results.len(), node.inputs.len(), "{}: gradients", node.op.name());
             drop(back);
             for (i, (id, grad)) in node.inputs.iter().zip(results).enumerate() {
                 if let (Some(id), Some(grad)) = (id, grad) {
-                    grads.add(*id, grad, node.op.name(), i);
+                    let (name, shape) = (node.op.name(), grad.viewed.shape());
+                    assert_eq!(shape, node.shapes[i], "{name}: gradient of input {i}");
+                    open.terms.entry(*id).or_default().push(grad);
                 }
             }
         }
+        Grads(open.terms.into_iter().map(|(id, terms)| (id, sum(terms))).collect())
+    }
+}
+
+/// Gradients not yet summed, by what they belong to.
+struct Open {
+    terms: HashMap<usize, Vec<Grad>>,
+    device: Device,
+}
+
+impl Open {
+    fn take(&mut self, id: usize, shape: crate::shape::Shape) -> Tensor {
+        self.terms.remove(&id).map_or_else(|| self.device.full(shape, 0.0), sum)
+    }
+}
+
+/// The terms' sum, in their order; a single plain tensor is itself.
+fn sum(mut terms: Vec<Grad>) -> Tensor {
+    if let [Grad { viewed, factor: 1.0 }] = terms.as_slice()
+        && viewed.view.is_identity()
+    {
+        return viewed.tensor.clone();
+    }
+    loop {
+        let rest = terms.split_off(terms.len().min(AT_ONCE));
+        let (views, factors): (Vec<_>, Vec<f64>) = terms.into_iter().map(|t| (t.viewed, t.factor)).unzip();
+        let total = map(views, |x| {
+            x.iter().zip(&factors).map(|(x, f)| x * *f).reduce(|a, b| a + b).expect("at least one term")
+        });
+        if rest.is_empty() {
+            return total;
+        }
+        terms = std::iter::once(total.into()).chain(rest).collect();
     }
 }
 
@@ -52,16 +86,5 @@ impl Grads {
     /// The gradient of a leaf; `None` if the result does not depend on it.
     pub fn of(&self, leaf: &Tensor) -> Option<&Tensor> {
         leaf.var().and_then(|v| self.0.get(&v.id))
-    }
-
-    fn add(&mut self, id: usize, g: Tensor, op: &str, i: usize) {
-        let sum = match self.0.remove(&id) {
-            Some(before) => {
-                assert_eq!(before.shape(), g.shape(), "{op}: gradient of input {i}");
-                super::add(&before, &g)
-            }
-            None => g,
-        };
-        self.0.insert(id, sum);
     }
 }

@@ -3,7 +3,7 @@
 use crate::gpu::{Buf, Gpu, Kernel, Launch, Words, groups_of};
 use crate::host::{Array, uniform};
 use crate::shape::Shape;
-use crate::tensor::{Back, Keep, Op, Tensor, apply};
+use crate::tensor::{Back, Grad, Keep, Op, Tensor, apply};
 
 const KERNEL: Kernel = Kernel { name: "dropout", text: include_str!("../../shaders/dropout.wgsl") };
 
@@ -58,7 +58,7 @@ impl Op for Dropout {
         Keep::NOTHING
     }
 
-    fn grad(&self, back: &Back) -> Vec<Option<Tensor>> {
-        vec![Some(apply(self.clone(), &[back.g()]))]
+    fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
+        vec![Some(apply(self.clone(), &[back.g()]).into())]
     }
 }

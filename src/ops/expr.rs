@@ -137,7 +137,8 @@ impl Expr {
         Self(Rc::new(Node::Input(i)))
     }
 
-    fn constant(&self) -> Option<f64> {
+    /// Its value, where it reads no input.
+    pub(super) fn constant(&self) -> Option<f64> {
         match *self.0 {
             Node::Const(v) => Some(v),
             _ => None,

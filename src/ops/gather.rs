@@ -3,7 +3,7 @@
 use crate::gpu::{Buf, Gpu, Kernel, Launch, MAX_LOOP, Words, groups_of};
 use crate::host::Array;
 use crate::shape::Shape;
-use crate::tensor::{Back, Cost, Keep, Op, Tensor, apply};
+use crate::tensor::{Back, Cost, Grad, Keep, Op, Tensor, apply};
 
 const GATHER: Kernel = Kernel { name: "gather", text: include_str!("../../shaders/gather.wgsl") };
 const SCATTER: Kernel = Kernel { name: "scatter", text: include_str!("../../shaders/scatter.wgsl") };
@@ -60,8 +60,11 @@ impl Op for Gather {
         Keep::inputs([0])
     }
 
-    fn grad(&self, back: &Back) -> Vec<Option<Tensor>> {
-        vec![None, back.needs(1).then(|| apply(Scatter { rows: back.shape(1)[0] }, &[back.x(0), back.g()]))]
+    fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
+        vec![
+            None,
+            back.needs(1).then(|| apply(Scatter { rows: back.shape(1)[0] }, &[back.x(0), back.g()]).into()),
+        ]
     }
 
     fn cost(&self, x: &[Shape]) -> Cost {
@@ -114,7 +117,7 @@ impl Op for Scatter {
         Keep::NOTHING
     }
 
-    fn grad(&self, _: &Back) -> Vec<Option<Tensor>> {
+    fn grad(&self, _: &Back) -> Vec<Option<Grad>> {
         panic!("scatter: second derivatives are not taken")
     }
 }

@@ -8,7 +8,7 @@ use super::walk::{Lane, Walk, distinct, fill, pointwise};
 use crate::gpu::{Buf, Gpu, Kernel, Launch, Words, groups_of};
 use crate::host::Array;
 use crate::shape::Shape;
-use crate::tensor::{Back, Cost, Keep, Op, Tensor, View, Viewed, apply};
+use crate::tensor::{Back, Cost, Grad, Keep, Op, Tensor, View, Viewed, apply};
 
 const KERNEL: Kernel = Kernel { name: "map", text: include_str!("../../shaders/map.wgsl") };
 
@@ -168,7 +168,7 @@ impl Op for Map {
         kept_inputs(&self.program, self.views.len())
     }
 
-    fn grad(&self, back: &Back) -> Vec<Option<Tensor>> {
+    fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
         pullbacks(&self.program, &self.views, back, &back.g().view(), 1.0)
     }
 
@@ -193,10 +193,15 @@ pub(super) fn pullbacks(
     back: &Back,
     g: &Viewed,
     factor: f64,
-) -> Vec<Option<Tensor>> {
+) -> Vec<Option<Grad>> {
     let n = views.len();
     let gradient = |i: usize| {
-        let slope = program.expr().derivative(i) * Expr::input(n) * factor;
+        let slope = program.expr().derivative(i);
+        let constant = slope.constant().filter(|c| *c != 0.0);
+        if let Some(viewed) = constant.and_then(|_| reread(g, &views[i])) {
+            return Some(Grad { viewed, factor: constant? * factor });
+        }
+        let slope = slope * Expr::input(n) * factor;
         let slope = Program::new(slope);
         if !slope.reads(n) {
             return None;
@@ -210,9 +215,24 @@ pub(super) fn pullbacks(
             Viewed { tensor, view: views[j].clone() }
         };
         let inputs: Vec<Viewed> = (0..=n).map(viewed).collect();
-        Some(adjoint(slope, inputs, &views[i]))
+        Some(adjoint(slope, inputs, &views[i]).into())
     };
     (0..n).map(|i| if back.needs(i) { gradient(i) } else { None }).collect()
+}
+
+/// `g`, a gradient of what `view` reads, as one of the view's source; `None` where that takes sums or a view of a
+/// view.
+fn reread(g: &Viewed, view: &View) -> Option<Viewed> {
+    let (summed, back) = view.adjoint();
+    let repeats = |k: usize| view.axes[k].source.is_none() && view.is_padded(k);
+    if !summed.is_empty() || (0..view.axes.len()).any(repeats) {
+        return None;
+    }
+    if back.is_identity() && back.shape == g.shape() {
+        return Some(g.clone());
+    }
+    let plain = g.view.is_identity();
+    plain.then(|| Viewed { tensor: g.tensor.reshape(back.source), view: back })
 }
 
 /// `program` over the view's shape, pulled back to the view's source.

@@ -9,7 +9,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use crate::gpu::{Buf, Gpu, Kernel, Launch, Words, fold_groups, groups_of};
 use crate::host::Array;
 use crate::shape::Shape;
-use crate::tensor::{Back, Cost, Keep, Op, Tensor, apply};
+use crate::tensor::{Back, Cost, Grad, Keep, Op, Tensor, apply};
 use tile::{Form, LEAST_SPLIT, Tile, enough};
 
 const KERNEL: Kernel = Kernel { name: "matmul", text: include_str!("../../shaders/matmul.wgsl") };
@@ -268,19 +268,19 @@ impl MatMul {
     }
 
     /// The gradients of a linear map with a bias: that of the bias is summed on the way to that of the weight.
-    fn linear_grads(&self, back: &Back, g: Tensor) -> Vec<Option<Tensor>> {
+    fn linear_grads(&self, back: &Back, g: Tensor) -> Vec<Option<Grad>> {
         let (m, n, k) = (self.m, self.n, self.k);
         let gx = back.needs(0).then(|| {
             let op = self.product([m, k, n], self.c, self.b.transposed(), self.a, back.shape(0));
-            apply(op, &[&g, back.x(1)])
+            apply(op, &[&g, back.x(1)]).into()
         });
         let c = Layout { row: k, col: 1, ..self.c };
         let shape = Shape::new(&[n * k + n]);
         let op = Self { sums: true, ..self.product([n, k, m], self.c.transposed(), self.a, c, shape) };
         let both = apply(op, &[&g, back.x(0)]);
-        let mut grads =
-            vec![gx, Some(both.section(0, Shape::new(&[n, k]))), Some(both.section(n * k, Shape::new(&[n])))];
-        grads.extend(self.residual.then_some(Some(g)));
+        let part = |start, dims: &[usize]| Some(both.section(start, Shape::new(dims)).into());
+        let mut grads = vec![gx, part(0, &[n, k]), part(n * k, &[n])];
+        grads.extend(self.residual.then(|| Some(g.into())));
         grads
     }
 
@@ -399,7 +399,7 @@ impl Op for MatMul {
         if self.act == Act::None { keep } else { keep.and_output() }
     }
 
-    fn grad(&self, back: &Back) -> Vec<Option<Tensor>> {
+    fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
         let g = match self.act {
             Act::None => back.g().clone(),
             Act::Relu => back.g().map2(back.y(), |g, y| g * y.greater(0.0)),
@@ -411,18 +411,18 @@ impl Op for MatMul {
         }
         let ga = back.needs(0).then(|| {
             let op = self.product([m, k, n], self.c, self.b.transposed(), self.a, back.shape(0));
-            apply(op, &[&g, back.x(1)])
+            apply(op, &[&g, back.x(1)]).into()
         });
         let gb = back.needs(1).then(|| {
             let op = self.product([k, n, m], self.a.transposed(), self.c, self.b, back.shape(1));
-            apply(op, &[back.x(0), &g])
+            apply(op, &[back.x(0), &g]).into()
         });
         let mut grads = vec![ga, gb];
         if self.bias {
-            grads.push(back.needs(2).then(|| g.reshape([m, n]).sum(0)));
+            grads.push(back.needs(2).then(|| g.reshape([m, n]).sum(0).into()));
         }
         if self.residual {
-            grads.push(Some(g));
+            grads.push(Some(g.into()));
         }
         grads
     }

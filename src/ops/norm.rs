@@ -4,7 +4,7 @@ use super::rows::{Rows, each_row};
 use crate::gpu::{Buf, Gpu, Kernel, Words};
 use crate::host::Array;
 use crate::shape::Shape;
-use crate::tensor::{Back, Cost, Keep, Op, Tensor, apply};
+use crate::tensor::{Back, Cost, Grad, Keep, Op, Tensor, apply};
 
 macro_rules! kernel {
     ($name:literal) => {
@@ -103,8 +103,8 @@ impl Op for Norm {
         Keep::inputs([0])
     }
 
-    fn grad(&self, back: &Back) -> Vec<Option<Tensor>> {
-        vec![Some(apply(NormGrad(self.clone()), &[back.x(0), back.g()]))]
+    fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
+        vec![Some(apply(NormGrad(self.clone()), &[back.x(0), back.g()]).into())]
     }
 
     fn cost(&self, x: &[Shape]) -> Cost {
@@ -168,7 +168,7 @@ impl Op for NormGrad {
         Keep::NOTHING
     }
 
-    fn grad(&self, _: &Back) -> Vec<Option<Tensor>> {
+    fn grad(&self, _: &Back) -> Vec<Option<Grad>> {
         panic!("{}: second derivatives are not taken", self.name())
     }
 }

@@ -9,7 +9,7 @@ use super::walk::{Lane, Walk, distinct, fill, param, pointwise};
 use crate::gpu::{Buf, Gpu, Kernel, Launch, Words, groups_of};
 use crate::host::Array;
 use crate::shape::Shape;
-use crate::tensor::{Back, Cost, Keep, Op, Tensor, View, Viewed, apply};
+use crate::tensor::{Back, Cost, Grad, Keep, Op, Tensor, View, Viewed, apply};
 
 const KERNEL: Kernel = Kernel { name: "reduce", text: include_str!("../../shaders/reduce.wgsl") };
 const MAX_GRAD: Kernel = Kernel { name: "max_grad", text: include_str!("../../shaders/max_grad.wgsl") };
@@ -223,13 +223,13 @@ impl Op for Reduce {
         }
     }
 
-    fn grad(&self, back: &Back) -> Vec<Option<Tensor>> {
+    fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
         match self.kind {
             Kind::Sum => {
                 let g = back.g().view().repeat(self.axis, self.full()[self.axis]);
                 pullbacks(&self.program, &self.views, back, &g, self.factor)
             }
-            Kind::Max => vec![Some(apply(MaxGrad { axis: self.axis }, &[back.x(0), back.g()]))],
+            Kind::Max => vec![Some(apply(MaxGrad { axis: self.axis }, &[back.x(0), back.g()]).into())],
         }
     }
 
@@ -291,7 +291,7 @@ impl Op for MaxGrad {
         Keep::NOTHING
     }
 
-    fn grad(&self, _: &Back) -> Vec<Option<Tensor>> {
+    fn grad(&self, _: &Back) -> Vec<Option<Grad>> {
         panic!("max_grad: second derivatives are not taken")
     }
 }

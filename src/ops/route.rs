@@ -6,7 +6,7 @@ use super::walk::fill;
 use crate::gpu::{Buf, Gpu, Kernel, Launch, Words, groups_of};
 use crate::host::Array;
 use crate::shape::Shape;
-use crate::tensor::{Back, Cost, Keep, Op, Tensor, Viewed, apply, split_with};
+use crate::tensor::{Back, Cost, Grad, Keep, Op, Tensor, Viewed, apply, split_with};
 
 const ROUTE: Kernel = Kernel { name: "route", text: include_str!("../../shaders/route.wgsl") };
 const WEIGHTS: Kernel =
@@ -135,14 +135,14 @@ impl Op for Route {
         Keep::inputs(0..5)
     }
 
-    fn grad(&self, back: &Back) -> Vec<Option<Tensor>> {
+    fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
         assert!(!self.transposed, "route: second derivatives are not taken");
         let pairs = Pairs::of(&(0..5).map(|i| back.shape(i)).collect::<Vec<_>>());
         let g: Vec<Tensor> =
             back.gs().iter().map(|g| g.reshape([pairs.outer, pairs.inner, pairs.m])).collect();
         let cells = apply(Self { transposed: true }, &[&g[0], &g[1], &g[2], &g[3], back.x(4)]);
-        let mut grads: Vec<Option<Tensor>> =
-            (0..4).map(|j| back.needs(j).then(|| to_side(&cells.select(j), back.shape(j)))).collect();
+        let mut grads: Vec<Option<Grad>> =
+            (0..4).map(|j| back.needs(j).then(|| to_side(&cells.select(j), back.shape(j)).into())).collect();
         grads.push(back.needs(4).then(|| {
             let rows = |i: usize| {
                 let x: Vec<Tensor> = (0..4).map(|j| flat(back.x(j))).collect();
@@ -151,7 +151,7 @@ impl Op for Route {
             let (upper, lower) = (rows(0), rows(2));
             let pad = |t: &Tensor, before, after| Viewed::from(t).pad(2, before, after);
             let w = super::map(vec![pad(&upper, 0, 2), pad(&lower, 2, 0)], |x| &x[0] + &x[1]);
-            to_side(&w, back.shape(4))
+            to_side(&w, back.shape(4)).into()
         }));
         grads
     }
@@ -236,7 +236,7 @@ impl Op for RouteWeights {
         Keep::NOTHING
     }
 
-    fn grad(&self, _: &Back) -> Vec<Option<Tensor>> {
+    fn grad(&self, _: &Back) -> Vec<Option<Grad>> {
         panic!("route_weights: second derivatives are not taken")
     }
 }

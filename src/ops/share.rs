@@ -6,7 +6,7 @@ use super::materialize;
 use crate::gpu::{Buf, Gpu};
 use crate::host::Array;
 use crate::shape::Shape;
-use crate::tensor::{Back, Keep, Op, Tensor, Viewed, record};
+use crate::tensor::{Back, Grad, Keep, Op, Tensor, Viewed, record};
 
 /// Only the gradient of a shared result needs an op.
 #[derive(Clone, Copy, Debug)]
@@ -83,13 +83,13 @@ impl Op for Share {
         Keep::NOTHING
     }
 
-    fn grad(&self, back: &Back) -> Vec<Option<Tensor>> {
+    fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
         let shape = back.shape(0);
         vec![Some(match self {
-            Self::Reshape => back.g().reshape(shape),
+            Self::Reshape => back.g().reshape(shape).into(),
             Self::Select(i) => {
                 let after = shape[0] - i - 1;
-                materialize(Viewed::from(back.g()).repeat(0, 1).pad(0, *i, after))
+                Viewed::from(back.g()).repeat(0, 1).pad(0, *i, after).into()
             }
         })]
     }

@@ -4,7 +4,7 @@ use super::rows::{Rows, each_row};
 use crate::gpu::{Buf, Gpu, Kernel, Words};
 use crate::host::Array;
 use crate::shape::Shape;
-use crate::tensor::{Back, Cost, Keep, Op, Tensor, apply};
+use crate::tensor::{Back, Cost, Grad, Keep, Op, Tensor, apply};
 
 const KERNEL: Kernel = Kernel { name: "softmax", text: include_str!("../../shaders/softmax.wgsl") };
 const GRAD: Kernel = Kernel { name: "softmax_grad", text: include_str!("../../shaders/softmax_grad.wgsl") };
@@ -70,9 +70,9 @@ impl Op for Softmax {
         Keep::OUTPUT
     }
 
-    fn grad(&self, back: &Back) -> Vec<Option<Tensor>> {
+    fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
         let op = SoftmaxGrad { axis: self.axis, scale: self.scale };
-        let mut grads = vec![Some(apply(op, &[back.y(), back.g()]))];
+        let mut grads = vec![Some(apply(op, &[back.y(), back.g()]).into())];
         grads.resize(back.inputs(), None);
         grads
     }
@@ -125,7 +125,7 @@ impl Op for SoftmaxGrad {
         Keep::NOTHING
     }
 
-    fn grad(&self, _: &Back) -> Vec<Option<Tensor>> {
+    fn grad(&self, _: &Back) -> Vec<Option<Grad>> {
         panic!("softmax_grad: second derivatives are not taken")
     }
 }

@@ -7,7 +7,7 @@ mod view;
 use std::rc::Rc;
 
 pub(crate) use op::record;
-pub use op::{Back, Cost, Keep, Op, apply, split_with};
+pub use op::{Back, Cost, Grad, Keep, Op, apply, split_with};
 pub use tape::Tape;
 pub use view::{Axis, View, Viewed};
 

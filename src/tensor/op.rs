@@ -2,8 +2,8 @@
 
 use std::rc::Rc;
 
-use super::Tensor;
 use super::tape::{Node, Var};
+use super::{Tensor, Viewed};
 use crate::gpu::{Buf, Gpu};
 use crate::host::Array;
 use crate::shape::Shape;
@@ -64,13 +64,35 @@ pub trait Op: std::fmt::Debug {
 
     /// The gradient of each input, written with other ops so that it runs on both sides; `None` where an
     /// input has none or `back.needs(i)` is false.
-    fn grad(&self, back: &Back) -> Vec<Option<Tensor>>;
+    fn grad(&self, back: &Back) -> Vec<Option<Grad>>;
 
     /// What it costs: by default each buffer moves once and an output element costs one operation.
     fn cost(&self, x: &[Shape]) -> Cost {
         let y = self.shape(x).len() as f64;
         let moved: f64 = x.iter().map(|s| s.len() as f64).sum::<f64>() + y;
         Cost { flops: y, bytes: 4.0 * moved }
+    }
+}
+
+/// A gradient, or one of several that are summed: a tensor read through a view, times a factor. What only repeats,
+/// cuts or scales a gradient is thus never stored, and a sum of any number takes one pass.
+#[derive(Clone, Debug)]
+pub struct Grad {
+    /// The values.
+    pub viewed: Viewed,
+    /// What they are multiplied by.
+    pub factor: f64,
+}
+
+impl From<Tensor> for Grad {
+    fn from(tensor: Tensor) -> Self {
+        Viewed::from(&tensor).into()
+    }
+}
+
+impl From<Viewed> for Grad {
+    fn from(viewed: Viewed) -> Self {
+        Self { viewed, factor: 1.0 }
     }
 }
 

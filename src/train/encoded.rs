@@ -27,6 +27,8 @@ pub struct Encoded {
     lengths: Vec<f32>,
     rows: usize,
     max_words: usize,
+    /// Whether padding takes part in nothing, so that a tile of captions can do without.
+    cut: bool,
     width: usize,
 }
 
@@ -58,6 +60,7 @@ impl Encoded {
             lengths: Vec::new(),
             rows: data.regions(),
             max_words: tokens.words(),
+            cut: model.config.mask_padding,
             width: model.config.embed_size,
         };
         for start in (0..data.images()).step_by(ENCODE) {
@@ -100,9 +103,17 @@ impl Encoded {
 
     fn caption_tile(&self, device: &Device, start: usize, n: usize) -> Captions {
         let (d, item) = (self.width, self.max_words * self.width);
-        let lengths = device.tensor([n], &self.lengths[start..start + n]);
+        let lengths = &self.lengths[start..start + n];
+        let longest = lengths.iter().fold(0.0f32, |most, l| most.max(*l)) as usize;
+        let rows = if self.cut { longest.next_multiple_of(4).min(self.max_words) } else { self.max_words };
+        let words: Vec<f32> = self.words[start * item..(start + n) * item]
+            .chunks(item)
+            .flat_map(|words| &words[..rows * d])
+            .copied()
+            .collect();
+        let lengths = device.tensor([n], lengths);
         Captions {
-            words: device.tensor([n, self.max_words, d], &self.words[start * item..(start + n) * item]),
+            words: device.tensor([n, rows, d], &words),
             sentence: device.tensor([n, d], &self.sentences[start * d..(start + n) * d]),
             label: lengths.clone(),
             lengths,
@@ -211,7 +222,11 @@ pub fn captions_of(
 ) -> Result<Captions> {
     let lengths = device.tensor([batch.n_captions], &batch.lengths);
     if let Some(states) = states {
-        return Ok(dime::encode_states(run, &states.upload(&batch.caption_ids, device)?, &lengths));
+        return Ok(dime::encode_states(
+            run,
+            &states.upload(&batch.caption_ids, batch.words, device)?,
+            &lengths,
+        ));
     }
     let shape = [batch.n_captions, batch.words];
     let tokens = Tokens {

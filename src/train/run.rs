@@ -171,7 +171,7 @@ impl<'a> Session<'a> {
         };
         let sampler = Sampler::new(
             data.captions_per_image(),
-            Arc::new(tokens),
+            Arc::new(if model.config.mask_padding { tokens.cut() } else { tokens }),
             SamplerOptions {
                 batch_size: options.batch_size,
                 extra_stc: options.extra_stc,

@@ -76,15 +76,16 @@ impl TextCache {
         Ok(Self(Features::open(&path)?))
     }
 
-    /// The states `[captions, words, hidden]` of some captions, on the device.
+    /// The states `[captions, words, hidden]` of some captions' first `words`, on the device.
     ///
     /// # Errors
     /// A file that shrank, a caption it does not have, states that are not finite.
-    pub fn upload(&self, captions: &[usize], device: &Device) -> Result<Tensor> {
-        let shape = [captions.len(), self.0.regions(), self.0.dim()];
+    pub fn upload(&self, captions: &[usize], words: usize, device: &Device) -> Result<Tensor> {
+        let shape = [captions.len(), words, self.0.dim()];
         let mut values = Vec::with_capacity(shape.iter().product());
-        for &caption in captions {
+        for (i, &caption) in captions.iter().enumerate() {
             self.0.read(caption, &mut values)?;
+            values.truncate((i + 1) * words * self.0.dim());
         }
         Ok(device.tensor(shape, &values))
     }
