@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::params::{Init, Layout, ParamSpec, Role, Scope, layout};
-use super::{Dropouts, layer_norm, linear};
+use super::{Dropouts, layer_norm, linear, linear_plus};
 use crate::error::{Error, Result};
 use crate::ops::{Act, Expr, map};
 use crate::tensor::Tensor;
@@ -206,13 +206,17 @@ pub fn encode(scope: &Scope, config: &Config, tokens: &Tokens, dropouts: Option<
         let part = |name: &str| linear(&own.sub(name), x, Act::None);
         let heads = config.num_attention_heads;
         let scale = 1.0 / ((config.hidden_size / heads) as f64).sqrt();
-        let scores = part("query").head_scores(&part("key"), heads, scale);
-        let scores = map(vec![scores.view(), masked.view().repeat(1, 1).repeat(1, 1)], |x| &x[0] + &x[1]);
-        let weights = drop(scores.softmax(-1, 1.0), config.attention_probs_dropout_prob);
-        let mixed = weights.head_mix(&part("value"));
-        let x = residual(&attention.sub("output"), config, &mixed, x, &drop);
+        let (q, k, v) = (part("query"), part("key"), part("value"));
+        let mixed = if dropouts.is_some() {
+            let masked = masked.view().repeat(1, 1).repeat(1, 1);
+            let scores = q.head_scores(&k, heads, scale).map2(masked, |s, m| s + m);
+            drop(scores.softmax(-1, 1.0), config.attention_probs_dropout_prob).head_mix(&v)
+        } else {
+            q.attention(&k, &v, heads, scale, Some(&masked))
+        };
+        let x = residual(&attention.sub("output"), config, &mixed, x, dropouts);
         let wide = linear(&at.sub("intermediate").sub("dense"), &x, Act::None).map(Expr::gelu);
-        states.layers.push(residual(&at.sub("output"), config, &wide, &x, &drop));
+        states.layers.push(residual(&at.sub("output"), config, &wide, &x, dropouts));
     }
     states
 }
@@ -222,8 +226,14 @@ fn residual(
     config: &Config,
     x: &Tensor,
     before: &Tensor,
-    drop: &impl Fn(Tensor, f32) -> Tensor,
+    dropouts: Option<&Dropouts>,
 ) -> Tensor {
-    let y = drop(linear(&scope.sub("dense"), x, Act::None), config.hidden_dropout_prob);
-    layer_norm(&scope.sub("LayerNorm"), &crate::ops::add(&y, before), config.layer_norm_eps)
+    let dense = scope.sub("dense");
+    let sum = match dropouts {
+        Some(d) => {
+            crate::ops::add(&d.apply(&linear(&dense, x, Act::None), config.hidden_dropout_prob), before)
+        }
+        None => linear_plus(&dense, x, before),
+    };
+    layer_norm(&scope.sub("LayerNorm"), &sum, config.layer_norm_eps)
 }

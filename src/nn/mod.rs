@@ -12,6 +12,11 @@ pub fn linear(scope: &Scope, x: &Tensor, act: Act) -> Tensor {
     x.linear(scope.at("weight"), Some(scope.at("bias")), act)
 }
 
+/// `x wᵀ + b + residual` with the scope's `weight` and `bias`.
+pub fn linear_plus(scope: &Scope, x: &Tensor, residual: &Tensor) -> Tensor {
+    x.linear_plus(scope.at("weight"), scope.at("bias"), residual)
+}
+
 /// Layer norm over the last axis with the scope's `weight` and `bias`; the variance is biased.
 pub fn layer_norm(scope: &Scope, x: &Tensor, eps: f64) -> Tensor {
     x.standardize(-1, eps).map3(scope.at("weight"), scope.at("bias"), |x, w, b| x * w + b)

@@ -1,6 +1,7 @@
 //! Every operation: its kernel, its f64 definition, its gradient and its registry row, a file a family.
 
 mod adam;
+mod attention;
 mod backward;
 mod dropout;
 mod expr;

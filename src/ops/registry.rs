@@ -204,6 +204,7 @@ pub fn cases() -> Vec<Case> {
     let mut all = pointwise();
     all.extend(reductions());
     all.extend(products());
+    all.extend(attention());
     all.extend(rows());
     all.extend(routing());
     all
@@ -342,6 +343,51 @@ fn products() -> Vec<Case> {
             x[0].head_scores(&x[1], 1, 0.5).head_mix(&x[1])
         }),
         case("matmul", "large", &[&[1152, 256], &[256, 256], &[256]], sums(1152), linear).bench(),
+    ]
+}
+
+fn attention() -> Vec<Case> {
+    let plain: fn(&[Tensor]) -> Tensor = |x| x[0].attention(&x[1], &x[2], 4, 0.35, None);
+    let masked: fn(&[Tensor]) -> Tensor =
+        |x| x[0].attention(&x[1], &x[2], 2, 0.35, Some(&x[3].map(|m| (m - 1.0) * 1e30)));
+    let (q, k): (&[usize], &[usize]) = (&[6, 36, 32], &[6, 12, 32]);
+    vec![
+        case("attention", "eight channels a head", &[q, k, k], sums(36), plain).bench(),
+        case(
+            "attention",
+            "sixteen channels a head",
+            &[&[2, 37, 64], &[2, 33, 64], &[2, 33, 64]],
+            sums(64),
+            plain,
+        ),
+        case(
+            "attention",
+            "twelve channels a head",
+            &[&[2, 7, 48], &[2, 5, 48], &[2, 5, 48]],
+            sums(48),
+            plain,
+        ),
+        case("attention", "one query, one key", &[&[2, 1, 16], &[2, 1, 16], &[2, 1, 16]], sums(16), plain),
+        case(
+            "attention",
+            "keys left out",
+            &[&[6, 9, 64], &[6, 10, 64], &[6, 10, 64], &[3, 10]],
+            sums(64),
+            masked,
+        )
+        .with(3, Values::Whole(2)),
+        case(
+            "attention",
+            "heads of odd width, keys left out",
+            &[&[4, 5, 14], &[4, 3, 14], &[4, 3, 14], &[2, 3]],
+            sums(14),
+            masked,
+        )
+        .with(3, Values::Whole(2)),
+        case("attention", "large scores", &[&[2, 9, 16], &[2, 6, 16], &[2, 6, 16]], sums(16), |x| {
+            x[0].map(|x| x * 1e-2).attention(&x[1].map(|x| x * 1e-4), &x[2].map(|x| x * 1e-4), 4, 1.0, None)
+        })
+        .all(Values::Extreme),
     ]
 }
 

@@ -4,7 +4,7 @@
 use super::encode::EPS;
 use super::mask::{self, Mask};
 use super::{AttentionNorm, Direction, Path, Run};
-use crate::nn::{Scope, linear};
+use crate::nn::{Scope, linear, linear_plus};
 use crate::ops::{Act, Expr, add, concat};
 use crate::tensor::Tensor;
 
@@ -57,18 +57,21 @@ pub(super) fn intra_modal(run: &Run, scope: &Scope, x: &Tensor, mask: Option<&Ma
     let s = x.shape();
     let rows = x.reshape([s[0] * s[1], s[2], s[3]]);
     let own = scope.sub("sa");
-    let part = |i: usize| linear(&own.sub(&format!("att_layer.linears.{i}")), &rows, Act::None);
+    let [q, k, v] = [0, 1, 2].map(|i| linear(&own.sub(&format!("att_layer.linears.{i}")), &rows, Act::None));
     let heads = run.config.num_head_IMRC;
     let scale = 1.0 / ((s[3] / heads) as f64).sqrt();
-    let scores = || part(0).head_scores(&part(1), heads, scale);
-    let weights = match mask {
-        Some(mask) => scores().softmax_to(-1, 1.0, &mask.lengths, heads * s[2]),
-        None => scores().softmax(-1, 1.0),
+    let heard = match (run.path, mask) {
+        (Path::Fast, _) => q.attention(&k, &v, heads, scale, mask.map(|m| &m.keys)),
+        (_, Some(mask)) => {
+            let scores = q.head_scores(&k, heads, scale);
+            scores.softmax_to(-1, 1.0, &mask.lengths, heads * s[2]).head_mix(&v)
+        }
+        (_, None) => q.head_scores(&k, heads, scale).softmax(-1, 1.0).head_mix(&v),
     };
-    let y = add(&rows, &weights.head_mix(&part(2)));
+    let y = add(&rows, &heard);
     let forward = own.sub("feed_forward_layer");
     let hidden = linear(&forward.sub("fc1"), &y, Act::Relu);
-    add(&y, &linear(&forward.sub("fc2"), &hidden, Act::None)).reshape(s)
+    plus(run, &forward.sub("fc2"), &hidden, &y).reshape(s)
 }
 
 /// Cross-modal refinement: each row attends to the other side's local features; the attended feature scales
@@ -95,7 +98,16 @@ pub(super) fn cross_modal(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides)
         }
     };
     let hidden = linear(&refine.sub("fc_1"), &moved, Act::Relu);
-    add(&linear(&refine.sub("fc_2"), &hidden, Act::None), x)
+    plus(run, &refine.sub("fc_2"), &hidden, x)
+}
+
+/// A linear map of `x`, plus `residual`: the fast form adds it before the map is stored, where it does not repeat.
+fn plus(run: &Run, scope: &Scope, x: &Tensor, residual: &Tensor) -> Tensor {
+    if run.path == Path::Fast && residual.len() == x.len() / x.shape().last() * residual.shape().last() {
+        linear_plus(scope, x, residual)
+    } else {
+        add(residual, &linear(scope, x, Act::None))
+    }
 }
 
 /// Attention weights from scores `[images, captions, rows, context]`: normalised over the rows (the

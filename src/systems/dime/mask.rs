@@ -14,7 +14,9 @@ pub(super) struct Mask {
     pub(super) lengths: Tensor,
     /// 1 for a true word, 0 for padding: `[captions, words]`.
     words: Tensor,
-    /// The same over the caption's length: weights of a mean.
+    /// What is added to the scores of words as keys: 0, or -1e30 for padding: `[captions, words]`.
+    pub(super) keys: Tensor,
+    /// The mask over the caption's length: weights of a mean.
     share: Tensor,
 }
 
@@ -29,7 +31,8 @@ impl Mask {
         let column = || lengths.view().repeat(1, 1);
         let mask = places.map2(column(), |place, n| n.greater(place));
         let share = mask.map2(column(), |m, n| m / n.max(1.0));
-        Some(Self { lengths: lengths.clone(), words: mask, share })
+        let keys = mask.map(|m| (m - 1.0) * 1e30);
+        Some(Self { lengths: lengths.clone(), words: mask, keys, share })
     }
 
     /// 1 for each row of a true word of `x`, 0 for padding: `[rows, 1]`.

@@ -1,0 +1,466 @@
+//! Multi-head attention (Vaswani et al. 2017, section 3.2) in one kernel forward and two backward: the weights
+//! are recomputed, never stored. The composition it replaces stores them three times.
+
+use std::fmt::Write;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use super::walk::{fill, pointwise};
+use crate::gpu::{Buf, Gpu, Kernel, Launch, Style, Words, groups_of};
+use crate::host::Array;
+use crate::shape::Shape;
+use crate::tensor::{Back, Cost, Grad, Keep, Op, Tensor, apply};
+
+const TEXT: &str = include_str!("../../shaders/attention.wgsl");
+
+/// Below this a score has no weight.
+const NOWHERE: &str = "-3e38";
+
+impl Tensor {
+    /// Attention of queries (this, `[n, r, heads * d]`) over keys and values `[n, l, heads * d]`: for each head
+    /// `softmax(scale * q kᵀ + bias) v`, the result `[n, r, heads * d]`. Sequence `n` reads row `n % masks` of `bias
+    /// [masks, l]`, which gets no gradient; -1e30 leaves a key out.
+    #[track_caller]
+    pub fn attention(&self, k: &Self, v: &Self, heads: usize, scale: f64, bias: Option<&Self>) -> Self {
+        let op = Attention { heads, scale };
+        let mut x = vec![self, k, v];
+        x.extend(bias);
+        // Kernels read four channels of a head at a time.
+        if (self.shape().last() / heads.max(1)).is_multiple_of(4) { apply(op, &x) } else { op.composed(&x) }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Attention {
+    heads: usize,
+    scale: f64,
+}
+
+/// Sequences, queries, keys and the width of a head.
+struct Sizes {
+    n: usize,
+    r: usize,
+    l: usize,
+    d: usize,
+}
+
+impl Attention {
+    #[track_caller]
+    fn sizes(&self, x: &[Shape]) -> Sizes {
+        let (q, k) = (x[0], x[1]);
+        assert!(
+            q.rank() == 3 && k == x[2] && q[0] == k[0] && q[2] == k[2] && q[2].is_multiple_of(self.heads),
+            "attention: {x:?}, {} heads",
+            self.heads
+        );
+        assert!(x.get(3).is_none_or(|b| b[1] == k[1]), "attention: {x:?}");
+        Sizes { n: q[0], r: q[1], l: k[1], d: q[2] / self.heads }
+    }
+
+    /// The same by products and a softmax.
+    fn composed(&self, x: &[&Tensor]) -> Tensor {
+        let scores = x[0].head_scores(x[1], self.heads, self.scale);
+        let scores = match x.get(3) {
+            Some(bias) => {
+                let (masks, l) = (bias.shape()[0], bias.shape()[1]);
+                let grouped = [x[0].shape()[0] / masks, masks, self.heads * x[0].shape()[1], l];
+                let rows = bias.view().repeat(1, 1).repeat(0, 1);
+                scores.reshape(grouped).map2(rows, |s, b| s + b).reshape(scores.shape())
+            }
+            None => scores,
+        };
+        scores.softmax(-1, 1.0).head_mix(x[2])
+    }
+
+    /// Records a kernel whose invocations own one side's rows and stream over the other's.
+    fn launch(&self, gpu: &Gpu, part: Part, reads: &[&Buf], writes: &[&Buf], shapes: &[Shape]) {
+        let Sizes { n, r, l, d } = self.sizes(shapes);
+        let lanes = if gpu.style() == Style::Subgroup { gpu.facts().lanes().unwrap_or(1) } else { 1 };
+        let plan = Plan { part, lanes, quads: d / 4, masked: shapes.len() > 3 };
+        let (own, other) = if part == Part::Keys { (l, r) } else { (r, l) };
+        let padded = own.next_multiple_of(lanes);
+        let masks = shapes.get(3).map_or(1, |b| b[0]);
+        let count = n * self.heads * padded;
+        let mut hash = DefaultHasher::new();
+        plan.hash(&mut hash);
+        gpu.dispatch(&Launch {
+            kernel: Kernel { name: part.name(), text: TEXT },
+            body: Some((hash.finish(), &|| plan.source())),
+            constants: &[],
+            reads,
+            writes,
+            params: Words::default()
+                .sizes(&[count, self.heads, own, padded, other, masks, l])
+                .floats(&[self.scale as f32]),
+            groups: groups_of(count),
+            loops: 2 * other.div_ceil(plan.chunk()),
+        });
+    }
+
+    /// Calls `f` with the weights of every sequence, head and query, in f64.
+    fn weights(&self, x: &[&Array], mut f: impl FnMut(usize, usize, usize, &[f64])) {
+        let shapes: Vec<Shape> = x.iter().map(|a| a.shape).collect();
+        let Sizes { n, r, l, d } = self.sizes(&shapes);
+        let width = self.heads * d;
+        for s in 0..n {
+            for h in 0..self.heads {
+                for i in 0..r {
+                    let q = &x[0].data[(s * r + i) * width + h * d..][..d];
+                    let score = |j: usize| {
+                        let k = &x[1].data[(s * l + j) * width + h * d..][..d];
+                        let bias = x.get(3).map_or(0.0, |b| b.data[s % b.shape[0] * l + j]);
+                        self.scale * q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>() + bias
+                    };
+                    let scores: Vec<f64> = (0..l).map(score).collect();
+                    let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    let exps: Vec<f64> = scores.iter().map(|s| (s - most).exp()).collect();
+                    let sum: f64 = exps.iter().sum();
+                    f(s, h, i, &exps.iter().map(|e| e / sum).collect::<Vec<_>>());
+                }
+            }
+        }
+    }
+
+    fn grads_on_host(&self, x: &[&Array], g: &Array) -> [Array; 3] {
+        let shapes: Vec<Shape> = x.iter().map(|a| a.shape).collect();
+        let Sizes { r, l, d, .. } = self.sizes(&shapes);
+        let width = self.heads * d;
+        let mut grads = [0, 1, 2].map(|i| Array::zeros(shapes[i]));
+        self.weights(x, |s, h, i, p| {
+            let q = (s * r + i) * width + h * d;
+            let at = |j: usize| (s * l + j) * width + h * d;
+            let slopes: Vec<f64> =
+                (0..l).map(|j| (0..d).map(|c| g.data[q + c] * x[2].data[at(j) + c]).sum()).collect();
+            let mean: f64 = p.iter().zip(&slopes).map(|(p, s)| p * s).sum();
+            for j in 0..l {
+                let score = self.scale * p[j] * (slopes[j] - mean);
+                for c in 0..d {
+                    grads[0].data[q + c] += score * x[1].data[at(j) + c];
+                    grads[1].data[at(j) + c] += score * x[0].data[q + c];
+                    grads[2].data[at(j) + c] += p[j] * g.data[q + c];
+                }
+            }
+        });
+        grads
+    }
+}
+
+impl Op for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn shape(&self, x: &[Shape]) -> Shape {
+        self.sizes(x);
+        x[0]
+    }
+
+    fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, shapes: &[Shape]) {
+        self.launch(gpu, Part::Forward, x, &[y], shapes);
+    }
+
+    fn host(&self, x: &[&Array]) -> Array {
+        let mut y = Array::zeros(x[0].shape);
+        let (r, l, width) = (x[0].shape[1], x[1].shape[1], x[0].shape[2]);
+        let d = width / self.heads;
+        self.weights(x, |s, h, i, p| {
+            for (j, p) in p.iter().enumerate() {
+                for c in h * d..(h + 1) * d {
+                    y.data[(s * r + i) * width + c] += p * x[2].data[(s * l + j) * width + c];
+                }
+            }
+        });
+        y
+    }
+
+    fn keep(&self) -> Keep {
+        Keep::inputs(0..4)
+    }
+
+    fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
+        let x: Vec<&Tensor> = (0..back.inputs()).map(|i| back.x(i)).collect();
+        let shapes: Vec<Shape> = x.iter().map(|t| t.shape()).collect();
+        let grads = match back.g().buf() {
+            Some(g) => {
+                let gpu = g.gpu().expect("a tensor never outlives its device");
+                let Sizes { n, r, .. } = self.sizes(&shapes);
+                let bufs: Vec<&Buf> = x.iter().filter_map(|t| t.buf()).collect();
+                let like = |i: usize| gpu.alloc(shapes[i].len());
+                let (gq, gk, gv) = (like(0), like(1), like(2));
+                let about = gpu.alloc(4 * n * self.heads * r);
+                let mut reads = vec![bufs[0], bufs[1], bufs[2], g];
+                reads.extend(bufs.get(3));
+                self.launch(&gpu, Part::Queries, &reads, &[&gq, &about], &shapes);
+                reads.insert(4, &about);
+                self.launch(&gpu, Part::Keys, &reads, &[&gk, &gv], &shapes);
+                [(0, gq), (1, gk), (2, gv)].map(|(i, buf)| Tensor::on_gpu(shapes[i], buf))
+            }
+            None => {
+                let arrays: Vec<&Array> = x.iter().filter_map(|t| t.array()).collect();
+                let g = back.g().array().expect("it is on the host");
+                self.grads_on_host(&arrays, g).map(Tensor::on_host)
+            }
+        };
+        let mut grads: Vec<Option<Grad>> = grads.into_iter().map(|g| Some(g.into())).collect();
+        grads.resize(back.inputs(), None);
+        grads
+    }
+
+    fn cost(&self, x: &[Shape]) -> Cost {
+        let Sizes { n, r, l, d } = self.sizes(x);
+        let moved: usize = x.iter().map(Shape::len).sum::<usize>() + x[0].len();
+        Cost { flops: 4.0 * (n * r * l * self.heads * d) as f64, bytes: 4.0 * moved as f64 }
+    }
+}
+
+/// Which of the three kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Part {
+    Forward,
+    Queries,
+    Keys,
+}
+
+impl Part {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "attention",
+            Self::Queries => "attention_queries",
+            Self::Keys => "attention_keys",
+        }
+    }
+}
+
+/// A kernel's variant.
+#[derive(Clone, Copy, Debug, Hash)]
+struct Plan {
+    part: Part,
+    /// Invocations that load for each other.
+    lanes: usize,
+    /// Fours of channels in a head.
+    quads: usize,
+    masked: bool,
+}
+
+impl Plan {
+    /// Rows of the other side in a step: enough that each invocation loads something.
+    fn chunk(&self) -> usize {
+        (self.lanes / self.quads).max(1)
+    }
+
+    fn source(&self) -> String {
+        let (reads, writes): (&[&str], &[&str]) = match self.part {
+            Part::Forward => (&["q", "k", "v"], &["y"]),
+            Part::Queries => (&["q", "k", "v", "g"], &["gq", "about"]),
+            Part::Keys => (&["q", "k", "v", "g", "about"], &["gk", "gv"]),
+        };
+        let mut bindings = String::new();
+        let masked = if self.masked { &["bias"][..] } else { &[] };
+        let all = reads.iter().chain(masked).map(|name| (name, "read"));
+        for (i, (name, access)) in all.chain(writes.iter().map(|name| (name, "read_write"))).enumerate() {
+            let element = if *name == "bias" { "f32" } else { "vec4<f32>" };
+            let _ = writeln!(
+                bindings,
+                "@group(0) @binding({i}) var<storage, {access}> {name}: array<{element}>;"
+            );
+        }
+        let last = reads.len() + masked.len() + writes.len();
+        let _ = write!(bindings, "@group(0) @binding({last}) var<uniform> p: Params;");
+        let entry = if self.lanes > 1 {
+            "@compute @workgroup_size(64)\nfn main(@builtin(global_invocation_id) id: vec3<u32>, \
+             @builtin(num_workgroups) groups: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {"
+        } else {
+            "@compute @workgroup_size(64)\nfn main(@builtin(global_invocation_id) id: vec3<u32>, \
+             @builtin(num_workgroups) groups: vec3<u32>) {\n    let lane = 0u;"
+        };
+        let body = match self.part {
+            Part::Forward => self.forward(),
+            Part::Queries => self.queries(),
+            Part::Keys => self.keys(),
+        };
+        let text = fill(TEXT, &[("bindings", &bindings), ("entry", entry), ("body", &body)]);
+        format!("{}{text}", pointwise(false))
+    }
+
+    /// Loads the owned row of `array` as `{name}0, {name}1, ..`.
+    fn own(&self, name: &str, array: &str) -> String {
+        let at = |j: usize| format!("((n * p.own + row) * p.heads + head) * {}u + {j}u", self.quads);
+        (0..self.quads).fold(String::new(), |s, j| s + &format!("    let {name}{j} = {array}[{}];\n", at(j)))
+    }
+
+    /// Declares sums `{name}0, {name}1, ..`.
+    fn zeros(&self, name: &str) -> String {
+        (0..self.quads).fold(String::new(), |s, j| s + &format!("    var {name}{j} = vec4<f32>(0.0);\n"))
+    }
+
+    /// Stores sums as the owned row of `array`.
+    fn store(&self, name: &str, array: &str) -> String {
+        let at = |j: usize| format!("((n * p.own + row) * p.heads + head) * {}u + {j}u", self.quads);
+        (0..self.quads).fold(String::new(), |s, j| s + &format!("    {array}[{}] = {name}{j};\n", at(j)))
+    }
+
+    /// The other side's rows of a step from `first`: `{name}{c}_{j}` of row `first + c`, from `array`.
+    fn rows(&self, name: &str, array: &str) -> String {
+        let (chunk, quads, lanes) = (self.chunk(), self.quads, self.lanes);
+        let mut s = String::new();
+        let at = |c: String, j: String| {
+            format!(
+                "{array}[((n * p.other + min(first + {c}, p.other - 1u)) * p.heads + head) * {quads}u + {j}]"
+            )
+        };
+        // A lane loads every `lanes`-th of the step's vectors; past the last it loads what nobody hears.
+        let shares = (chunk * quads).div_ceil(lanes);
+        if lanes > 1 {
+            for t in 0..shares {
+                let e = format!("({}u + lane)", t * lanes);
+                let value = at(format!("{e} / {quads}u"), format!("{e} % {quads}u"));
+                let _ = writeln!(s, "    let l{name}{t} = {value};");
+            }
+        }
+        for e in 0..chunk * quads {
+            let (c, j) = (e / quads, e % quads);
+            let value = match lanes {
+                1 => at(format!("{c}u"), format!("{j}u")),
+                _ => format!("subgroupBroadcast(l{name}{}, {}u)", e / lanes, e % lanes),
+            };
+            let _ = writeln!(s, "    let {name}{c}_{j} = {value};");
+        }
+        s
+    }
+
+    /// One value of `array` for each row of a step as `{array}{c}`, from `before` on; a lane loads one for all.
+    fn heard(&self, array: &str, before: &str) -> String {
+        let chunk = self.chunk();
+        let at = |c: &str| format!("{array}[{before}min(first + {c}, p.other - 1u)]");
+        if self.lanes == 1 {
+            return (0..chunk).fold(String::new(), |s, c| {
+                s + &format!("    let {array}{c} = {};\n", at(&format!("{c}u")))
+            });
+        }
+        let own = format!("    let l{array} = {};\n", at(&format!("lane % {chunk}u")));
+        (0..chunk).fold(own, |s, c| s + &format!("    let {array}{c} = subgroupBroadcast(l{array}, {c}u);\n"))
+    }
+
+    /// What is added to the scores of a step's keys as `b{c}`: the bias, and nowhere past the end.
+    fn biases(&self) -> String {
+        let mut s = String::new();
+        if self.masked {
+            s += &self.heard("bias", "n % p.masks * p.keys + ");
+        }
+        for c in 0..self.chunk() {
+            let bias = if self.masked { format!("bias{c}") } else { "0.0".into() };
+            let _ = writeln!(s, "    let b{c} = select({NOWHERE}, {bias}, first + {c}u < p.other);");
+        }
+        s
+    }
+
+    /// The dot product of `{a}{j}` and `{b}{j}`, in the order that a matrix product sums.
+    fn dot(&self, a: &str, b: &str) -> String {
+        let parts = (0..self.quads).flat_map(|j| ["x", "y", "z", "w"].map(|x| (j, x)));
+        parts.fold("0.0".into(), |sum, (j, x)| format!("fma({a}{j}.{x}, {b}{j}.{x}, {sum})"))
+    }
+
+    /// `{sum}{j} += factor * {x}{j}`.
+    fn add(&self, sum: &str, factor: &str, x: &str) -> String {
+        (0..self.quads).fold(String::new(), |s, j| {
+            s + &format!("    {sum}{j} = fma(vec4<f32>({factor}), {x}{j}, {sum}{j});\n")
+        })
+    }
+
+    /// A loop over the other side, `chunk` rows a step.
+    fn each_step(&self, body: &str) -> String {
+        format!("    for (var first = 0u; first < p.other; first += {}u) {{\n{body}    }}\n", self.chunk())
+    }
+
+    /// Scores of a step's keys, the largest so far and what becomes of the sums before: `s{c}`, `most`, `kept`.
+    fn scores(&self) -> String {
+        let mut s = self.biases();
+        let mut top = "most".to_string();
+        for c in 0..self.chunk() {
+            let _ = writeln!(s, "    let s{c} = {} * p.scale + b{c};", self.dot("q", &format!("k{c}_")));
+            top = format!("max({top}, s{c})");
+        }
+        let _ = writeln!(s, "    let top = {top};\n    let kept = precise_exp(most - top);\n    most = top;");
+        s
+    }
+
+    fn forward(&self) -> String {
+        let (keys, values) = (format!("{}{}", self.rows("k", "k"), self.biases()), self.rows("v", "v"));
+        let (mut first, mut second, mut third) = (keys.clone(), keys.clone(), keys + &values);
+        for c in 0..self.chunk() {
+            let score = format!("{} * p.scale + b{c}", self.dot("q", &format!("k{c}_")));
+            let _ = writeln!(first, "    most = max(most, {score});");
+            let _ = writeln!(second, "    sum += precise_exp({score} - most);");
+            let _ = writeln!(third, "    let p{c} = precise_exp({score} - most) * share;");
+            third += &self.add("y", &format!("p{c}"), &format!("v{c}_"));
+        }
+        format!(
+            "{}{}    var most = {NOWHERE};\n    var sum = 0.0;\n{}{}    let share = 1.0 / sum;\n{}    \
+             if owned >= p.own {{ return; }}\n{}",
+            self.own("q", "q"),
+            self.zeros("y"),
+            self.each_step(&first),
+            self.each_step(&second),
+            self.each_step(&third),
+            self.store("y", "y")
+        )
+    }
+
+    fn queries(&self) -> String {
+        let mut first = format!("{}{}{}", self.rows("k", "k"), self.rows("v", "v"), self.scores());
+        first += "    sum *= kept;\n    slope *= kept;\n";
+        let mut second = format!("{}{}{}", self.rows("k", "k"), self.rows("v", "v"), self.biases());
+        for c in 0..self.chunk() {
+            let slope = self.dot("g", &format!("v{c}_"));
+            let _ = writeln!(
+                first,
+                "    let e{c} = precise_exp(s{c} - top);\n    sum += e{c};\n    slope = fma(e{c}, {slope}, slope);"
+            );
+            let _ = writeln!(
+                second,
+                "    let p{c} = precise_exp(fma({}, p.scale, b{c}) - most) * share;\n    \
+                 let d{c} = p{c} * ({slope} - mean) * p.scale;",
+                self.dot("q", &format!("k{c}_")),
+            );
+            second += &self.add("gq", &format!("d{c}"), &format!("k{c}_"));
+        }
+        format!(
+            "{}{}{}    var most = {NOWHERE};\n    var sum = 0.0;\n    var slope = 0.0;\n{}    \
+             let share = 1.0 / sum;\n    let mean = slope * share;\n{}    if owned >= p.own {{ return; }}\n{}    \
+             about[(n * p.heads + head) * p.own + row] = vec4<f32>(most, share, mean, 0.0);\n",
+            self.own("q", "q"),
+            self.own("g", "g"),
+            self.zeros("gq"),
+            self.each_step(&first),
+            self.each_step(&second),
+            self.store("gq", "gq"),
+        )
+    }
+
+    fn keys(&self) -> String {
+        let about = self.heard("about", "(n * p.heads + head) * p.other + ");
+        let mut step = format!("{}{}{about}", self.rows("q", "q"), self.rows("g", "g"));
+        for c in 0..self.chunk() {
+            let _ = writeln!(
+                step,
+                "    let share{c} = select(0.0, about{c}.y, first + {c}u < p.other);\n    \
+                 let p{c} = precise_exp(fma({}, p.scale, b) - about{c}.x) * share{c};\n    \
+                 let d{c} = p{c} * ({} - about{c}.z) * p.scale;",
+                self.dot("k", &format!("q{c}_")),
+                self.dot("v", &format!("g{c}_")),
+            );
+            step += &self.add("gk", &format!("d{c}"), &format!("q{c}_"));
+            step += &self.add("gv", &format!("p{c}"), &format!("g{c}_"));
+        }
+        let bias = if self.masked { "bias[n % p.masks * p.keys + row]" } else { "0.0" };
+        format!(
+            "{}{}{}{}    let b = {bias};\n{}    if owned >= p.own {{ return; }}\n{}{}",
+            self.own("k", "k"),
+            self.own("v", "v"),
+            self.zeros("gk"),
+            self.zeros("gv"),
+            self.each_step(&step),
+            self.store("gk", "gk"),
+            self.store("gv", "gv"),
+        )
+    }
+}
