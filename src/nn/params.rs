@@ -171,6 +171,15 @@ impl<'a> Scope<'a> {
         Self { params: self.params, prefix: format!("{}{name}.", self.prefix) }
     }
 
+    /// All of them by their names below the prefix, in the names' order.
+    pub fn all(&self) -> Vec<(String, &'a Tensor)> {
+        let below =
+            |(name, t): (&'a String, &'a Tensor)| Some((name.strip_prefix(&self.prefix)?.to_string(), t));
+        let mut all: Vec<_> = self.params.0.iter().filter_map(below).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
+    }
+
     /// One parameter.
     #[track_caller]
     pub fn at(&self, name: &str) -> &'a Tensor {

@@ -3,6 +3,7 @@
 mod adam;
 mod attention;
 mod backward;
+mod checkpoint;
 mod dropout;
 mod expr;
 mod gather;
@@ -20,6 +21,7 @@ mod walk;
 
 pub use adam::{AdamState, AdamStep, adam, sum_of_squares};
 pub use backward::Grads;
+pub use checkpoint::checkpoint;
 pub use expr::Expr;
 pub use map::{add, concat, map, materialize};
 pub use matmul::Act;

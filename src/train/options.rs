@@ -238,6 +238,9 @@ pub struct TrainOptions {
     /// Captions scored at a time in a step, fixed for the run [default: as many as fit]
     #[arg(long, value_name = "N", help_heading = RUN)]
     pub tile: Option<usize>,
+    /// Runs the cells again on the way back instead of keeping what their gradients read: less memory, more time
+    #[arg(long = "checkpoint-cells", help_heading = RUN)]
+    pub checkpoint_cells: bool,
     /// Leaves out steps whose loss or gradient is NaN or infinite, instead of stopping
     #[arg(long = "skip-nonfinite", help_heading = RUN)]
     pub skip_nonfinite: bool,

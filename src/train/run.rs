@@ -306,7 +306,7 @@ impl<'a> Session<'a> {
         let run = Run {
             scope: params.root(),
             config: &self.model.config,
-            path: ModelPath::Fast,
+            path: if self.options.checkpoint_cells { ModelPath::Recomputed } else { ModelPath::Fast },
             train: true,
             taps: None,
         };

@@ -21,7 +21,8 @@ pub(super) fn check(fixture: &Fixture, device: &Device) -> Result<Vec<Row>> {
     let host = device.gpu().is_none();
     let rules = Rules::new(host, Some(config.bert_config.num_hidden_layers));
     let mut rows = Vec::new();
-    for (name, path) in [("composed", Path::Composed), ("fast", Path::Fast)] {
+    let recomputed = fixture.is_train().then_some(("recomputed", Path::Recomputed));
+    for (name, path) in [("composed", Path::Composed), ("fast", Path::Fast)].into_iter().chain(recomputed) {
         let composed = path == Path::Composed;
         let results = run(fixture, &config, device, path)?;
         rows.extend(family(fixture, "out.", name, rules, &results.out, |n| composed || RESULTS.contains(&n)));

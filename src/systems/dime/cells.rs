@@ -1,27 +1,62 @@
 //! The four interaction cells and their routers (section 3 of the paper). A cell's input is `[images,
 //! captions, rows, embed]`, with 1 for the side it does not depend on.
 
+use std::rc::Rc;
+
 use super::encode::EPS;
 use super::mask::{self, Mask};
 use super::{AttentionNorm, Direction, Path, Run};
-use crate::nn::{Scope, linear, linear_plus};
-use crate::ops::{Act, Expr, add, concat};
+use crate::nn::{Params, Scope, linear, linear_plus};
+use crate::ops::{Act, Expr, add, checkpoint, concat};
 use crate::tensor::Tensor;
 
 /// What the cells read besides their input.
-pub(super) struct Guides<'a> {
+#[derive(Clone)]
+pub(super) struct Guides {
     /// The other side's vector: `[images or 1, captions or 1, 1, embed]`.
-    pub(super) global: &'a Tensor,
+    pub(super) global: Tensor,
     /// The other side's local features: `[images or 1, captions or 1, rows, embed]`.
-    pub(super) context: &'a Tensor,
+    pub(super) context: Tensor,
     /// Lengths of the context's captions, where the context is words.
-    pub(super) lengths: Option<&'a Tensor>,
+    pub(super) lengths: Option<Tensor>,
     /// Where rows are words and padding takes part in nothing.
-    pub(super) mask: Option<&'a Mask>,
+    pub(super) mask: Option<Rc<Mask>>,
 }
 
 /// The order of cells in every computation.
 pub(super) const CELLS: [&str; 4] = ["ric", "glgc", "imrc", "cmrc"];
+
+type Cell = fn(&Run, &Scope, &Tensor, &Guides) -> Tensor;
+
+/// The four cells' outputs for their inputs, in the order of [`CELLS`]. All but the first, which keeps next to
+/// nothing, are recomputed where the run says so.
+pub(super) fn outputs(run: &Run, scope: &Scope, x: [&Tensor; 4], guides: &Guides) -> [Tensor; 4] {
+    let rest: [(usize, Cell); 3] = [(1, guidance), (2, intra_modal), (3, cross_modal)];
+    let [b, c, d] = rest.map(|(j, cell)| {
+        let scope = scope.sub(CELLS[j]);
+        match run.path {
+            Path::Recomputed => recomputed(run, &scope, x[j], guides, cell),
+            _ => cell(run, &scope, x[j], guides),
+        }
+    });
+    [rectified(x[0]), b, c, d]
+}
+
+/// A cell of which the tape keeps the inputs and weights only.
+fn recomputed(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides, cell: Cell) -> Tensor {
+    let (names, weights): (Vec<String>, Vec<&Tensor>) = scope.all().into_iter().unzip();
+    let inputs: Vec<&Tensor> = [x, &guides.global, &guides.context].into_iter().chain(weights).collect();
+    let (config, train) = (run.config.clone(), run.train);
+    let guides =
+        Guides { global: guides.global.detach(), context: guides.context.detach(), ..guides.clone() };
+    checkpoint(&inputs, move |x| {
+        let mut params = Params::default();
+        names.iter().zip(&x[3..]).for_each(|(name, w)| params.insert(name, w.clone()));
+        let run = Run { scope: params.root(), config: &config, path: Path::Fast, train, taps: None };
+        let guides = Guides { global: x[1].clone(), context: x[2].clone(), ..guides.clone() };
+        cell(&run, &run.scope, &x[0], &guides)
+    })
+}
 
 /// A router's probabilities `[.., outputs]`: the mean over rows through two linear maps, tanh and ReLU.
 pub(super) fn router(scope: &Scope, x: &Tensor, mask: Option<&Mask>) -> Tensor {
@@ -31,7 +66,7 @@ pub(super) fn router(scope: &Scope, x: &Tensor, mask: Option<&Mask>) -> Tensor {
 }
 
 /// Rectified identity.
-pub(super) fn rectified(x: &Tensor) -> Tensor {
+fn rectified(x: &Tensor) -> Tensor {
     x.map(Expr::relu)
 }
 
@@ -40,20 +75,21 @@ pub(super) fn rectified(x: &Tensor) -> Tensor {
 ///
 /// A positive factor common to all rows cancels in that norm, so only the vector's signs survive: the fast
 /// form normalises the map alone, which in the first layer belongs to the item, not to the pair.
-pub(super) fn guidance(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides) -> Tensor {
-    let global = guides.global;
-    let mapped = mask::zeroed(&linear(&scope.sub("fc_1"), x, Act::None), guides.mask);
+fn guidance(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides) -> Tensor {
+    let global = &guides.global;
+    let mapped = mask::zeroed(&linear(&scope.sub("fc_1"), x, Act::None), guides.mask.as_deref());
     match run.path {
         Path::Composed => {
             let z = mapped.map2(global, |m, g| m * g).l2norm(2, EPS);
             z.map2(x, |z, x| (z + 1.0) * x)
         }
-        Path::Fast => mapped.l2norm(2, EPS).map3(global, x, |z, g, x| (g.sign() * z + 1.0) * x),
+        _ => mapped.l2norm(2, EPS).map3(global, x, |z, g, x| (g.sign() * z + 1.0) * x),
     }
 }
 
 /// Intra-modal reasoning: self-attention over rows and a two-layer map, each with its residual.
-pub(super) fn intra_modal(run: &Run, scope: &Scope, x: &Tensor, mask: Option<&Mask>) -> Tensor {
+fn intra_modal(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides) -> Tensor {
+    let mask = guides.mask.as_deref();
     let s = x.shape();
     let rows = x.reshape([s[0] * s[1], s[2], s[3]]);
     let own = scope.sub("sa");
@@ -61,12 +97,12 @@ pub(super) fn intra_modal(run: &Run, scope: &Scope, x: &Tensor, mask: Option<&Ma
     let heads = run.config.num_head_IMRC;
     let scale = 1.0 / ((s[3] / heads) as f64).sqrt();
     let heard = match (run.path, mask) {
-        (Path::Fast, _) => q.attention(&k, &v, heads, scale, mask.map(|m| &m.keys)),
-        (_, Some(mask)) => {
+        (Path::Composed, Some(mask)) => {
             let scores = q.head_scores(&k, heads, scale);
             scores.softmax_to(-1, 1.0, &mask.lengths, heads * s[2]).head_mix(&v)
         }
-        (_, None) => q.head_scores(&k, heads, scale).softmax(-1, 1.0).head_mix(&v),
+        (Path::Composed, None) => q.head_scores(&k, heads, scale).softmax(-1, 1.0).head_mix(&v),
+        _ => q.attention(&k, &v, heads, scale, mask.map(|m| &m.keys)),
     };
     let y = add(&rows, &heard);
     let forward = own.sub("feed_forward_layer");
@@ -79,20 +115,20 @@ pub(super) fn intra_modal(run: &Run, scope: &Scope, x: &Tensor, mask: Option<&Ma
 ///
 /// Attention weights sum to 1, so a linear map of the attended feature is the attended map of the features:
 /// the fast form maps the context once per item instead of once per pair and row.
-pub(super) fn cross_modal(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides) -> Tensor {
+fn cross_modal(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides) -> Tensor {
     let refine = scope.sub("refine");
-    let scores = x.matmul(guides.context, false, true);
+    let scores = x.matmul(&guides.context, false, true);
     let weights = attend(run, &scores, guides);
     let d = x.shape()[3];
     let moved = match run.path {
         Path::Composed => {
-            let attended = weights.matmul(guides.context, false, false);
+            let attended = weights.matmul(&guides.context, false, false);
             let scale = linear(&refine.sub("fc_scale"), &attended, Act::Tanh);
             let shift = linear(&refine.sub("fc_shift"), &attended, Act::None);
             x.map3(&scale, &shift, |x, a, b| x * a + b)
         }
-        Path::Fast => {
-            let part = |name: &str| linear(&refine.sub(name), guides.context, Act::None);
+        _ => {
+            let part = |name: &str| linear(&refine.sub(name), &guides.context, Act::None);
             let both = weights.matmul(&concat(&[part("fc_scale"), part("fc_shift")], 3), false, false);
             x.map3(both.view().slice(3, 0, d), both.view().slice(3, d, d), |x, a, b| x * a.tanh() + b)
         }
@@ -103,7 +139,7 @@ pub(super) fn cross_modal(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides)
 
 /// A linear map of `x`, plus `residual`: the fast form adds it before the map is stored, where it does not repeat.
 fn plus(run: &Run, scope: &Scope, x: &Tensor, residual: &Tensor) -> Tensor {
-    if run.path == Path::Fast && residual.len() == x.len() / x.shape().last() * residual.shape().last() {
+    if run.path != Path::Composed && residual.len() == x.len() / x.shape().last() * residual.shape().last() {
         linear_plus(scope, x, residual)
     } else {
         add(residual, &linear(scope, x, Act::None))
@@ -113,11 +149,11 @@ fn plus(run: &Run, scope: &Scope, x: &Tensor, residual: &Tensor) -> Tensor {
 /// Attention weights from scores `[images, captions, rows, context]`: normalised over the rows (the
 /// queries), then softmax over the context, words past a caption's end left out.
 fn attend(run: &Run, scores: &Tensor, guides: &Guides) -> Tensor {
-    let queries = || mask::zeroed(scores, guides.mask);
+    let queries = || mask::zeroed(scores, guides.mask.as_deref());
     let normalised = match run.config.raw_feature_norm_CMRC {
         AttentionNorm::ClippedL2norm => queries().map(|s| s.leaky_relu(0.1)).l2norm(2, EPS),
         AttentionNorm::L2norm => queries().l2norm_plus(2, 1e-8),
-        AttentionNorm::Softmax => match guides.mask {
+        AttentionNorm::Softmax => match &guides.mask {
             Some(mask) => scores.softmax_to(2, 1.0, &mask.lengths, 1),
             None => scores.softmax(2, 1.0),
         },
@@ -125,7 +161,7 @@ fn attend(run: &Run, scores: &Tensor, guides: &Guides) -> Tensor {
         AttentionNorm::NoNorm => scores.clone(),
     };
     let scale = run.config.lambda_softmax_CMRC;
-    match guides.lengths {
+    match &guides.lengths {
         Some(lengths) if run.config.direction == Direction::I2t => {
             normalised.softmax_to(3, scale, lengths, scores.shape()[2])
         }

@@ -22,13 +22,15 @@ pub use routing::{Pairs, Scored, interact, score};
 use crate::nn::Scope;
 use crate::tensor::Tensor;
 
-/// How the model is computed. Both forms give the same numbers.
+/// How the model is computed. All forms give the same numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Path {
     /// Literally as the paper and its code do: the reference for bisecting.
     Composed,
-    /// With what does not depend on the pair taken out of the pair loop, and routing fused.
+    /// With what does not depend on the pair taken out of the pair loop, and attention and routing fused.
     Fast,
+    /// As `Fast`, with the cells run again on the way back instead of keeping what their gradients read.
+    Recomputed,
 }
 
 /// One run of the model: its parameters, options, and what to note on the way.

@@ -1,6 +1,8 @@
 //! Three layers of dense routing over a tile of image-caption pairs, and the similarity on top.
 
-use super::cells::{CELLS, Guides, cross_modal, guidance, intra_modal, rectified, router};
+use std::rc::Rc;
+
+use super::cells::{self, CELLS, Guides, router};
 use super::encode::EPS;
 use super::mask::{self, Mask};
 use super::{Captions, Direction, Images, Path, Run};
@@ -20,7 +22,7 @@ pub struct Pairs {
     /// The captions' sentences `[1, captions, embed]` or the images' vectors `[images, 1, embed]`.
     target: Tensor,
     /// Where rows are words and padding takes part in nothing.
-    mask: Option<Mask>,
+    mask: Option<Rc<Mask>>,
 }
 
 /// A tile `[images, captions]` of similarities and, in training, the path embedding.
@@ -47,11 +49,12 @@ pub fn interact(run: &Run, images: &Images, captions: &Captions) -> Pairs {
     let wide = [global.shape()[0], global.shape()[1], 1, d];
     let i2t = run.config.direction == Direction::I2t;
     let mask = if i2t { None } else { Mask::of(run, &captions.lengths, captions.words.shape()[1]) };
+    let mask = mask.map(Rc::new);
     let guides = Guides {
-        global: &global.reshape(wide),
-        context: &context,
-        lengths: i2t.then_some(&captions.lengths),
-        mask: mask.as_ref(),
+        global: global.reshape(wide),
+        context,
+        lengths: i2t.then(|| captions.lengths.clone()),
+        mask: mask.clone(),
     };
     let module = run.scope.sub("itr_module");
     let (first, p0) = dense(run, &module, 0, [&x, &x, &x, &x], &guides);
@@ -76,13 +79,8 @@ fn cells(
     guides: &Guides,
 ) -> ([Tensor; 4], [Tensor; 4]) {
     let scope = module.sub(&format!("dynamic_itr_l{layer}"));
-    let outputs = [
-        rectified(x[0]),
-        guidance(run, &scope.sub("glgc"), x[1], guides),
-        intra_modal(run, &scope.sub("imrc"), x[2], guides.mask),
-        cross_modal(run, &scope.sub("cmrc"), x[3], guides),
-    ];
-    let routers = [0, 1, 2, 3].map(|j| router(&scope.sub(CELLS[j]), x[j], guides.mask));
+    let outputs = cells::outputs(run, &scope, x, guides);
+    let routers = [0, 1, 2, 3].map(|j| router(&scope.sub(CELLS[j]), x[j], guides.mask.as_deref()));
     for (j, name) in CELLS.iter().enumerate() {
         run.tap(&format!("cell_l{layer}.{name}"), &outputs[j]);
         run.tap(&format!("router_l{layer}.{name}"), &routers[j]);
@@ -107,7 +105,7 @@ fn dense(run: &Run, module: &Scope, layer: usize, x: [&Tensor; 4], guides: &Guid
     let p = raw.map2(sum.view().repeat(axis, 4), |p, s| p / (s + 1e-8));
     let gate = sum.detach().map(|s| (s * -1.0).greater(-GATE));
     let outputs: Vec<Tensor> = match run.path {
-        Path::Fast => {
+        Path::Fast | Path::Recomputed => {
             let skip = gate.view().repeat(axis, 1).pad(axis, 0, 3);
             let weights = map(vec![p.view(), skip], |x| &x[0] + &x[1]);
             route([&e[0], &e[1], &e[2], &e[3]], &weights)
@@ -185,7 +183,7 @@ pub fn score(run: &Run, tiles: &[Pairs]) -> Scored {
         .zip(&flat)
         .map(|(tile, flat)| {
             let x = statistics.apply(&bn, flat).reshape(tile.output.shape());
-            let mask = tile.mask.as_ref();
+            let mask = tile.mask.as_deref();
             let pooled = crate::ops::add(&mask::mean(&x, mask), &mask::max(&x, mask)).l2norm(-1, EPS);
             sum_of(vec![pooled.view(), tile.target.view()], 2, |v| &v[0] * &v[1])
         })

@@ -6,7 +6,7 @@ use super::TrainOptions;
 use crate::error::{Error, Result};
 
 /// What a resumed run may not change: with another value the losses are no longer those of a run never stopped.
-const FIXED: [&str; 35] = [
+const FIXED: [&str; 36] = [
     "system",
     "seed",
     "faithful",
@@ -42,6 +42,7 @@ const FIXED: [&str; 35] = [
     "select",
     "mask_padding",
     "tile",
+    "checkpoint_cells",
 ];
 
 impl TrainOptions {
