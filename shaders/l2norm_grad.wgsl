@@ -5,6 +5,8 @@ alias T = f32; // one value, four of a row, or one of four rows
 fn fold_sum(x: T) -> T { return x; }
 fn fold_max(x: T) -> T { return x; }
 fn places(n: u32) -> T { return T(n); }
+const TEAM = 1u; // invocations that share a row
+fn join(local: u32) {}
 //: end
 
 struct Params {
@@ -20,16 +22,19 @@ struct Params {
 @group(0) @binding(3) var<uniform> p: Params;
 
 @compute @workgroup_size(64)
-fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
-    let i = linear_id(id, groups);
-    if i >= p.count {
-        return;
-    }
+fn main(
+    @builtin(global_invocation_id) id: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    join(local);
+    let own = linear_id(id, groups) / TEAM < p.count;
+    let i = min(linear_id(id, groups) / TEAM, p.count - 1u);
     let outer = i / p.inner;
     let start = outer * p.steps * p.inner + i % p.inner;
     var squares = T(0.0);
     var dot = T(0.0);
-    for (var n = 0u; n < p.steps; n++) {
+    for (var n = local % TEAM; n < p.steps; n += TEAM) {
         let at = start + n * p.inner;
         squares += x[at] * x[at];
         dot += x[at] * g[at];
@@ -39,8 +44,10 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     let moves = norm > select(T(p.eps), T(0.0), p.plus == 1u);
     let inverse = T(1.0) / divisor;
     let share = select(T(0.0), fold_sum(dot) * inverse / select(T(1.0), norm, moves), moves);
-    for (var n = 0u; n < p.steps; n++) {
+    for (var n = local % TEAM; n < p.steps; n += TEAM) {
         let at = start + n * p.inner;
-        y[at] = (g[at] - x[at] * share) * inverse;
+        if own {
+            y[at] = (g[at] - x[at] * share) * inverse;
+        }
     }
 }

@@ -5,6 +5,8 @@ alias T = f32; // one value, four of a row, or one of four rows
 fn fold_sum(x: T) -> T { return x; }
 fn fold_max(x: T) -> T { return x; }
 fn places(n: u32) -> T { return T(n); }
+const TEAM = 1u; // invocations that share a row
+fn join(local: u32) {}
 fn precise_exp(x: T) -> T { return exp(x); }
 //: end
 
@@ -22,11 +24,14 @@ struct Params {
 @group(0) @binding(3) var<uniform> p: Params;
 
 @compute @workgroup_size(64)
-fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
-    let i = linear_id(id, groups);
-    if i >= p.count {
-        return;
-    }
+fn main(
+    @builtin(global_invocation_id) id: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    join(local);
+    let own = linear_id(id, groups) / TEAM < p.count;
+    let i = min(linear_id(id, groups) / TEAM, p.count - 1u);
     let outer = i / p.inner;
     let start = outer * p.steps * p.inner + i % p.inner;
     var len = T(4e9);
@@ -34,23 +39,27 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
         len = T(lens[outer / p.every % p.lens]);
     }
     var most = T(-3e38);
-    for (var n = 0u; n < p.steps; n++) {
+    for (var n = local % TEAM; n < p.steps; n += TEAM) {
         let value = p.scale * x[start + n * p.inner];
         most = max(most, select(T(-3e38), value, places(n) < len));
     }
     most = fold_max(most);
     var sum = T(0.0);
-    for (var n = 0u; n < p.steps; n++) {
+    for (var n = local % TEAM; n < p.steps; n += TEAM) {
         let at = start + n * p.inner;
         let e = select(T(0.0), precise_exp(p.scale * x[at] - most), places(n) < len);
         sum += e;
-        y[at] = e;
+        if own {
+            y[at] = e;
+        }
     }
     sum = fold_sum(sum);
     // A row of length 0 is all zeros.
     let inverse = T(1.0) / select(T(1.0), sum, sum > T(0.0));
-    for (var n = 0u; n < p.steps; n++) {
+    for (var n = local % TEAM; n < p.steps; n += TEAM) {
         let at = start + n * p.inner;
-        y[at] = y[at] * inverse;
+        if own {
+            y[at] = y[at] * inverse;
+        }
     }
 }

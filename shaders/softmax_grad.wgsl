@@ -4,6 +4,8 @@ alias T = f32; // one value, four of a row, or one of four rows
 fn fold_sum(x: T) -> T { return x; }
 fn fold_max(x: T) -> T { return x; }
 fn places(n: u32) -> T { return T(n); }
+const TEAM = 1u; // invocations that share a row
+fn join(local: u32) {}
 //: end
 
 struct Params {
@@ -18,21 +20,26 @@ struct Params {
 @group(0) @binding(3) var<uniform> p: Params;
 
 @compute @workgroup_size(64)
-fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
-    let i = linear_id(id, groups);
-    if i >= p.count {
-        return;
-    }
+fn main(
+    @builtin(global_invocation_id) id: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    join(local);
+    let own = linear_id(id, groups) / TEAM < p.count;
+    let i = min(linear_id(id, groups) / TEAM, p.count - 1u);
     let outer = i / p.inner;
     let start = outer * p.steps * p.inner + i % p.inner;
     var sum = T(0.0);
-    for (var n = 0u; n < p.steps; n++) {
+    for (var n = local % TEAM; n < p.steps; n += TEAM) {
         let at = start + n * p.inner;
         sum += s[at] * g[at];
     }
     sum = fold_sum(sum);
-    for (var n = 0u; n < p.steps; n++) {
+    for (var n = local % TEAM; n < p.steps; n += TEAM) {
         let at = start + n * p.inner;
-        y[at] = p.scale * s[at] * (g[at] - sum);
+        if own {
+            y[at] = p.scale * s[at] * (g[at] - sum);
+        }
     }
 }

@@ -4,6 +4,8 @@ alias T = f32; // one value, four of a row, or one of four rows
 fn fold_sum(x: T) -> T { return x; }
 fn fold_max(x: T) -> T { return x; }
 fn places(n: u32) -> T { return T(n); }
+const TEAM = 1u; // invocations that share a row
+fn join(local: u32) {}
 //: end
 
 struct Params {
@@ -18,26 +20,31 @@ struct Params {
 @group(0) @binding(2) var<uniform> p: Params;
 
 @compute @workgroup_size(64)
-fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
-    let i = linear_id(id, groups);
-    if i >= p.count {
-        return;
-    }
+fn main(
+    @builtin(global_invocation_id) id: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    join(local);
+    let own = linear_id(id, groups) / TEAM < p.count;
+    let i = min(linear_id(id, groups) / TEAM, p.count - 1u);
     let outer = i / p.inner;
     let start = outer * p.steps * p.inner + i % p.inner;
     var sum = T(0.0);
-    for (var n = 0u; n < p.steps; n++) {
+    for (var n = local % TEAM; n < p.steps; n += TEAM) {
         sum += x[start + n * p.inner];
     }
     let mean = fold_sum(sum) / p.n;
     var squares = T(0.0);
-    for (var n = 0u; n < p.steps; n++) {
+    for (var n = local % TEAM; n < p.steps; n += TEAM) {
         let centred = x[start + n * p.inner] - mean;
         squares += centred * centred;
     }
     let inverse = T(1.0) / sqrt(fold_sum(squares) / p.n + p.eps);
-    for (var n = 0u; n < p.steps; n++) {
+    for (var n = local % TEAM; n < p.steps; n += TEAM) {
         let at = start + n * p.inner;
-        y[at] = (x[at] - mean) * inverse;
+        if own {
+            y[at] = (x[at] - mean) * inverse;
+        }
     }
 }

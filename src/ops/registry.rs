@@ -395,6 +395,9 @@ fn rows() -> Vec<Case> {
     vec![
         case("softmax", "rows, in fours", &[&[5, 7, 32]], sums(32), |x| x[0].softmax(-1, 0.5)).bench(),
         case("softmax", "rows, odd", &[&[5, 37]], sums(37), |x| x[0].softmax(-1, 4.0)),
+        case("softmax", "long rows", &[&[5, 260]], sums(260), |x| x[0].softmax(-1, 0.5)),
+        case("l2norm", "long rows", &[&[9, 256]], sums(256), |x| x[0].l2norm(-1, 1e-12)),
+        case("standardize", "long rows", &[&[9, 768]], sums(768), |x| x[0].standardize(-1, 1e-12)),
         case("softmax", "columns", &[&[3, 36, 8]], sums(36), |x| x[0].softmax(1, 9.0)),
         case("softmax", "large scores", &[&[9, 12]], sums(12), |x| x[0].softmax(-1, 1.0))
             .all(Values::Extreme),

@@ -1,13 +1,15 @@
 //! Work along one axis: softmax and the norms. An invocation owns a row, four neighbouring rows where the
-//! axis is not the last, or a row four values at a time where it is.
+//! axis is not the last, or a row four values at a time where it is; on a GPU a few invocations share such a row.
 
 use super::walk::{Lane, fill, pointwise};
 use crate::error::Error;
-use crate::gpu::{Buf, Gpu, Kernel, Launch, MAX_LOOP, Words, groups_of};
+use crate::gpu::{Buf, Gpu, Kernel, Launch, MAX_LOOP, Style, Words, groups_of};
 use crate::shape::Shape;
 
 /// Loops over the axis in the longest kernel of this family.
 const LOOPS: usize = 3;
+/// Invocations that share a row on a GPU, where each has at least four values of it. Unmeasured.
+const TEAM: usize = 32;
 
 /// Whether an invocation of `kernel` that loops so often may walk an axis of `n` values; if not, the device's next
 /// flush says so.
@@ -43,45 +45,95 @@ impl Rows {
         Self { lane: Lane::Single, count: outer * inner, steps: n, inner, n }
     }
 
+    /// Invocations that share a row: where neighbours would read long rows apart, a GPU wants them side by side.
+    fn team(&self, gpu: &Gpu) -> usize {
+        let shares = gpu.style() == Style::Workgroup && self.lane == Lane::Axis && self.steps >= TEAM;
+        if shares { TEAM } else { 1 }
+    }
+
     /// Records `kernel` with parameters count, steps, inner and then `rest`.
     pub(super) fn dispatch(&self, gpu: &Gpu, kernel: Kernel, reads: &[&Buf], y: &Buf, rest: Words) {
-        if !fits(gpu, &kernel, self.n, LOOPS * self.steps) {
+        let team = self.team(gpu);
+        let loops = LOOPS * self.steps.div_ceil(team) + if team > 1 { 2 * LOOPS * 5 } else { 0 };
+        if !fits(gpu, &kernel, self.n, loops) {
             return;
         }
         let mut params = Words::default().sizes(&[self.count, self.steps, self.inner]);
         params.0.extend(rest.0);
         let text = || {
-            let lane = match self.lane {
-                Lane::Single => {
-                    "fn fold_sum(x: T) -> T { return x; }
-fn fold_max(x: T) -> T { return x; }
-fn places(n: u32) -> T { return T(n); }"
-                }
-                Lane::Axis => {
-                    "fn fold_sum(x: T) -> T { return T(x.x + x.y + x.z + x.w); }
-fn fold_max(x: T) -> T { return T(max(max(x.x, x.y), max(x.z, x.w))); }
-fn places(n: u32) -> T { return T(f32(4u * n)) + T(0.0, 1.0, 2.0, 3.0); }"
-                }
-                Lane::Out => {
-                    "fn fold_sum(x: T) -> T { return x; }
-fn fold_max(x: T) -> T { return x; }
-fn places(n: u32) -> T { return T(f32(n)); }"
-                }
-            };
-            let lane = format!("{}{lane}", pointwise(self.lane != Lane::Single));
+            let lane = format!(
+                "{}{}{}",
+                pointwise(self.lane != Lane::Single),
+                places(self.lane),
+                if team > 1 { shared_folds(team) } else { own_folds(self.lane) }
+            );
             fill(kernel.text, &[("lane", &lane)])
         };
         gpu.dispatch(&Launch {
             kernel,
-            body: Some((self.lane as u64, &text)),
+            body: Some(((self.lane as u64) << 8 | team as u64, &text)),
             constants: &[],
             reads,
             writes: &[y],
             params,
-            groups: groups_of(self.count),
-            loops: LOOPS * self.steps,
+            groups: groups_of(self.count * team),
+            loops,
         });
     }
+}
+
+/// Where on the axis the values of a step stand.
+fn places(lane: Lane) -> &'static str {
+    match lane {
+        Lane::Single => "fn places(n: u32) -> T { return T(n); }\n",
+        Lane::Axis => "fn places(n: u32) -> T { return T(f32(4u * n)) + T(0.0, 1.0, 2.0, 3.0); }\n",
+        Lane::Out => "fn places(n: u32) -> T { return T(f32(n)); }\n",
+    }
+}
+
+/// What an invocation that walks its rows alone makes of its sums and maxima.
+fn own_folds(lane: Lane) -> String {
+    let [sum, max] = match lane {
+        Lane::Axis => ["T(x.x + x.y + x.z + x.w)", "T(max(max(x.x, x.y), max(x.z, x.w)))"],
+        _ => ["x", "x"],
+    };
+    format!(
+        "const TEAM = 1u;
+fn join(local: u32) {{}}
+fn fold_sum(x: T) -> T {{ return {sum}; }}
+fn fold_max(x: T) -> T {{ return {max}; }}"
+    )
+}
+
+/// The same for `team` invocations that walk a row together: a tree in workgroup memory.
+fn shared_folds(team: usize) -> String {
+    let fold = |name: &str, own: &str, join: &str| {
+        format!(
+            "fn {name}(x: T) -> T {{
+    parts[place] = {own};
+    workgroupBarrier();
+    for (var half = TEAM / 2u; half > 0u; half /= 2u) {{
+        if place % TEAM < half {{
+            parts[place] = {join};
+        }}
+        workgroupBarrier();
+    }}
+    let total = parts[place - place % TEAM];
+    workgroupBarrier();
+    return T(total);
+}}
+"
+        )
+    };
+    format!(
+        "const TEAM = {team}u;
+var<workgroup> parts: array<f32, 64>;
+var<private> place: u32;
+fn join(local: u32) {{ place = local; }}
+{}{}",
+        fold("fold_sum", "x.x + x.y + x.z + x.w", "parts[place] + parts[place + half]"),
+        fold("fold_max", "max(max(x.x, x.y), max(x.z, x.w))", "max(parts[place], parts[place + half])"),
+    )
 }
 
 /// For each row of `shape` along `axis`, in f64: gathers it, lets `f` replace it, and stores it.
