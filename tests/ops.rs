@@ -3,7 +3,7 @@
 mod adapters;
 
 use adapters::gpus;
-use crossweave::gpu::{Gpu, Options};
+use crossweave::gpu::{Gpu, Options, Style};
 use crossweave::ops::registry::cases;
 use crossweave::tensor::Device;
 
@@ -40,6 +40,26 @@ fn failures_on(gpu: Gpu) -> Vec<String> {
 fn the_gpu_agrees_with_f64_and_repeats() {
     let failures: Vec<_> = gpus(&Options::default()).into_iter().flat_map(failures_on).collect();
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn every_style_of_kernels_agrees_with_f64() {
+    let own = Gpu::open(&Options::default()).expect("the tests need an adapter");
+    let mut failures = Vec::new();
+    let mut ran = 0;
+    for style in [Style::Direct, Style::Subgroup, Style::Workgroup] {
+        match Gpu::open(&Options { style: Some(style), ..Options::default() }) {
+            Ok(gpu) => {
+                ran += 1;
+                failures.extend(failures_on(gpu).into_iter().map(|f| format!("{style:?}: {f}")));
+            }
+            Err(e) => {
+                assert!(style == Style::Subgroup && own.facts().lanes().is_none(), "{style:?}: {e}");
+                println!("{style:?} left out: {e}");
+            }
+        }
+    }
+    assert!(ran >= 2 && failures.is_empty(), "{}", failures.join("\n"));
 }
 
 #[test]

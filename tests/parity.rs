@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crossweave::cli::parity::check;
-use crossweave::gpu::{Gpu, Options};
+use crossweave::gpu::{Gpu, Options, Style};
 use crossweave::tensor::Device;
 
 /// Families that are parity cases: the rest of the folder serves other tests.
@@ -64,4 +64,12 @@ fn the_host_twin_is_the_original() {
 fn the_gpu_is_the_original() {
     let gpu = Gpu::open(&Options { device: std::env::var("CROSSWEAVE_DEVICE").ok(), ..Options::default() });
     run(&Device::Gpu(gpu.expect("the tests need an adapter")));
+}
+
+#[test]
+fn every_style_of_kernels_is_the_original() {
+    for style in [Style::Direct, Style::Workgroup] {
+        let options = Options { style: Some(style), ..Options::default() };
+        run(&Device::Gpu(Gpu::open(&options).expect("both styles run everywhere")));
+    }
 }
