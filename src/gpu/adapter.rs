@@ -156,7 +156,8 @@ pub(super) fn open(
     let facts = AdapterFacts::of(adapter, &limits);
     let descriptor = wgpu::DeviceDescriptor {
         label: Some("crossweave"),
-        required_features: wgpu::Features::empty(),
+        // Where a driver has it, profiling reads the device's own clock.
+        required_features: adapter.features() & wgpu::Features::TIMESTAMP_QUERY,
         required_limits: limits,
         memory_hints: wgpu::MemoryHints::MemoryUsage,
         ..Default::default()

@@ -30,7 +30,7 @@ pub struct Options {
     pub device: Option<String>,
     /// Ask for WebGPU's default limits only, even where the adapter offers more.
     pub default_limits: bool,
-    /// Time every kernel: each dispatch is submitted and waited for (slow, for profiling).
+    /// Time every kernel from the start (see [`Gpu::profile`]).
     pub profile: bool,
     /// Give every tensor fresh memory with guard words after it, all of them NaN, for
     /// [`Gpu::broken_guard`] (very slow, for tests).
@@ -148,7 +148,19 @@ impl Gpu {
         self.0.profile.borrow().stats(&pool, self.0.pipelines.borrow().len())
     }
 
-    /// Time per kernel, where [`Options::profile`] is on.
+    /// Begins to time every kernel, or ends it. A GPU's own timestamps are read where it has them; else each
+    /// dispatch is submitted and waited for, which is slow.
+    pub fn profile(&self, on: bool) {
+        self.0.profile.borrow_mut().switch(on);
+    }
+
+    /// Counts the peak of live memory from now on.
+    pub fn reset_peak(&self) {
+        let mut pool = self.0.pool.borrow_mut();
+        pool.peak = pool.live;
+    }
+
+    /// Time per kernel, where [`Gpu::profile`] is on.
     pub fn kernel_times(&self) -> Vec<KernelTime> {
         self.0.profile.borrow().kernel_times()
     }
