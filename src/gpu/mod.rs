@@ -148,8 +148,8 @@ impl Gpu {
         self.0.profile.borrow().stats(&pool, self.0.pipelines.borrow().len())
     }
 
-    /// Begins to time every kernel, or ends it. A GPU's own timestamps are read where it has them; else each
-    /// dispatch is submitted and waited for, which is slow.
+    /// Begins to time every kernel, or ends it. The adapter's own timestamps are read where it has them; else
+    /// each dispatch is submitted and waited for, which is slow.
     pub fn profile(&self, on: bool) {
         self.0.profile.borrow_mut().switch(on);
     }

@@ -1,4 +1,4 @@
-//! Counters for `--stats`, and time per kernel when profiling: from the device's own timestamps where a GPU has
+//! Counters for `--stats`, and time per kernel when profiling: from the device's own timestamps where it has
 //! them, else from waiting after each dispatch.
 
 use std::collections::BTreeMap;

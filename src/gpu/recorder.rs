@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::kernel::{MAX_LOOP, Pipeline, pipeline};
 use super::pool::is_void;
 use super::profile::{Clock, Timed};
-use super::{AdapterFacts, Buf, Class, Gpu, Kernel, report};
+use super::{AdapterFacts, Buf, Gpu, Kernel, report};
 use crate::error::{Error, Kind, Result};
 
 /// Bytes of parameters a kernel can declare.
@@ -153,9 +153,9 @@ pub(super) fn dispatch(gpu: &Gpu, launch: &Launch) {
     }
 }
 
-/// Whether profiling reads the device's clock. A software driver's says when the CPU got round to it.
+/// Whether profiling reads the device's clock.
 fn has_clock(gpu: &Gpu) -> bool {
-    gpu.0.facts.timestamps && gpu.0.facts.class == Class::Hardware
+    gpu.0.facts.timestamps
 }
 
 fn bind_group(gpu: &Gpu, rec: &mut Recorder, pipeline: &Pipeline, launch: &Launch) -> Rc<wgpu::BindGroup> {
