@@ -163,6 +163,18 @@ impl Row {
                 1e-9 * k.flops / time,
                 1e-9 * k.bytes / time
             );
+            // Only what takes much of the job has sizes worth telling apart.
+            let sizes = if time > 0.2 * total { k.sizes.as_slice() } else { &[] };
+            for size in sizes.iter().take(8) {
+                let time = size.total.as_secs_f64();
+                let (work, runs) = (1e-6 * size.flops, size.runs);
+                println!(
+                    "    {:>5.1}% {work:>10.3} MFLOP    {:>10.2} ms {runs:>6} runs {:>9.2} GFLOP/s",
+                    100.0 * time / total,
+                    1e3 * time,
+                    1e-9 * size.flops * runs as f64 / time
+                );
+            }
         }
     }
 }

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 pub use adapter::{AdapterFacts, Class, adapters, choice, choose};
 pub use kernel::{Kernel, MAX_LOOP};
 pub use pool::{Buf, Memory};
-pub use profile::{KernelTime, Stats};
+pub use profile::{KernelTime, SizeTime, Stats};
 pub use recorder::{Launch, Words, groups_of};
 
 use crate::error::{Error, Kind, Result};

@@ -88,6 +88,25 @@ pub struct KernelTime {
     pub flops: f64,
     /// Bytes that its ops declared they must move.
     pub bytes: f64,
+    /// The same by floating-point operations of one run, longest first: its shapes, told by their work.
+    pub sizes: Vec<SizeTime>,
+}
+
+impl KernelTime {
+    fn none(name: &'static str) -> Self {
+        Self { name, runs: 0, total: Duration::ZERO, flops: 0.0, bytes: 0.0, sizes: Vec::new() }
+    }
+}
+
+/// A kernel's share of the time at one size.
+#[derive(Clone, Copy, Debug)]
+pub struct SizeTime {
+    /// Floating-point operations that one run declared.
+    pub flops: f64,
+    /// How often it ran.
+    pub runs: u64,
+    /// How long in all.
+    pub total: Duration,
 }
 
 /// The device's clock: two timestamps a dispatch.
@@ -133,7 +152,7 @@ impl Clock {
     }
 }
 
-/// What one kernel has taken.
+/// What one kernel has taken at one size.
 #[derive(Default)]
 struct Total {
     runs: u64,
@@ -163,7 +182,8 @@ pub(super) struct Profile {
     bytes: f64,
     /// Declared since the last dispatch: what the next one costs.
     due: (f64, f64),
-    times: BTreeMap<&'static str, Total>,
+    /// By kernel and by the operations of one run.
+    times: BTreeMap<(&'static str, u64), Total>,
 }
 
 impl Profile {
@@ -185,7 +205,7 @@ impl Profile {
     }
 
     pub(super) fn add(&mut self, dispatch: &Timed, time: Duration) {
-        let total = self.times.entry(dispatch.name).or_default();
+        let total = self.times.entry((dispatch.name, dispatch.flops as u64)).or_default();
         total.runs += 1;
         total.time += time;
         total.flops += dispatch.flops;
@@ -199,11 +219,19 @@ impl Profile {
     }
 
     pub(super) fn kernel_times(&self) -> Vec<KernelTime> {
-        let mut rows: Vec<_> = self
-            .times
-            .iter()
-            .map(|(name, t)| KernelTime { name, runs: t.runs, total: t.time, flops: t.flops, bytes: t.bytes })
-            .collect();
+        let mut rows: BTreeMap<&'static str, KernelTime> = BTreeMap::new();
+        for ((name, flops), t) in &self.times {
+            let row = rows.entry(name).or_insert_with(|| KernelTime::none(name));
+            row.runs += t.runs;
+            row.total += t.time;
+            row.flops += t.flops;
+            row.bytes += t.bytes;
+            row.sizes.push(SizeTime { flops: *flops as f64, runs: t.runs, total: t.time });
+        }
+        let mut rows: Vec<_> = rows.into_values().collect();
+        for row in &mut rows {
+            row.sizes.sort_by_key(|size| std::cmp::Reverse(size.total));
+        }
         rows.sort_by_key(|row| std::cmp::Reverse(row.total));
         rows
     }
