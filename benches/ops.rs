@@ -3,77 +3,18 @@
 //! four minutes on two cores; `CROSSWEAVE_BENCH_FULL=1` adds gradients and the paper's pair shapes.
 //! `CROSSWEAVE_DEVICE` chooses the adapter as `--device` does.
 
+mod roofs;
+
 use std::time::{Duration, Instant};
 
 use criterion::Criterion;
-use crossweave::gpu::{Gpu, Kernel, Launch, Options, Words, groups_of};
+use crossweave::gpu::Gpu;
 use crossweave::host::ratios;
+use crossweave::ops::Act;
 use crossweave::ops::registry::{Case, Values, cases};
-use crossweave::ops::{Act, map};
 use crossweave::shape::Shape;
 use crossweave::tensor::{Device, Tape, Tensor};
-
-/// Thirty-two multiply-adds of four lanes an iteration, in eight chains that hide their latency.
-const FMA: Kernel = Kernel {
-    name: "fma",
-    text: "@group(0) @binding(0) var<storage, read_write> y: array<vec4<f32>>;
-@group(0) @binding(1) var<uniform> p: vec4<u32>;
-@compute @workgroup_size(64)
-fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
-    let i = linear_id(id, groups);
-    let x = vec4<f32>(f32(i & 7u) * 1e-3 + 0.5);
-    var a = x; var b = x + 0.1; var c = x + 0.2; var d = x + 0.3;
-    var e = x + 0.4; var f = x + 0.5; var g = x + 0.6; var h = x + 0.7;
-    for (var n = 0u; n < p.x; n++) {
-        for (var m = 0u; m < 4u; m++) {
-            a = fma(a, x, x); b = fma(b, x, x); c = fma(c, x, x); d = fma(d, x, x);
-            e = fma(e, x, x); f = fma(f, x, x); g = fma(g, x, x); h = fma(h, x, x);
-        }
-    }
-    y[i] = a + b + c + d + e + f + g + h;
-}",
-};
-
-/// What the adapter can do at most, in units a second.
-struct Roofs {
-    flops: f64,
-    bytes: f64,
-}
-
-/// The shortest of `runs` runs, each submitted and waited for.
-fn best(gpu: &Gpu, runs: usize, mut f: impl FnMut()) -> f64 {
-    let once = |_| {
-        let started = Instant::now();
-        f();
-        gpu.wait().expect("the device works");
-        started.elapsed().as_secs_f64()
-    };
-    (0..=runs).map(once).skip(1).fold(f64::INFINITY, f64::min)
-}
-
-impl Roofs {
-    fn measure(device: &Device, gpu: &Gpu) -> Self {
-        let n = 1 << 22;
-        let x = device.full([n], 1.0);
-        let copy = best(gpu, 12, || drop(map(vec![x.view()], |x| x[0].clone())));
-        let (threads, loops) = (1 << 14, 256);
-        let y = gpu.alloc(4 * threads);
-        let fma = best(gpu, 12, || {
-            gpu.dispatch(&Launch {
-                kernel: FMA,
-                body: None,
-                constants: &[],
-                reads: &[],
-                writes: &[&y],
-                params: Words::default().sizes(&[loops, 0, 0, 0]),
-                groups: groups_of(threads),
-                loops: 5 * loops,
-            });
-        });
-        let flops = 2.0 * 4.0 * 32.0 * (threads * loops) as f64;
-        Self { flops: flops / fma, bytes: 8.0 * n as f64 / copy }
-    }
-}
+use roofs::{Roofs, full_set, median};
 
 struct Row {
     name: String,
@@ -154,11 +95,6 @@ fn check(case: &Case, device: &Device) {
     assert!(far <= case.bound, "{name}: {far:.1e} from f64");
 }
 
-fn median(samples: &mut [f64]) -> f64 {
-    samples.sort_by(f64::total_cmp);
-    samples[samples.len() / 2]
-}
-
 struct Bench {
     criterion: Criterion,
     device: Device,
@@ -220,9 +156,8 @@ impl Bench {
 }
 
 fn main() {
-    let full = std::env::var("CROSSWEAVE_BENCH_FULL").is_ok_and(|v| v == "1");
-    let options = Options { device: std::env::var("CROSSWEAVE_DEVICE").ok(), ..Options::default() };
-    let gpu = Gpu::open(&options).expect("the benches need an adapter");
+    let full = full_set();
+    let gpu = roofs::open();
     let device = Device::Gpu(gpu.clone());
     let criterion = Criterion::default()
         .sample_size(10)
@@ -240,12 +175,10 @@ fn main() {
         bench.case(case, full);
         gpu.trim();
     }
-    // Others' load only lowers what is measured: the better of both ends is nearer the truth.
-    let after = Roofs::measure(&device, &gpu);
-    let roofs = Roofs { flops: before.flops.max(after.flops), bytes: before.bytes.max(after.bytes) };
+    let roofs = before.better(&Roofs::measure(&device, &gpu));
     let facts = gpu.facts();
     println!("\n{}, {}, {}", facts.name, facts.backend, facts.driver);
-    println!("roofs: {:.1} GFLOP/s (fma), {:.1} GB/s (copy)\n", 1e-9 * roofs.flops, 1e-9 * roofs.bytes);
+    println!("{roofs}\n");
     println!("{:<52} {:>10} {:>9} {:>8} {:>7}", "op", "median ms", "GFLOP/s", "GB/s", "roof");
     bench.rows.iter().for_each(|row| row.print(&roofs));
 }

@@ -209,13 +209,14 @@ pub(super) fn open(
     default_limits: bool,
 ) -> Result<(wgpu::Device, wgpu::Queue, AdapterFacts)> {
     let limits = if default_limits { wgpu::Limits::default() } else { adapter.limits() };
-    let features =
-        if default_limits { wgpu::Features::empty() } else { adapter.features() & wgpu::Features::SUBGROUP };
+    // Where a driver has it, profiling reads the device's own clock.
+    let mut features = wgpu::Features::TIMESTAMP_QUERY;
+    features.set(wgpu::Features::SUBGROUP, !default_limits);
     let facts = AdapterFacts::of(adapter, &limits);
     let facts = if default_limits { AdapterFacts { subgroup: None, ..facts } } else { facts };
     let descriptor = wgpu::DeviceDescriptor {
         label: Some("crossweave"),
-        required_features: features,
+        required_features: adapter.features() & features,
         required_limits: limits,
         memory_hints: wgpu::MemoryHints::MemoryUsage,
         ..Default::default()

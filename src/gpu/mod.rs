@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 pub use adapter::{AdapterFacts, Class, Style, adapters, choice, choose};
 pub use kernel::{Kernel, MAX_LOOP};
 pub use pool::{Buf, Memory};
-pub use profile::{KernelTime, Stats};
+pub use profile::{KernelTime, SizeTime, Stats};
 pub use recorder::{Launch, Words, fold_groups, groups_of};
 
 use crate::error::{Error, Kind, Result};
@@ -33,7 +33,7 @@ pub struct Options {
     /// The style of kernels; `None` takes `CROSSWEAVE_KERNELS` (direct, subgroup or workgroup), or else what suits
     /// the adapter.
     pub style: Option<Style>,
-    /// Time every kernel: each dispatch is submitted and waited for (slow, for profiling).
+    /// Time every kernel from the start (see [`Gpu::profile`]).
     pub profile: bool,
     /// Give every tensor fresh memory with guard words after it, all of them NaN, for
     /// [`Gpu::broken_guard`] (very slow, for tests).
@@ -168,7 +168,19 @@ impl Gpu {
         self.0.profile.borrow().stats(&pool, self.0.pipelines.borrow().len())
     }
 
-    /// Time per kernel, where [`Options::profile`] is on.
+    /// Begins to time every kernel, or ends it. The adapter's own timestamps are read where it has them; else
+    /// each dispatch is submitted and waited for, which is slow.
+    pub fn profile(&self, on: bool) {
+        self.0.profile.borrow_mut().switch(on);
+    }
+
+    /// Counts the peak of live memory from now on.
+    pub fn reset_peak(&self) {
+        let mut pool = self.0.pool.borrow_mut();
+        pool.peak = pool.live;
+    }
+
+    /// Time per kernel, where [`Gpu::profile`] is on.
     pub fn kernel_times(&self) -> Vec<KernelTime> {
         self.0.profile.borrow().kernel_times()
     }

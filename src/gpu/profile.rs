@@ -1,4 +1,5 @@
-//! Counters for `--stats`, and time per kernel when profiling.
+//! Counters for `--stats`, and time per kernel when profiling: from the device's own timestamps where it has
+//! them, else from waiting after each dispatch.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -34,6 +35,8 @@ pub struct Stats {
     pub flops: u64,
     /// Bytes that ops declared they must move.
     pub bytes: u64,
+    /// How long the CPU has waited for the device.
+    pub waited: Duration,
 }
 
 impl std::fmt::Display for Stats {
@@ -79,8 +82,90 @@ pub struct KernelTime {
     pub name: &'static str,
     /// How often it ran.
     pub runs: u64,
-    /// How long in all, submission included.
+    /// How long in all; submission included, but for timestamps.
     pub total: Duration,
+    /// Floating-point operations that its ops declared.
+    pub flops: f64,
+    /// Bytes that its ops declared they must move.
+    pub bytes: f64,
+    /// The same by floating-point operations of one run, longest first: its shapes, told by their work.
+    pub sizes: Vec<SizeTime>,
+}
+
+impl KernelTime {
+    fn none(name: &'static str) -> Self {
+        Self { name, runs: 0, total: Duration::ZERO, flops: 0.0, bytes: 0.0, sizes: Vec::new() }
+    }
+}
+
+/// A kernel's share of the time at one size.
+#[derive(Clone, Copy, Debug)]
+pub struct SizeTime {
+    /// Floating-point operations that one run declared.
+    pub flops: f64,
+    /// How often it ran.
+    pub runs: u64,
+    /// How long in all.
+    pub total: Duration,
+}
+
+/// The device's clock: two timestamps a dispatch.
+pub(super) struct Clock {
+    queries: wgpu::QuerySet,
+    pub(super) resolved: wgpu::Buffer,
+    /// Nanoseconds a tick.
+    pub(super) period: f64,
+}
+
+impl Clock {
+    /// Room for `dispatches` of one submission.
+    pub(super) fn new(device: &wgpu::Device, queue: &wgpu::Queue, dispatches: usize) -> Self {
+        let count = 2 * dispatches as u32;
+        Self {
+            queries: device.create_query_set(&wgpu::QuerySetDescriptor {
+                label: Some("dispatch times"),
+                ty: wgpu::QueryType::Timestamp,
+                count,
+            }),
+            resolved: device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("dispatch times"),
+                size: 8 * u64::from(count),
+                usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
+                mapped_at_creation: false,
+            }),
+            period: f64::from(queue.get_timestamp_period()),
+        }
+    }
+
+    /// The timestamps of the `i`th dispatch of a submission.
+    pub(super) fn around(&self, i: u32) -> wgpu::ComputePassTimestampWrites<'_> {
+        wgpu::ComputePassTimestampWrites {
+            query_set: &self.queries,
+            beginning_of_pass_write_index: Some(2 * i),
+            end_of_pass_write_index: Some(2 * i + 1),
+        }
+    }
+
+    /// Makes the timestamps of `dispatches` readable, as u64 each.
+    pub(super) fn resolve(&self, encoder: &mut wgpu::CommandEncoder, dispatches: u32) {
+        encoder.resolve_query_set(&self.queries, 0..2 * dispatches, &self.resolved, 0);
+    }
+}
+
+/// What one kernel has taken at one size.
+#[derive(Default)]
+struct Total {
+    runs: u64,
+    time: Duration,
+    flops: f64,
+    bytes: f64,
+}
+
+/// A dispatch's kernel, and the costs its op declared.
+pub(super) struct Timed {
+    pub(super) name: &'static str,
+    flops: f64,
+    bytes: f64,
 }
 
 #[derive(Default)]
@@ -92,9 +177,13 @@ pub(super) struct Profile {
     pub(super) uploaded: u64,
     pub(super) bindings_reused: u64,
     pub(super) bindings_made: u64,
+    pub(super) waited: Duration,
     flops: f64,
     bytes: f64,
-    times: BTreeMap<&'static str, (u64, Duration)>,
+    /// Declared since the last dispatch: what the next one costs.
+    due: (f64, f64),
+    /// By kernel and by the operations of one run.
+    times: BTreeMap<(&'static str, u64), Total>,
 }
 
 impl Profile {
@@ -102,23 +191,47 @@ impl Profile {
         Self { on, ..Self::default() }
     }
 
-    pub(super) fn add(&mut self, name: &'static str, time: Duration) {
-        let entry = self.times.entry(name).or_default();
-        entry.0 += 1;
-        entry.1 += time;
+    /// Switches timing on or off, from nothing.
+    pub(super) fn switch(&mut self, on: bool) {
+        self.on = on;
+        self.times.clear();
+    }
+
+    /// The next dispatch, with the costs declared for it.
+    pub(super) fn next(&mut self, name: &'static str) -> Timed {
+        self.dispatches += 1;
+        let (flops, bytes) = std::mem::take(&mut self.due);
+        Timed { name, flops, bytes }
+    }
+
+    pub(super) fn add(&mut self, dispatch: &Timed, time: Duration) {
+        let total = self.times.entry((dispatch.name, dispatch.flops as u64)).or_default();
+        total.runs += 1;
+        total.time += time;
+        total.flops += dispatch.flops;
+        total.bytes += dispatch.bytes;
     }
 
     pub(super) fn count(&mut self, flops: f64, bytes: f64) {
         self.flops += flops;
         self.bytes += bytes;
+        self.due = (self.due.0 + flops, self.due.1 + bytes);
     }
 
     pub(super) fn kernel_times(&self) -> Vec<KernelTime> {
-        let mut rows: Vec<_> = self
-            .times
-            .iter()
-            .map(|(name, (runs, total))| KernelTime { name, runs: *runs, total: *total })
-            .collect();
+        let mut rows: BTreeMap<&'static str, KernelTime> = BTreeMap::new();
+        for ((name, flops), t) in &self.times {
+            let row = rows.entry(name).or_insert_with(|| KernelTime::none(name));
+            row.runs += t.runs;
+            row.total += t.time;
+            row.flops += t.flops;
+            row.bytes += t.bytes;
+            row.sizes.push(SizeTime { flops: *flops as f64, runs: t.runs, total: t.time });
+        }
+        let mut rows: Vec<_> = rows.into_values().collect();
+        for row in &mut rows {
+            row.sizes.sort_by_key(|size| std::cmp::Reverse(size.total));
+        }
         rows.sort_by_key(|row| std::cmp::Reverse(row.total));
         rows
     }
@@ -138,6 +251,7 @@ impl Profile {
             bindings_made: self.bindings_made,
             flops: self.flops as u64,
             bytes: self.bytes as u64,
+            waited: self.waited,
         }
     }
 }

@@ -4,10 +4,12 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use super::kernel::{MAX_LOOP, Pipeline, pipeline};
 use super::pool::is_void;
-use super::{AdapterFacts, Buf, Gpu, Kernel};
+use super::profile::{Clock, Timed};
+use super::{AdapterFacts, Buf, Gpu, Kernel, report};
 use crate::error::{Error, Kind, Result};
 
 /// Bytes of parameters a kernel can declare.
@@ -79,10 +81,15 @@ struct Command {
     bindings: Rc<wgpu::BindGroup>,
     params: u32,
     groups: [u32; 2],
+    timed: Timed,
 }
 
 pub(super) struct Recorder {
     commands: Vec<Command>,
+    /// Made when profiling first needs it.
+    clock: Option<Clock>,
+    /// The dispatches of the last submission, where the clock ran.
+    clocked: Vec<Timed>,
     arena: Vec<u8>,
     uniforms: wgpu::Buffer,
     bindings: HashMap<u64, Rc<wgpu::BindGroup>>,
@@ -100,6 +107,8 @@ impl Recorder {
         });
         Self {
             commands: Vec::new(),
+            clock: None,
+            clocked: Vec::new(),
             arena: Vec::new(),
             uniforms,
             bindings: HashMap::new(),
@@ -137,18 +146,20 @@ pub(super) fn dispatch(gpu: &Gpu, launch: &Launch) {
     let padded = (recorder.arena.len() as u64).next_multiple_of(recorder.align);
     recorder.arena.resize(padded as usize, 0);
     let groups = launch.groups.map(|g| g as u32);
-    recorder.commands.push(Command { pipeline, bindings, params, groups });
-    gpu.0.profile.borrow_mut().dispatches += 1;
+    let timed = gpu.0.profile.borrow_mut().next(name);
+    recorder.commands.push(Command { pipeline, bindings, params, groups, timed });
     let full = recorder.commands.len() >= FLUSH_AFTER || padded + PARAM_BYTES > ARENA_BYTES;
     let profiling = gpu.0.profile.borrow().on;
-    if full || profiling {
+    if full || (profiling && !has_clock(gpu)) {
         submit(gpu, &mut recorder);
+        drop(recorder);
+        note_times(gpu);
     }
-    if profiling {
-        let started = std::time::Instant::now();
-        let _ = gpu.0.device.poll(wgpu::PollType::wait_indefinitely());
-        gpu.0.profile.borrow_mut().add(name, started.elapsed());
-    }
+}
+
+/// Whether profiling reads the device's clock.
+fn has_clock(gpu: &Gpu) -> bool {
+    gpu.0.facts.timestamps
 }
 
 fn bind_group(gpu: &Gpu, rec: &mut Recorder, pipeline: &Pipeline, launch: &Launch) -> Rc<wgpu::BindGroup> {
@@ -198,28 +209,82 @@ fn bind_group(gpu: &Gpu, rec: &mut Recorder, pipeline: &Pipeline, launch: &Launc
     made
 }
 
+/// Waits for the device, and notes how long that took the CPU.
+fn poll(gpu: &Gpu, how: wgpu::PollType) -> std::result::Result<wgpu::PollStatus, wgpu::PollError> {
+    let started = Instant::now();
+    let polled = gpu.0.device.poll(how);
+    gpu.0.profile.borrow_mut().waited += started.elapsed();
+    polled
+}
+
 fn submit(gpu: &Gpu, rec: &mut Recorder) {
     if rec.commands.is_empty() {
         return;
     }
+    let profiling = gpu.0.profile.borrow().on;
     gpu.0.queue.write_buffer(&rec.uniforms, 0, &rec.arena);
     let mut encoder = gpu.0.device.create_command_encoder(&Default::default());
-    {
-        let mut pass = encoder.begin_compute_pass(&Default::default());
-        for command in &rec.commands {
-            pass.set_pipeline(&command.pipeline.pipeline);
-            pass.set_bind_group(0, &*command.bindings, &[command.params]);
-            pass.dispatch_workgroups(command.groups[0], command.groups[1], 1);
+    if profiling && has_clock(gpu) {
+        let clock = rec.clock.get_or_insert_with(|| Clock::new(&gpu.0.device, &gpu.0.queue, FLUSH_AFTER));
+        for (i, command) in rec.commands.iter().enumerate() {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                label: None,
+                timestamp_writes: Some(clock.around(i as u32)),
+            });
+            encode(&mut pass, command);
         }
+        clock.resolve(&mut encoder, rec.commands.len() as u32);
+    } else {
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        rec.commands.iter().for_each(|command| encode(&mut pass, command));
     }
     rec.in_flight.push_back(gpu.0.queue.submit([encoder.finish()]));
-    rec.commands.clear();
+    let timed = rec.commands.drain(..).map(|command| command.timed);
+    rec.clocked = if profiling { timed.collect() } else { Vec::new() };
     rec.arena.clear();
     gpu.0.epoch.set(gpu.0.epoch.get() + 1);
     gpu.0.profile.borrow_mut().submissions += 1;
     while rec.in_flight.len() > IN_FLIGHT {
         let oldest = rec.in_flight.pop_front();
-        let _ = gpu.0.device.poll(wgpu::PollType::Wait { submission_index: oldest, timeout: None });
+        let _ = poll(gpu, wgpu::PollType::Wait { submission_index: oldest, timeout: None });
+    }
+}
+
+fn encode(pass: &mut wgpu::ComputePass, command: &Command) {
+    pass.set_pipeline(&command.pipeline.pipeline);
+    pass.set_bind_group(0, &*command.bindings, &[command.params]);
+    pass.dispatch_workgroups(command.groups[0], command.groups[1], 1);
+}
+
+/// When profiling: what each dispatch of the last submission took.
+fn note_times(gpu: &Gpu) {
+    let clocked = std::mem::take(&mut gpu.0.recorder.borrow_mut().clocked);
+    if clocked.is_empty() {
+        return;
+    }
+    if !has_clock(gpu) {
+        let started = Instant::now();
+        let _ = poll(gpu, wgpu::PollType::wait_indefinitely());
+        let share = started.elapsed() / clocked.len() as u32;
+        clocked.iter().for_each(|timed| gpu.0.profile.borrow_mut().add(timed, share));
+        return;
+    }
+    let Some((resolved, period)) =
+        gpu.0.recorder.borrow().clock.as_ref().map(|c| (c.resolved.clone(), c.period))
+    else {
+        return;
+    };
+    match copy_back(gpu, &resolved, 0, 16 * clocked.len() as u64) {
+        Ok(words) => {
+            let ticks = |low: usize| u64::from(words[low]) | u64::from(words[low + 1]) << 32;
+            for (i, timed) in clocked.iter().enumerate() {
+                let taken = ticks(4 * i + 2).saturating_sub(ticks(4 * i));
+                let time = Duration::from_nanos((taken as f64 * period) as u64);
+                gpu.0.profile.borrow_mut().add(timed, time);
+            }
+        }
+        // The work's own error, not the clock's: whoever flushes next is told.
+        Err(e) => report(&gpu.0.fault, e),
     }
 }
 
@@ -231,12 +296,14 @@ pub(super) fn flush(gpu: &Gpu) -> Result<()> {
         return Err(fault);
     }
     submit(gpu, &mut recorder);
+    drop(recorder);
+    note_times(gpu);
     gpu.take_fault().map_or(Ok(()), Err)
 }
 
 pub(super) fn wait(gpu: &Gpu) -> Result<()> {
     gpu.0.recorder.borrow_mut().in_flight.clear();
-    gpu.0.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| lost(&e.to_string()))?;
+    poll(gpu, wgpu::PollType::wait_indefinitely()).map_err(|e| lost(&e.to_string()))?;
     gpu.take_fault().map_or(Ok(()), Err)
 }
 

@@ -1,0 +1,253 @@
+#!/usr/bin/env python3
+"""PyTorch on the shapes of Crossweave's benches: a case's name a line in, a line of JSON out.
+
+DIME and BERT are those of tools/reference.py, in f32 and with PyTorch's own fused pieces in place of the spelled
+out ones; they are held against a fixture before they are timed. Runs on CUDA where there is one, else on the CPU.
+
+    python benches/peers/torch.py [--autocast]      --autocast: f16 where PyTorch thinks it safe (CUDA only)
+
+Needs: pip install torch safetensors numpy
+"""
+
+import json
+import os
+import platform
+import sys
+import time
+
+# This file has the package's name: its folder must not be searched for it.
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:] = [p for p in sys.path if os.path.abspath(p or ".") != HERE]
+ROOT = os.path.dirname(os.path.dirname(HERE))
+sys.path.append(os.path.join(ROOT, "tools"))
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+
+import reference as ref  # noqa: E402
+
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+AUTOCAST = "--autocast" in sys.argv
+REGIONS, WORDS = 36, 32
+
+ref.linear = lambda p, name, x: F.linear(x, p[name + ".weight"], p[name + ".bias"])
+ref.normalise = lambda x, dim=-1: F.normalize(x, dim=dim)
+ref.largest = lambda x, dim: x.max(dim).values
+ref.layer_norm = lambda p, name, x: F.layer_norm(x, x.shape[-1:], p[name + ".weight"], p[name + ".bias"], 1e-12)
+ref.gelu = F.gelu
+
+
+def batch_norm(p, name, x, train, buffers):
+    mean, var = p[f"{name}.running_mean"], p[f"{name}.running_var"]
+    if train:
+        mean, var = mean.clone(), var.clone()
+        buffers[f"{name}.running_mean"], buffers[f"{name}.running_var"] = mean, var
+    return F.batch_norm(x, mean, var, p[f"{name}.weight"], p[f"{name}.bias"], train, 0.1, 1e-5)
+
+
+ref.batch_norm = batch_norm
+
+
+def on_device(tensors):
+    return {n: (t.float() if t.is_floating_point() else t).to(DEVICE) for n, t in tensors.items()}
+
+
+def tracked(params, trains):
+    leaves = {n: p.clone().requires_grad_() for n, p in params.items() if trains(n)}
+    return {**params, **leaves}, leaves
+
+
+def in_dime(name):
+    return not name.startswith(ref.FROZEN) and not name.endswith(ref.BUFFERS)
+
+
+class Few(dict):
+    """What is asked for: the reference notes every intermediate, and holding them would only cost memory."""
+
+    def __setitem__(self, name, value):
+        if not name.startswith(("cell_", "aggr_", "router_")):
+            super().__setitem__(name, value)
+
+
+def forward(p, cfg, images, states, lengths, train):
+    """Similarities and loss from features and text states, with the buffers a step changes."""
+    out, buffers = Few(), {}
+    stc, wrd = ref.encode_text(p, states)
+    img, rgn = ref.encode_images(p, cfg, images, train, buffers)
+    ref.interact(p, cfg, img, rgn, stc, wrd, lengths, train, out, buffers)
+    if not train:
+        return out["sims"], None, buffers
+    path, label = ref.normalise(out["path_map"]), ref.normalise(states.mean(1))[: img.shape[0]]
+    loss_path = ((path @ path.T - label @ label.T) ** 2).sum() / cfg["batch_size"]
+    loss = ref.triplet(out["sims"], cfg["margin"], cfg["max_violation"]) + cfg["trade_off"] * loss_path
+    return out["sims"], loss, buffers
+
+
+def check():
+    """Whether this form of the model gives what the fixtures hold, forward and backward."""
+    for name in ("dime_i2t_extra_stc_train", "dime_t2i_extra_img_train"):
+        spec, given = ref.read_fixture(os.path.join(ROOT, "tests", "fixtures", name + ".safetensors"))
+        cfg, inputs = spec["config"], {n: t.to(DEVICE) for n, t in given["in"].items()}
+        p, leaves = tracked(on_device(given["param"]), in_dime)
+        tokens = (inputs[n].long() for n in ("input_ids", "token_type_ids", "attention_mask"))
+        with torch.no_grad():
+            last = ref.bert(p, cfg["bert_config"], *tokens, ref.FROZEN)
+        states = last[f"layer.{cfg['bert_config']['num_hidden_layers'] - 1}"]
+        sims, loss, _ = forward(p, cfg, inputs["images"].float(), states, inputs["lengths"].long(), True)
+        names = [n for n in leaves if n in given["grad"] and "linears.1.bias" not in n]
+        grads = torch.autograd.grad(loss, [leaves[n] for n in names])
+        pairs = [(sims.detach(), given["out"]["sims"])] + [(g, given["grad"][n]) for n, g in zip(names, grads)]
+        for ours, theirs in pairs:
+            theirs = theirs.to(DEVICE)
+            far = float(torch.linalg.vector_norm(ours - theirs) / torch.linalg.vector_norm(theirs))
+            if not far <= 1e-3:
+                raise SystemExit(f"torch.py: {far:.1e} from fixture {name}")
+
+
+# ---- cases: each returns a function that does the job once ----------------------------------------
+
+
+def matmul(m, k, n):
+    a, b = torch.randn(m, k), torch.randn(k, n)
+    return lambda: a @ b
+
+
+BERT = {"vocab_size": 512, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072,
+        "max_position_embeddings": 512, "type_vocab_size": 2}  # fmt: skip
+
+
+def lengths_of(captions, words):
+    return torch.tensor([max(words - i * words // (2 * captions), 1) for i in range(captions)])
+
+
+def bert(captions, words, layers, both):
+    cfg = {**BERT, "num_hidden_layers": layers}
+    params = on_device(ref.Draw([1]).bert(cfg))
+    mask = (torch.arange(words)[None] < lengths_of(captions, words)[:, None]).long()
+    ids = torch.randint(0, cfg["vocab_size"], (captions, words)) * mask
+    types = torch.zeros_like(ids)
+    last = lambda p: ref.bert(p, cfg, ids, types, mask)[f"layer.{layers - 1}"]
+    if not both:
+        return torch.inference_mode()(lambda: last(params))
+    p, leaves = tracked(params, lambda n: n.startswith("encoder.") or "embeddings.LayerNorm" in n)
+    g = torch.randn(captions, words, cfg["hidden_size"])
+    return lambda: torch.autograd.grad(last(p), list(leaves.values()), g)
+
+
+def dime(direction):
+    cfg = {**ref.DIME, "direction": direction, "max_words": WORDS, "img_dim": 2048, "embed_size": 256,
+           "num_head_IMRC": 16, "hid_IMRC": 512, "hid_router": 512, "batch_size": 32,
+           "lambda_softmax_CMRC": 4.0 if direction == "i2t" else 9.0}  # fmt: skip
+    # Text states are given: of BERT only the width counts.
+    cfg["bert_config"] = {**BERT, "num_hidden_layers": 1, "intermediate_size": 1, "vocab_size": 8}
+    params = on_device(ref.Draw([1]).dime(cfg, "open"))
+    return cfg, {n: p for n, p in params.items() if not n.startswith(ref.FROZEN)}
+
+
+def batch(cfg, images, captions):
+    """As the loader gives it: on the CPU."""
+    on_cpu = dict(device="cpu")
+    features = torch.randn(images, REGIONS, cfg["img_dim"], **on_cpu)
+    states = torch.randn(captions, WORDS, cfg["bert_config"]["hidden_size"], **on_cpu)
+    return features, states, lengths_of(captions, WORDS).cpu()
+
+
+def dime_tile(direction, images, captions):
+    cfg, p = dime(direction)
+    features, states, lengths = (t.to(DEVICE) for t in batch(cfg, images, captions))
+    with torch.inference_mode():
+        stc, wrd = ref.encode_text(p, states)
+        img, rgn = ref.encode_images(p, cfg, features, False, {})
+
+    @torch.inference_mode()
+    def run():
+        out = Few()
+        ref.interact(p, cfg, img, rgn, stc, wrd, lengths, False, out, {})
+        return out["sims"]
+
+    return run
+
+
+def dime_step(direction, size, extra):
+    cfg, params = dime(direction)
+    i2t = direction == "i2t"
+    given = batch(cfg, size + (0 if i2t else extra), size + (extra if i2t else 0))
+    p, leaves = tracked(params, in_dime)
+    adam = torch.optim.Adam(leaves.values(), lr=2e-4)
+
+    def run():
+        _, loss, buffers = forward(p, cfg, *(t.to(DEVICE) for t in given), True)
+        adam.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(leaves.values(), 2.0)
+        adam.step()
+        p.update(buffers)
+
+    return run
+
+
+def prepare(name):
+    words = name.split()
+    if {"demo", "composed"} & set(words):
+        raise ValueError("a form of ours")
+    direction = "t2i" if "t2i" in words else "i2t"
+    numbers = [int(w) for w in words[1:] if w.isdigit()]
+    kinds = {
+        "matmul": lambda: matmul(*numbers),
+        "bert": lambda: bert(*numbers, 12, "both" in words),
+        "bert_layer": lambda: bert(*numbers, 1, "both" in words),
+        "dime_tile": lambda: dime_tile(direction, *numbers),
+        "dime_step": lambda: dime_step(direction, numbers[0], numbers[-1]),
+    }
+    if words[0] not in kinds:
+        raise ValueError(f"no job `{name}`")
+    return kinds[words[0]]()
+
+
+def once(job):
+    started = time.perf_counter()
+    with torch.autocast(DEVICE.type, torch.float16, enabled=AUTOCAST):
+        job()
+    if CUDA:
+        torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - started)
+
+
+def hello():
+    if CUDA:
+        adapter, driver = torch.cuda.get_device_name(), f"CUDA {torch.version.cuda}"
+    else:
+        adapter, driver = platform.processor() or platform.machine(), f"CPU, {torch.get_num_threads()} threads"
+    return {"name": "torch" + (" autocast" if AUTOCAST else ""), "version": torch.__version__,
+            "adapter": adapter, "driver": driver}  # fmt: skip
+
+
+def main():
+    torch.manual_seed(1)
+    if CUDA:  # On the CPU it only costs time.
+        torch.set_default_device(DEVICE)
+    jobs, checked = {}, False
+    for line in sys.stdin:
+        name = line.strip()
+        if name == "hello":
+            print(json.dumps(hello()), flush=True)
+            continue
+        try:
+            if name not in jobs:
+                if name.startswith("dime") and not checked:
+                    check()
+                    checked = True
+                job = prepare(name)
+                jobs[name] = (job, once(job))
+                answer = {"ms": jobs[name][1], "first_ms": jobs[name][1]}
+            else:
+                job, first = jobs[name]
+                answer = {"ms": once(job), "first_ms": first}
+        except (ValueError, TypeError) as e:
+            answer = {"unsupported": str(e)}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
