@@ -21,11 +21,12 @@ use crossweave::tensor::Device;
 use roofs::{Roofs, full_set, median};
 use serde_json::{Value, json};
 
-const REDUCED: [&str; 10] = [
+const REDUCED: [&str; 11] = [
     "dime_step i2t 8 8 demo",
     "dime_step t2i 8 8 demo",
     "dime_tile t2i 24 24 demo",
     "dime_step i2t 4 4",
+    "dime_step i2t 4 4 recomputed",
     "dime_step t2i 4 4",
     "dime_tile i2t 8 8",
     "dime_tile t2i 8 8",
@@ -34,12 +35,14 @@ const REDUCED: [&str; 10] = [
     "bert_layer 8 32 both",
 ];
 
-const FULL: [&str; 10] = [
+const FULL: [&str; 12] = [
     "dime_step i2t 8 8 demo",
     "dime_step t2i 8 8 demo",
     "dime_tile t2i 24 24 demo",
     "dime_step i2t 32 32",
     "dime_step t2i 32 32",
+    "dime_step i2t 32 32 recomputed",
+    "dime_step t2i 32 32 recomputed",
     "dime_tile i2t 16 16",
     "dime_tile t2i 16 16",
     "bert_layer 8 32 forward",
@@ -261,7 +264,7 @@ fn main() {
     let asked = std::env::var("CROSSWEAVE_JOBS").ok();
     let names: Vec<&str> = match &asked {
         Some(names) => names.split(';').map(str::trim).collect(),
-        None => if full { FULL } else { REDUCED }.to_vec(),
+        None => if full { &FULL[..] } else { &REDUCED[..] }.to_vec(),
     };
     let mut rows = Vec::new();
     for name in names {

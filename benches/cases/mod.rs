@@ -4,7 +4,8 @@
 //! BERT-base), `bert_layer 8 32 forward` or `.. both` (one layer of it), `dime_tile i2t 16 16` (images,
 //! captions), `dime_step i2t 32 32` (batch, extra captions or images; the same number again if left out). DIME
 //! has the paper's sizes and gets text states, since a frozen BERT runs once a caption; after `demo` it has those
-//! of `tools/demo.toml`, whose small BERT is trained along. After `composed` it takes the plain composition.
+//! of `tools/demo.toml`, whose small BERT is trained along. After `composed` it takes the plain composition, after
+//! `recomputed` it runs the cells again on the way back.
 
 use std::collections::BTreeMap;
 
@@ -97,6 +98,7 @@ impl Wish {
                 "t2i" => wish.direction = Direction::T2i,
                 "demo" => wish.demo = true,
                 "composed" => wish.path = Path::Composed,
+                "recomputed" => wish.path = Path::Recomputed,
                 "forward" => backward = false,
                 "both" => backward = true,
                 number => numbers.push(number.parse().map_err(|_| format!("{number} is not understood"))?),
