@@ -19,9 +19,11 @@ pub fn checkpoint(inputs: &[&Tensor], f: impl Fn(&[Tensor]) -> Tensor + 'static)
     record(Rc::new(op), inputs, vec![y]).remove(0)
 }
 
+type Part = Box<dyn Fn(&[Tensor]) -> Tensor>;
+
 /// Only the gradient needs an op.
 struct Checkpoint {
-    f: Box<dyn Fn(&[Tensor]) -> Tensor>,
+    f: Part,
     inputs: usize,
 }
 
