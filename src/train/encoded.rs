@@ -101,23 +101,31 @@ impl Encoded {
         }
     }
 
-    fn caption_tile(&self, device: &Device, start: usize, n: usize) -> Captions {
-        let (d, item) = (self.width, self.max_words * self.width);
-        let lengths = &self.lengths[start..start + n];
+    fn caption_tile(&self, device: &Device, captions: &[usize]) -> Captions {
+        let (d, item, n) = (self.width, self.max_words * self.width, captions.len());
+        let lengths: Vec<f32> = captions.iter().map(|c| self.lengths[*c]).collect();
         let longest = lengths.iter().fold(0.0f32, |most, l| most.max(*l)) as usize;
         let rows = if self.cut { longest.next_multiple_of(4).min(self.max_words) } else { self.max_words };
-        let words: Vec<f32> = self.words[start * item..(start + n) * item]
-            .chunks(item)
-            .flat_map(|words| &words[..rows * d])
-            .copied()
-            .collect();
-        let lengths = device.tensor([n], lengths);
+        let words: Vec<f32> =
+            captions.iter().flat_map(|c| &self.words[c * item..][..rows * d]).copied().collect();
+        let sentences: Vec<f32> =
+            captions.iter().flat_map(|c| &self.sentences[c * d..][..d]).copied().collect();
+        let lengths = device.tensor([n], &lengths);
         Captions {
             words: device.tensor([n, rows, d], &words),
-            sentence: device.tensor([n, d], &self.sentences[start * d..(start + n) * d]),
+            sentence: device.tensor([n, d], &sentences),
             label: lengths.clone(),
             lengths,
         }
+    }
+
+    /// The captions in the order they are scored: by length where a tile is cut to its longest.
+    fn order(&self) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.captions()).collect();
+        if self.cut {
+            order.sort_by(|a, b| self.lengths[*b].total_cmp(&self.lengths[*a]));
+        }
+        order
     }
 
     /// Similarities `[images, captions]`, row-major, in tiles that fit the adapter; a tile that the device
@@ -134,6 +142,7 @@ impl Encoded {
         tell: &mut dyn FnMut(Progress),
     ) -> Result<Vec<f32>> {
         let (images, captions) = (self.images(), self.captions());
+        let order = self.order();
         let mut sims = vec![0.0; images * captions];
         let (mut down, mut across) = tile_of(&model.config, self.rows, self.max_words, device, tile);
         let (mut image, mut caption) = (0, 0);
@@ -141,7 +150,8 @@ impl Encoded {
         while caption < captions {
             interrupted(stop)?;
             let (n, m) = (down.min(images - image), across.min(captions - caption));
-            let part = self.tile(model, device, (image, n), (caption, m));
+            let scored = &order[caption..caption + m];
+            let part = self.tile(model, device, (image, n), scored);
             let values = match part {
                 Err(e) if e.kind() == Kind::OutOfMemory && down.max(across) > 1 => {
                     if let Some(gpu) = device.gpu() {
@@ -155,7 +165,7 @@ impl Encoded {
                 other => other?,
             };
             for (i, row) in values.chunks(m).enumerate() {
-                sims[(image + i) * captions + caption..][..m].copy_from_slice(row);
+                scored.iter().zip(row).for_each(|(c, s)| sims[(image + i) * captions + c] = *s);
             }
             done += n * m;
             tell(Progress::Pairs { done, total: images * captions });
@@ -172,11 +182,11 @@ impl Encoded {
         model: &Model,
         device: &Device,
         (image, n): (usize, usize),
-        (caption, m): (usize, usize),
+        captions: &[usize],
     ) -> Result<Vec<f32>> {
         let run = evaluation(model, None);
         let pairs =
-            dime::interact(&run, &self.image_tile(device, image, n), &self.caption_tile(device, caption, m));
+            dime::interact(&run, &self.image_tile(device, image, n), &self.caption_tile(device, captions));
         dime::score(&run, &[pairs]).sims.to_vec()
     }
 
@@ -193,7 +203,7 @@ impl Encoded {
     ) -> Result<[[f32; 4]; 3]> {
         let taps = Taps::default();
         let run = evaluation(model, Some(&taps));
-        dime::interact(&run, &self.image_tile(device, image, 1), &self.caption_tile(device, caption, 1));
+        dime::interact(&run, &self.image_tile(device, image, 1), &self.caption_tile(device, &[caption]));
         drop(run);
         let noted = taps.take();
         let mut shares = [[0.0; 4]; 3];
