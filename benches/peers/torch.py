@@ -38,7 +38,8 @@ ref.layer_norm = lambda p, name, x: F.layer_norm(x, x.shape[-1:], p[name + ".wei
 ref.gelu = F.gelu
 
 
-def batch_norm(p, name, x, train, buffers):
+def batch_norm(p, name, x, train, buffers, true=None):
+    assert true is None, "the peer knows no masked models"
     mean, var = p[f"{name}.running_mean"], p[f"{name}.running_var"]
     if train:
         mean, var = mean.clone(), var.clone()
@@ -75,7 +76,7 @@ def forward(p, cfg, images, states, lengths, train):
     out, buffers = Few(), {}
     stc, wrd = ref.encode_text(p, states)
     img, rgn = ref.encode_images(p, cfg, images, train, buffers)
-    ref.interact(p, cfg, img, rgn, stc, wrd, lengths, train, out, buffers)
+    ref.interact(p, cfg, img, rgn, stc, wrd, lengths, None, train, out, buffers)
     if not train:
         return out["sims"], None, buffers
     path, label = ref.normalise(out["path_map"]), ref.normalise(states.mean(1))[: img.shape[0]]
@@ -163,7 +164,7 @@ def dime_tile(direction, images, captions):
     @torch.inference_mode()
     def run():
         out = Few()
-        ref.interact(p, cfg, img, rgn, stc, wrd, lengths, False, out, {})
+        ref.interact(p, cfg, img, rgn, stc, wrd, lengths, None, False, out, {})
         return out["sims"]
 
     return run
