@@ -39,6 +39,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     let owned = i % p.padded;
     let row = min(owned, p.own - 1u); // of the owner's side
 //: body
-    y[(n * p.own + row) * p.heads + head] = v[(n * p.other) * p.heads + head] * p.scale * bias[0];
+    // Of a single key, heads four channels wide.
+    y[(n * p.own + row) * p.heads + head] = v[n * p.heads + head];
 //: end
 }
