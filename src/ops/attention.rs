@@ -12,6 +12,8 @@ use crate::tensor::{Back, Cost, Grad, Keep, Op, Tensor, apply};
 
 const TEXT: &str = include_str!("../../shaders/attention.wgsl");
 
+/// Passes over the other side in the longest of the three kernels.
+const PASSES: usize = 3;
 /// Below this a score has no weight.
 const NOWHERE: &str = "-3e38";
 
@@ -92,7 +94,7 @@ impl Attention {
                 .sizes(&[count, self.heads, own, padded, other, masks, l])
                 .floats(&[self.scale as f32]),
             groups: groups_of(count),
-            loops: 2 * other.div_ceil(plan.chunk()),
+            loops: PASSES * other.div_ceil(plan.chunk()),
         });
     }
 

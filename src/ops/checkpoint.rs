@@ -12,6 +12,7 @@ use crate::tensor::{Back, Grad, Keep, Op, Tape, Tensor, record};
 /// and give the same each time. At most 32 inputs.
 #[track_caller]
 pub fn checkpoint(inputs: &[&Tensor], f: impl Fn(&[Tensor]) -> Tensor + 'static) -> Tensor {
+    assert!(inputs.len() <= 32, "checkpoint: {} inputs", inputs.len());
     let plain: Vec<Tensor> = inputs.iter().map(|x| x.detach()).collect();
     let y = f(&plain);
     assert!(!y.is_tracked(), "checkpoint: a tracked tensor is not among the inputs");

@@ -311,7 +311,8 @@ impl Op for MatMul {
         let steps = op.k.div_ceil(4);
         let (busy, enough) = (tiles * tile.form.invocations(), enough(gpu));
         let wanted = if busy < enough { enough.div_ceil(busy.max(1)).min(steps / LEAST_SPLIT) } else { 1 };
-        let splits = if can_split { wanted.max(steps.div_ceil(crate::gpu::MAX_LOOP / 2)).max(1) } else { 1 };
+        let most = 2 * crate::gpu::MAX_LOOP / tile.form.loops(16);
+        let splits = if can_split { wanted.max(steps.div_ceil(most)).max(1) } else { 1 };
         let chunk = steps.div_ceil(splits);
         let splits = steps.div_ceil(chunk.max(1)).max(1);
         let out = op.m * op.n * op.batches() + if op.sums { op.m } else { 0 };
@@ -350,8 +351,7 @@ impl Op for MatMul {
             writes: &[target],
             params,
             groups,
-            // A block's step of 16 k is a loop of its own.
-            loops: op.sum * (chunk + chunk.div_ceil(4) * 5 * usize::from(kernel == BLOCK) + 1),
+            loops: op.sum * (tile.form.loops(4 * chunk) + 1),
         });
         if let Some(partial) = &partial {
             super::reduce::sum_buffers(gpu, partial, y, splits, out);

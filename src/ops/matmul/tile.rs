@@ -22,6 +22,14 @@ impl Form {
         }
     }
 
+    /// Loop iterations over `k`: a step of four, or of sixteen that are a loop of their own; at most.
+    pub(super) fn loops(self, k: usize) -> usize {
+        match self {
+            Self::Lanes { .. } => k.div_ceil(4),
+            Self::Block { .. } => 17 * k.div_ceil(16),
+        }
+    }
+
     /// Invocations.
     pub(super) fn invocations(self) -> usize {
         match self {
