@@ -3,7 +3,7 @@
 pub mod bert;
 mod params;
 
-use crate::ops::{Act, sum_of};
+use crate::ops::{Act, map, sum_of};
 use crate::tensor::Tensor;
 pub use params::{Init, Layout, ParamSpec, Params, Role, Scope, layout, shapes};
 
@@ -95,8 +95,9 @@ impl BatchNorm {
     /// `x [.., channels]`, normalised, with the scope's `weight` and `bias`.
     pub fn apply(&self, scope: &Scope, x: &Tensor) -> Tensor {
         let scale = self.var.map2(scope.at("weight"), |v, w| w * (v + EPS).rsqrt());
-        let shift = self.mean.map3(&scale, scope.at("bias"), |m, s, b| b - m * s);
-        x.map3(&scale, &shift, |x, s, b| x * s + b)
+        let views = vec![x.view(), self.mean.view(), scale.view(), scope.at("bias").view()];
+        // The mean first: a scale's gradient is then a sum of what varies, not a difference of two large sums.
+        map(views, |v| (&v[0] - &v[1]) * &v[2] + &v[3])
     }
 }
 
