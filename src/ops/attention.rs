@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::walk::{fill, pointwise};
-use crate::gpu::{Buf, Gpu, Kernel, Launch, Style, Words, groups_of};
+use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Style, Words};
 use crate::host::Array;
 use crate::shape::Shape;
 use crate::tensor::{Back, Cost, Grad, Keep, Op, Tensor, apply};
@@ -93,7 +93,7 @@ impl Attention {
             params: Words::default()
                 .sizes(&[count, self.heads, own, padded, other, masks, l])
                 .floats(&[self.scale as f32]),
-            groups: groups_of(count),
+            grid: Grid::Heavy(count),
             loops: PASSES * other.div_ceil(plan.chunk()),
         });
     }
@@ -268,10 +268,10 @@ impl Plan {
         let last = reads.len() + masked.len() + writes.len();
         let _ = write!(bindings, "@group(0) @binding({last}) var<uniform> p: Params;");
         let entry = if self.lanes > 1 {
-            "@compute @workgroup_size(64)\nfn main(@builtin(global_invocation_id) id: vec3<u32>, \
+            "@compute @workgroup_size(GROUP)\nfn main(@builtin(global_invocation_id) id: vec3<u32>, \
              @builtin(num_workgroups) groups: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {"
         } else {
-            "@compute @workgroup_size(64)\nfn main(@builtin(global_invocation_id) id: vec3<u32>, \
+            "@compute @workgroup_size(GROUP)\nfn main(@builtin(global_invocation_id) id: vec3<u32>, \
              @builtin(num_workgroups) groups: vec3<u32>) {\n    let lane = 0u;"
         };
         let body = match self.part {

@@ -6,11 +6,11 @@ mod tile;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use crate::gpu::{Buf, Gpu, Kernel, Launch, Words, fold_groups, groups_of};
+use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
 use crate::host::Array;
 use crate::shape::Shape;
 use crate::tensor::{Back, Cost, Grad, Keep, Op, Tensor, apply};
-use tile::{Form, LEAST_SPLIT, Tile, enough};
+use tile::{Form, Tile, plan};
 
 const KERNEL: Kernel = Kernel { name: "matmul", text: include_str!("../../shaders/matmul.wgsl") };
 const BLOCK: Kernel = Kernel { name: "matmul_block", text: include_str!("../../shaders/matmul_block.wgsl") };
@@ -305,25 +305,24 @@ impl Op for MatMul {
         let swapped = self.c.col != 1 && self.c.row == 1;
         let (a, b) = if swapped { (x[1], x[0]) } else { (x[0], x[1]) };
         let can_split = op.is_dense() && !self.bias && !self.residual && self.act == Act::None && op.sum == 1;
-        let tile = Tile::of(&op, gpu, can_split);
-        let (height, width) = tile.form.covers();
+        let (form, splits) = plan(&op, gpu, can_split);
+        let tile = Tile::of(&op, form);
+        let (height, width) = form.covers();
         let tiles = op.m.div_ceil(height) * op.n.div_ceil(width) * op.batches();
         let steps = op.k.div_ceil(4);
-        let (busy, enough) = (tiles * tile.form.invocations(), enough(gpu));
-        let wanted = if busy < enough { enough.div_ceil(busy.max(1)).min(steps / LEAST_SPLIT) } else { 1 };
-        let most = 2 * crate::gpu::MAX_LOOP / tile.form.loops(16);
-        let splits = if can_split { wanted.max(steps.div_ceil(most)).max(1) } else { 1 };
+        let most = 2 * crate::gpu::MAX_LOOP / form.loops(16);
+        let splits = if can_split { splits.max(steps.div_ceil(most)) } else { 1 };
         let chunk = steps.div_ceil(splits);
         let splits = steps.div_ceil(chunk.max(1)).max(1);
         let out = op.m * op.n * op.batches() + if op.sums { op.m } else { 0 };
         let partial = (splits > 1).then(|| gpu.alloc(splits * out));
         let target = partial.as_ref().unwrap_or(y);
-        let (kernel, count, groups) = match tile.form {
+        let (kernel, count, grid) = match form {
             Form::Lanes { lanes, .. } => {
                 let count = tiles * splits * lanes;
-                (KERNEL, count, groups_of(count))
+                (KERNEL, count, Grid::Heavy(count))
             }
-            Form::Block { .. } => (BLOCK, tiles * splits, fold_groups(tiles * splits)),
+            Form::Block { .. } => (BLOCK, tiles * splits, Grid::Groups(tiles * splits)),
         };
         let l = |l: Layout, third: usize| [l.batch[0], l.batch[1], third, l.row];
         let params = Words::default()
@@ -337,7 +336,7 @@ impl Op for MatMul {
             .sizes(&[op.batch[0]]);
         let mut hash = DefaultHasher::new();
         tile.hash(&mut hash);
-        let text = || match tile.form {
+        let text = || match form {
             Form::Lanes { .. } => lanes::source(&tile),
             Form::Block { .. } => block::source(&tile),
         };
@@ -350,8 +349,8 @@ impl Op for MatMul {
             reads: &reads,
             writes: &[target],
             params,
-            groups,
-            loops: op.sum * (tile.form.loops(4 * chunk) + 1),
+            grid,
+            loops: op.sum * (form.loops(4 * chunk) + 1),
         });
         if let Some(partial) = &partial {
             super::reduce::sum_buffers(gpu, partial, y, splits, out);

@@ -41,10 +41,10 @@ impl Size {
 pub(super) fn source(t: &Tile) -> String {
     let size = Size::of(t);
     let entry = if size.lanes > 1 {
-        "@compute @workgroup_size(64)\nfn main(@builtin(global_invocation_id) id: vec3<u32>, \
+        "@compute @workgroup_size(GROUP)\nfn main(@builtin(global_invocation_id) id: vec3<u32>, \
          @builtin(num_workgroups) groups: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {"
     } else {
-        "@compute @workgroup_size(64)\nfn main(@builtin(global_invocation_id) id: vec3<u32>, \
+        "@compute @workgroup_size(GROUP)\nfn main(@builtin(global_invocation_id) id: vec3<u32>, \
          @builtin(num_workgroups) groups: vec3<u32>) {\n    let lane = 0u;"
     };
     let body = format!("{}{}{}", origin(t, size), inner_loop(t, size), store(t, size));

@@ -29,14 +29,6 @@ impl Form {
             Self::Block { .. } => 17 * k.div_ceil(16),
         }
     }
-
-    /// Invocations.
-    pub(super) fn invocations(self) -> usize {
-        match self {
-            Self::Lanes { lanes, .. } => lanes,
-            Self::Block { side, .. } => side * side,
-        }
-    }
 }
 
 /// A kernel's variant.
@@ -59,14 +51,13 @@ pub(super) struct Tile {
 }
 
 impl Tile {
-    pub(super) fn of(op: &MatMul, gpu: &Gpu, can_split: bool) -> Self {
+    pub(super) fn of(op: &MatMul, form: Form) -> Self {
         let fours = |values: &[usize]| values.iter().all(|v| v.is_multiple_of(4));
         let a_along_k = op.a.col == 1;
         let b_along_n = op.b.col == 1;
         let (a, b, c) = (op.a, op.b, op.c);
         let a_rest = if a_along_k { [op.k, a.row] } else { [op.m, a.col] };
         let b_rest = if b_along_n { [op.n, b.row] } else { [op.k, b.col] };
-        let form = form(op, gpu, can_split);
         let down = match form {
             Form::Lanes { rows, .. } => rows,
             Form::Block { .. } => 4,
@@ -93,7 +84,7 @@ impl Tile {
     }
 }
 
-/// What decides the tile in one style of kernels. Costs are in multiply-adds of one invocation.
+/// What decides the tile where invocations compute from registers. Costs are in multiply-adds of one invocation.
 struct Tuning {
     /// Rows and columns of an invocation's tile, largest first.
     tiles: &'static [(usize, usize)],
@@ -111,7 +102,7 @@ const DIRECT: Tuning = Tuning {
     tiles: &[(12, 16), (8, 16), (12, 8), (8, 8), (4, 8), (4, 4), (2, 4), (1, 4)],
     load: 8.0,
     broadcast: 0.0,
-    compile: 3e4,
+    compile: 3e3,
 };
 
 /// lavapipe, measured: a load visits the eight invocations one by one, a broadcast is one instruction. 4 x 32 is
@@ -120,53 +111,76 @@ const SUBGROUP: Tuning = Tuning {
     tiles: &[(4, 32), (3, 32), (4, 24), (2, 32), (4, 16), (2, 16), (4, 8), (2, 8), (1, 8)],
     load: 32.0,
     broadcast: 2.0,
-    compile: 2e3,
+    compile: 2e2,
 };
+
+/// Of storing one product, and of beginning a tile: measured on lavapipe, as the loads.
+const STORE: f64 = 27.0;
+const START: f64 = 1e3;
+/// Of a dispatch, which wakes every core and waits for the last: 40 us on two cores.
+const DISPATCH: f64 = 1e5;
+/// Invocations that a CPU's core runs at once.
+const VECTOR: usize = 8;
+/// Steps of four k that a split keeps at least.
+const LEAST_SPLIT: usize = 8;
 
 /// Sides and halves of a workgroup's tile for GPUs, largest first: 128, 64 and 32 rows and columns. Unmeasured.
 const BLOCKS: [(usize, usize); 3] = [(16, 2), (16, 1), (8, 1)];
+/// Invocations below which a GPU takes smaller tiles, and splits a long k. Unmeasured.
+const ENOUGH: usize = 1 << 14;
+/// Steps of four k that a split keeps at least on a GPU.
+const LEAST_SPLIT_ON_GPU: usize = 32;
 
-/// Invocations below which a smaller tile is taken, and below which a long k is split: on a CPU, and on a GPU.
-const ENOUGH: usize = 512;
-const ENOUGH_ON_GPU: usize = 1 << 14;
-
-/// Invocations that keep the adapter busy.
-pub(super) fn enough(gpu: &Gpu) -> usize {
-    if gpu.style() == Style::Workgroup { ENOUGH_ON_GPU } else { ENOUGH }
-}
-
-/// Steps of four k that a split keeps at least.
-pub(super) const LEAST_SPLIT: usize = 32;
-
-/// The tile that costs least: loads, waste at the edges, idle cores and compiling weighed.
-fn form(op: &MatMul, gpu: &Gpu, can_split: bool) -> Form {
-    let splits = if can_split { (op.k / (4 * LEAST_SPLIT)).max(1) } else { 1 };
+/// The tile that costs least, and in how many parts k is computed: one, unless `can_split`.
+pub(super) fn plan(op: &MatMul, gpu: &Gpu, can_split: bool) -> (Form, usize) {
     let lanes = gpu.facts().lanes().unwrap_or(1);
-    let (candidates, tuning): (Vec<Form>, _) = match gpu.style() {
-        Style::Direct => (lanes_of(&DIRECT, 1), &DIRECT),
-        Style::Subgroup => (lanes_of(&SUBGROUP, lanes), &SUBGROUP),
-        // A GPU's tile only weighs waste against idle cores: its loads are shared, its compiler is quick.
-        Style::Workgroup => (BLOCKS.map(|(side, halves)| Form::Block { side, halves }).to_vec(), &DIRECT),
-    };
-    let cost = |form: &Form| {
-        let (height, width) = form.covers();
-        let tiles = op.m.div_ceil(height) * op.n.div_ceil(width) * op.batches();
-        let products = (height * width) as f64;
-        let work = (tiles * op.k * op.sum) as f64 * products;
-        let busy = (tiles * splits * form.invocations()) as f64;
-        let idle = (enough(gpu) as f64 / busy).clamp(1.0, 4.0);
-        match *form {
-            Form::Lanes { lanes, rows, cols } => {
-                let own = (rows * cols) as f64;
-                let loads = tuning.load * (rows as f64 + cols as f64 / lanes as f64);
-                work * (1.0 + (loads + tuning.broadcast * cols as f64) / own) * idle + tuning.compile * own
-            }
-            Form::Block { side, halves } => work * (1.0 + 8.0 / (side * halves) as f64) * idle,
-        }
-    };
-    candidates.into_iter().min_by(|x, y| cost(x).total_cmp(&cost(y))).expect("there are tiles")
+    match gpu.style() {
+        Style::Direct => on_cores(op, gpu, &DIRECT, 1, can_split),
+        Style::Subgroup => on_cores(op, gpu, &SUBGROUP, lanes, can_split),
+        Style::Workgroup => in_blocks(op, can_split),
+    }
 }
 
-fn lanes_of(tuning: &Tuning, lanes: usize) -> Vec<Form> {
-    tuning.tiles.iter().map(|&(rows, cols)| Form::Lanes { lanes, rows, cols }).collect()
+/// For a CPU's cores: what the busiest has to do.
+fn on_cores(op: &MatMul, gpu: &Gpu, tuning: &Tuning, lanes: usize, can_split: bool) -> (Form, usize) {
+    let cores = gpu.facts().cores.unwrap_or(1);
+    let most = if can_split { (op.k / (4 * LEAST_SPLIT)).max(1) } else { 1 };
+    let cost = |(rows, cols): (usize, usize), splits: usize| {
+        let tiles = op.m.div_ceil(rows * lanes) * op.n.div_ceil(cols) * op.batches();
+        let in_turn = (tiles * splits * lanes).div_ceil(VECTOR).div_ceil(cores);
+        let own = (rows * cols) as f64;
+        let loads = tuning.load * (rows as f64 + cols as f64 / lanes as f64);
+        let step = own + loads + tuning.broadcast * cols as f64;
+        let tile = (op.k * op.sum) as f64 / splits as f64 * step + STORE * own + START;
+        let parts = (op.m * op.n * op.batches() * splits) as f64;
+        let joining = if splits > 1 { DISPATCH + parts / (VECTOR * cores) as f64 * STORE } else { 0.0 };
+        in_turn as f64 * tile + joining + tuning.compile * own
+    };
+    let splits = || std::iter::successors(Some(1), |s| Some(2 * s)).take_while(|s| *s <= most);
+    let all = tuning.tiles.iter().flat_map(|tile| splits().map(move |s| (*tile, s)));
+    let ((rows, cols), splits) =
+        all.min_by(|x, y| cost(x.0, x.1).total_cmp(&cost(y.0, y.1))).expect("there are tiles");
+    (Form::Lanes { lanes, rows, cols }, splits)
+}
+
+/// For a GPU: waste weighed against idle cores; its loads are shared, its compiler is quick.
+fn in_blocks(op: &MatMul, can_split: bool) -> (Form, usize) {
+    let most = if can_split { (op.k / (4 * LEAST_SPLIT_ON_GPU)).max(1) } else { 1 };
+    let tiles = |form: Form| {
+        let (height, width) = form.covers();
+        op.m.div_ceil(height) * op.n.div_ceil(width) * op.batches()
+    };
+    let cost = |side: usize, halves: usize| {
+        let form = Form::Block { side, halves };
+        let (height, width) = form.covers();
+        let work = (tiles(form) * op.k * op.sum * height * width) as f64;
+        let idle = (ENOUGH as f64 / (tiles(form) * most * side * side) as f64).clamp(1.0, 4.0);
+        work * (1.0 + 8.0 / (side * halves) as f64) * idle
+    };
+    let (side, halves) = BLOCKS
+        .into_iter()
+        .min_by(|x, y| cost(x.0, x.1).total_cmp(&cost(y.0, y.1)))
+        .expect("there are blocks");
+    let form = Form::Block { side, halves };
+    (form, ENOUGH.div_ceil((tiles(form) * side * side).max(1)).clamp(1, most))
 }
