@@ -267,6 +267,25 @@ impl MatMul {
         }
     }
 
+    /// The same product with what lies in one stride joined: batches that share b are more rows, batches summed over
+    /// are more k.
+    fn folded(mut self) -> Self {
+        for i in [1, 0] {
+            let n = self.batch[i];
+            let joins = |l: &Layout| l.batch[i] == self.m * l.row;
+            let inner = i == 1 || self.batch[1] == 1;
+            if n > 1 && inner && self.b.batch[i] == 0 && joins(&self.a) && joins(&self.c) && !self.sums {
+                self.m *= n;
+                self.batch[i] = 1;
+            }
+        }
+        if self.a.sum == self.k * self.a.col && self.b.sum == self.k * self.b.row {
+            self.k *= self.sum;
+            self.sum = 1;
+        }
+        self
+    }
+
     /// The gradients of a linear map with a bias: that of the bias is summed on the way to that of the weight.
     fn linear_grads(&self, back: &Back, g: Tensor) -> Vec<Option<Grad>> {
         let (m, n, k) = (self.m, self.n, self.k);
@@ -301,7 +320,7 @@ impl Op for MatMul {
     }
 
     fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, _: &[Shape]) {
-        let op = self.oriented();
+        let op = self.oriented().folded();
         let swapped = self.c.col != 1 && self.c.row == 1;
         let (a, b) = if swapped { (x[1], x[0]) } else { (x[0], x[1]) };
         let can_split = op.is_dense() && !self.bias && !self.residual && self.act == Act::None && op.sum == 1;

@@ -108,7 +108,7 @@ const DIRECT: Tuning = Tuning {
 /// lavapipe, measured: a load visits the eight invocations one by one, a broadcast is one instruction. 4 x 32 is
 /// 2.0 to 2.5 times as fast as the best direct tile, and compiles in a third of its time.
 const SUBGROUP: Tuning = Tuning {
-    tiles: &[(4, 32), (3, 32), (4, 24), (2, 32), (4, 16), (2, 16), (4, 8), (2, 8), (1, 8)],
+    tiles: &[(3, 40), (2, 40), (4, 32), (3, 32), (4, 24), (2, 32), (4, 16), (2, 16), (4, 8), (2, 8), (1, 8)],
     load: 32.0,
     broadcast: 2.0,
     compile: 2e2,
