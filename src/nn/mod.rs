@@ -17,6 +17,13 @@ pub fn linear_plus(scope: &Scope, x: &Tensor, residual: &Tensor) -> Tensor {
     x.linear_plus(scope.at("weight"), scope.at("bias"), residual)
 }
 
+/// `act(max(x w1ᵀ + b1, 0) w2ᵀ + b2) + residual` with the weights and biases of two scopes.
+pub fn mlp(first: &Scope, second: &Scope, x: &Tensor, act: Act, residual: Option<&Tensor>) -> Tensor {
+    let of = |scope: &Scope| [scope.at("weight").clone(), scope.at("bias").clone()];
+    let ([w1, b1], [w2, b2]) = (of(first), of(second));
+    x.mlp([&w1, &b1], [&w2, &b2], act, residual)
+}
+
 /// Layer norm over the last axis with the scope's `weight` and `bias`; the variance is biased.
 pub fn layer_norm(scope: &Scope, x: &Tensor, eps: f64) -> Tensor {
     x.standardize(-1, eps).map3(scope.at("weight"), scope.at("bias"), |x, w, b| x * w + b)

@@ -25,6 +25,18 @@ pub enum Act {
     Relu,
     /// Hyperbolic tangent.
     Tanh,
+    /// `max(tanh(x), 0)`.
+    TanhRelu,
+}
+
+/// What meets the product, in the shape of the result, before it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Beside {
+    Nothing,
+    /// A residual, added.
+    Added,
+    /// The output of a ReLU: where it is 0 so is the result, as that ReLU's derivative says.
+    Gate,
 }
 
 /// How an operand's elements lie in memory: strides in elements.
@@ -57,7 +69,11 @@ struct MatMul {
     c: Layout,
     scale: f64,
     bias: bool,
-    residual: bool,
+    beside: Beside,
+    /// Whether a is the output of a ReLU that leaves its derivative to this op's gradient.
+    rectified: bool,
+    /// Whether the activation's derivative is left to the op that reads the result.
+    open: bool,
     /// Whether the sum of each row of a, over k, stands behind c.
     sums: bool,
     act: Act,
@@ -76,9 +92,31 @@ impl Tensor {
     /// `x wᵀ + bias + residual`, shapes as in [`Tensor::linear`] and the residual of the result's.
     #[track_caller]
     pub fn linear_plus(&self, w: &Self, bias: &Self, residual: &Self) -> Self {
-        let op = MatMul { bias: true, residual: true, ..MatMul::linear(self.shape(), w.shape()) };
+        let op = MatMul { bias: true, beside: Beside::Added, ..MatMul::linear(self.shape(), w.shape()) };
         assert_eq!(residual.shape(), op.shape, "linear_plus: x {} with w {}", self.shape(), w.shape());
         apply(op, &[self, w, bias, residual])
+    }
+
+    /// Two linear maps with a ReLU between: `act(max(x w1ᵀ + b1, 0) w2ᵀ + b2) + residual`, shapes as in
+    /// [`Tensor::linear_plus`]. The ReLU's derivative is taken on the way to the hidden values' gradient.
+    #[track_caller]
+    pub fn mlp(&self, first: [&Self; 2], second: [&Self; 2], act: Act, residual: Option<&Self>) -> Self {
+        let [w, b] = first;
+        let op = MatMul { bias: true, act: Act::Relu, open: true, ..MatMul::linear(self.shape(), w.shape()) };
+        let hidden = apply(op, &[self, w, b]);
+        let [w, b] = second;
+        let beside = if residual.is_some() { Beside::Added } else { Beside::Nothing };
+        let op =
+            MatMul { bias: true, beside, rectified: true, act, ..MatMul::linear(hidden.shape(), w.shape()) };
+        assert!(
+            residual.is_none_or(|r| r.shape() == op.shape),
+            "mlp: x {} with w2 {}",
+            self.shape(),
+            w.shape()
+        );
+        let mut x = vec![&hidden, w, b];
+        x.extend(residual);
+        apply(op, &x)
     }
 
     /// `a b` over the last two axes, each transposed first if asked; up to two leading axes are batches and
@@ -121,7 +159,9 @@ impl Tensor {
                 c,
                 scale: 1.0,
                 bias: false,
-                residual: false,
+                beside: Beside::Nothing,
+                rectified: false,
+                open: false,
                 sums: false,
                 act: Act::None,
                 shape,
@@ -152,7 +192,9 @@ impl Tensor {
             c: Layout { batch: [heads * r * l, r * l], sum: 0, row: l, col: 1 },
             scale,
             bias: false,
-            residual: false,
+            beside: Beside::Nothing,
+            rectified: false,
+            open: false,
             sums: false,
             act: Act::None,
             shape: Shape::new(&[n, heads, r, l]),
@@ -178,7 +220,9 @@ impl Tensor {
             c: Layout { batch: [r * width, d], sum: 0, row: width, col: 1 },
             scale: 1.0,
             bias: false,
-            residual: false,
+            beside: Beside::Nothing,
+            rectified: false,
+            open: false,
             sums: false,
             act: Act::None,
             shape: Shape::new(&[n, r, width]),
@@ -213,7 +257,9 @@ impl MatMul {
             c: flat(n, 1),
             scale: 1.0,
             bias: false,
-            residual: false,
+            beside: Beside::Nothing,
+            rectified: false,
+            open: false,
             sums: false,
             act: Act::None,
             shape: x.with(rank - 1, n),
@@ -235,7 +281,9 @@ impl MatMul {
             b,
             c,
             bias: false,
-            residual: false,
+            beside: Beside::Nothing,
+            rectified: false,
+            open: false,
             sums: false,
             act: Act::None,
             shape,
@@ -286,20 +334,26 @@ impl MatMul {
         self
     }
 
+    fn grad_a(&self, back: &Back, g: &Tensor) -> Grad {
+        let (m, n, k) = (self.m, self.n, self.k);
+        let op = self.product([m, k, n], self.c, self.b.transposed(), self.a, back.shape(0));
+        if self.rectified {
+            return apply(MatMul { beside: Beside::Gate, ..op }, &[g, back.x(1), back.x(0)]).into();
+        }
+        apply(op, &[g, back.x(1)]).into()
+    }
+
     /// The gradients of a linear map with a bias: that of the bias is summed on the way to that of the weight.
     fn linear_grads(&self, back: &Back, g: Tensor) -> Vec<Option<Grad>> {
         let (m, n, k) = (self.m, self.n, self.k);
-        let gx = back.needs(0).then(|| {
-            let op = self.product([m, k, n], self.c, self.b.transposed(), self.a, back.shape(0));
-            apply(op, &[&g, back.x(1)]).into()
-        });
+        let gx = back.needs(0).then(|| self.grad_a(back, &g));
         let c = Layout { row: k, col: 1, ..self.c };
         let shape = Shape::new(&[n * k + n]);
         let op = Self { sums: true, ..self.product([n, k, m], self.c.transposed(), self.a, c, shape) };
         let both = apply(op, &[&g, back.x(0)]);
         let part = |start, dims: &[usize]| Some(both.section(start, Shape::new(dims)).into());
         let mut grads = vec![gx, part(0, &[n, k]), part(n * k, &[n])];
-        grads.extend(self.residual.then(|| Some(g.into())));
+        grads.extend((self.beside == Beside::Added).then(|| Some(g.into())));
         grads
     }
 
@@ -323,7 +377,11 @@ impl Op for MatMul {
         let op = self.oriented().folded();
         let swapped = self.c.col != 1 && self.c.row == 1;
         let (a, b) = if swapped { (x[1], x[0]) } else { (x[0], x[1]) };
-        let can_split = op.is_dense() && !self.bias && !self.residual && self.act == Act::None && op.sum == 1;
+        let can_split = op.is_dense()
+            && !self.bias
+            && self.beside == Beside::Nothing
+            && self.act == Act::None
+            && op.sum == 1;
         let (form, splits) = plan(&op, gpu, can_split);
         let tile = Tile::of(&op, form);
         let (height, width) = form.covers();
@@ -403,8 +461,14 @@ impl Op for MatMul {
                             Act::None => biased,
                             Act::Relu => biased.max(0.0),
                             Act::Tanh => biased.tanh(),
+                            Act::TanhRelu => biased.tanh().max(0.0),
                         };
-                        y.data[at] = value + x.last().filter(|_| self.residual).map_or(0.0, |r| r.data[at]);
+                        let beside = x[x.len() - 1].data.get(at).copied();
+                        y.data[at] = match (self.beside, beside) {
+                            (Beside::Added, Some(beside)) => value + beside,
+                            (Beside::Gate, Some(beside)) if beside <= 0.0 => 0.0,
+                            _ => value,
+                        };
                     }
                 }
             }
@@ -414,23 +478,22 @@ impl Op for MatMul {
 
     fn keep(&self) -> Keep {
         let keep = Keep::inputs([0, 1]);
-        if self.act == Act::None { keep } else { keep.and_output() }
+        if self.act == Act::None || self.open { keep } else { keep.and_output() }
     }
 
     fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
         let g = match self.act {
+            _ if self.open => back.g().clone(),
             Act::None => back.g().clone(),
             Act::Relu => back.g().map2(back.y(), |g, y| g * y.greater(0.0)),
             Act::Tanh => back.g().map2(back.y(), |g, y| g * (1.0 - y * y)),
+            Act::TanhRelu => back.g().map2(back.y(), |g, y| g * y.greater(0.0) * (1.0 - y * y)),
         };
         let (m, n, k) = (self.m, self.n, self.k);
         if self.bias && back.needs(1) && back.needs(2) {
             return self.linear_grads(back, g);
         }
-        let ga = back.needs(0).then(|| {
-            let op = self.product([m, k, n], self.c, self.b.transposed(), self.a, back.shape(0));
-            apply(op, &[&g, back.x(1)]).into()
-        });
+        let ga = back.needs(0).then(|| self.grad_a(back, &g));
         let gb = back.needs(1).then(|| {
             let op = self.product([k, n, m], self.a.transposed(), self.c, self.b, back.shape(1));
             apply(op, &[back.x(0), &g]).into()
@@ -439,7 +502,7 @@ impl Op for MatMul {
         if self.bias {
             grads.push(back.needs(2).then(|| g.reshape([m, n]).sum(0).into()));
         }
-        if self.residual {
+        if self.beside == Beside::Added {
             grads.push(Some(g.into()));
         }
         grads

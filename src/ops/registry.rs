@@ -303,6 +303,15 @@ fn products() -> Vec<Case> {
             sums(33),
             |x| x[0].linear_plus(&x[1], &x[2], &x[3]),
         ),
+        case("matmul", "two maps", &[&[33, 20], &[12, 20], &[12], &[8, 12], &[8], &[33, 8]], sums(33), |x| {
+            x[0].mlp([&x[1], &x[2]], [&x[3], &x[4]], Act::None, Some(&x[5]))
+        }),
+        case("matmul", "two maps, odd", &[&[33, 20], &[7, 20], &[7], &[3, 7], &[3]], sums(33), |x| {
+            x[0].mlp([&x[1], &x[2]], [&x[3], &x[4]], Act::TanhRelu, None)
+        }),
+        case("matmul", "rows that share a side", &[&[3, 4, 9, 16], &[3, 1, 36, 16]], sums(36), |x| {
+            x[0].matmul(&x[1], false, true)
+        }),
         case("matmul", "several tiles", &[&[150, 72], &[136, 72], &[136]], sums(150), linear),
         case("matmul", "several tiles, odd", &[&[139, 67], &[133, 67], &[133]], sums(139), linear),
         case("matmul", "several tiles, first transposed", &[&[68, 140], &[68, 132]], sums(140), |x| {

@@ -1,6 +1,6 @@
 //! Which part of a product one invocation, subgroup or workgroup computes, and how it reads and writes.
 
-use super::{Act, MatMul};
+use super::{Act, Beside, MatMul};
 use crate::gpu::{Gpu, Style};
 
 /// Who computes a tile of c.
@@ -45,7 +45,7 @@ pub(super) struct Tile {
     /// k is not a multiple of 4.
     pub(super) ragged: bool,
     pub(super) bias: bool,
-    pub(super) residual: bool,
+    pub(super) beside: Beside,
     pub(super) sums: bool,
     pub(super) act: Act,
 }
@@ -77,7 +77,7 @@ impl Tile {
             c_vector: c.col == 1 && fours(&[op.n, c.row, c.batch[0], c.batch[1]]) && sums_in_fours,
             ragged: !op.k.is_multiple_of(4),
             bias: op.bias,
-            residual: op.residual,
+            beside: op.beside,
             sums: op.sums,
             act: op.act,
         }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::encode::EPS;
 use super::mask::{self, Mask};
 use super::{AttentionNorm, Direction, Path, Run};
-use crate::nn::{Params, Scope, linear, linear_plus};
+use crate::nn::{Params, Scope, linear, mlp};
 use crate::ops::{Act, Expr, add, checkpoint, concat};
 use crate::tensor::Tensor;
 
@@ -59,10 +59,14 @@ fn recomputed(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides, cell: Cell)
 }
 
 /// A router's probabilities `[.., outputs]`: the mean over rows through two linear maps, tanh and ReLU.
-pub(super) fn router(scope: &Scope, x: &Tensor, mask: Option<&Mask>) -> Tensor {
-    let mlp = scope.sub("router").sub("mlp");
-    let hidden = linear(&mlp.sub("0"), &mask::mean(x, mask), Act::Relu);
-    linear(&mlp.sub("2"), &hidden, Act::Tanh).map(Expr::relu)
+pub(super) fn router(run: &Run, scope: &Scope, x: &Tensor, mask: Option<&Mask>) -> Tensor {
+    let maps = scope.sub("router").sub("mlp");
+    let (first, second) = (maps.sub("0"), maps.sub("2"));
+    let pooled = mask::mean(x, mask);
+    match run.path {
+        Path::Composed => linear(&second, &linear(&first, &pooled, Act::Relu), Act::Tanh).map(Expr::relu),
+        _ => mlp(&first, &second, &pooled, Act::TanhRelu, None),
+    }
 }
 
 /// Rectified identity.
@@ -106,8 +110,7 @@ fn intra_modal(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides) -> Tensor 
     };
     let y = add(&rows, &heard);
     let forward = own.sub("feed_forward_layer");
-    let hidden = linear(&forward.sub("fc1"), &y, Act::Relu);
-    plus(run, &forward.sub("fc2"), &hidden, &y).reshape(s)
+    feed_forward(run, &forward.sub("fc1"), &forward.sub("fc2"), &y, &y).reshape(s)
 }
 
 /// Cross-modal refinement: each row attends to the other side's local features; the attended feature scales
@@ -133,16 +136,16 @@ fn cross_modal(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides) -> Tensor 
             x.map3(both.view().slice(3, 0, d), both.view().slice(3, d, d), |x, a, b| x * a.tanh() + b)
         }
     };
-    let hidden = linear(&refine.sub("fc_1"), &moved, Act::Relu);
-    plus(run, &refine.sub("fc_2"), &hidden, x)
+    feed_forward(run, &refine.sub("fc_1"), &refine.sub("fc_2"), &moved, x)
 }
 
-/// A linear map of `x`, plus `residual`: the fast form adds it before the map is stored, where it does not repeat.
-fn plus(run: &Run, scope: &Scope, x: &Tensor, residual: &Tensor) -> Tensor {
-    if run.path != Path::Composed && residual.len() == x.len() / x.shape().last() * residual.shape().last() {
-        linear_plus(scope, x, residual)
-    } else {
-        add(residual, &linear(scope, x, Act::None))
+/// Two linear maps with a ReLU between, plus `residual`: the fast form adds it before the second map is stored,
+/// where it does not repeat.
+fn feed_forward(run: &Run, first: &Scope, second: &Scope, x: &Tensor, residual: &Tensor) -> Tensor {
+    match run.path {
+        Path::Composed => add(residual, &linear(second, &linear(first, x, Act::Relu), Act::None)),
+        _ if residual.len() == x.len() => mlp(first, second, x, Act::None, Some(residual)),
+        _ => add(residual, &mlp(first, second, x, Act::None, None)),
     }
 }
 
