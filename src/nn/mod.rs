@@ -3,7 +3,7 @@
 pub mod bert;
 mod params;
 
-use crate::ops::{Act, map, sum_of};
+use crate::ops::{Act, concat, map, sum_of};
 use crate::tensor::Tensor;
 pub use params::{Init, Layout, ParamSpec, Params, Role, Scope, layout, shapes};
 
@@ -15,6 +15,12 @@ pub fn linear(scope: &Scope, x: &Tensor, act: Act) -> Tensor {
 /// `x wᵀ + b + residual` with the scope's `weight` and `bias`.
 pub fn linear_plus(scope: &Scope, x: &Tensor, residual: &Tensor) -> Tensor {
     x.linear_plus(scope.at("weight"), scope.at("bias"), residual)
+}
+
+/// The linear maps of `x` by several scopes of one shape, beside each other on the last axis: one product.
+pub fn linears(scopes: &[Scope], x: &Tensor) -> Tensor {
+    let all = |name: &str| concat(&scopes.iter().map(|s| s.at(name).clone()).collect::<Vec<_>>(), 0);
+    x.linear(&all("weight"), Some(&all("bias")), Act::None)
 }
 
 /// `act(max(x w1ᵀ + b1, 0) w2ᵀ + b2) + residual` with the weights and biases of two scopes.

@@ -6,8 +6,8 @@ use std::rc::Rc;
 use super::encode::EPS;
 use super::mask::{self, Mask};
 use super::{AttentionNorm, Direction, Path, Run};
-use crate::nn::{Params, Scope, linear, mlp};
-use crate::ops::{Act, Expr, add, checkpoint, concat};
+use crate::nn::{Params, Scope, linear, linears, mlp};
+use crate::ops::{Act, Expr, add, checkpoint};
 use crate::tensor::Tensor;
 
 /// What the cells read besides their input.
@@ -97,16 +97,19 @@ fn intra_modal(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides) -> Tensor 
     let s = x.shape();
     let rows = x.reshape([s[0] * s[1], s[2], s[3]]);
     let own = scope.sub("sa");
-    let [q, k, v] = [0, 1, 2].map(|i| linear(&own.sub(&format!("att_layer.linears.{i}")), &rows, Act::None));
+    let maps = [0, 1, 2].map(|i| own.sub(&format!("att_layer.linears.{i}")));
     let heads = run.config.num_head_IMRC;
     let scale = 1.0 / ((s[3] / heads) as f64).sqrt();
-    let heard = match (run.path, mask) {
-        (Path::Composed, Some(mask)) => {
+    let heard = match run.path {
+        Path::Composed => {
+            let [q, k, v] = maps.map(|scope| linear(&scope, &rows, Act::None));
             let scores = q.head_scores(&k, heads, scale);
-            scores.softmax_to(-1, 1.0, &mask.lengths, heads * s[2]).head_mix(&v)
+            match mask {
+                Some(mask) => scores.softmax_to(-1, 1.0, &mask.lengths, heads * s[2]).head_mix(&v),
+                None => scores.softmax(-1, 1.0).head_mix(&v),
+            }
         }
-        (Path::Composed, None) => q.head_scores(&k, heads, scale).softmax(-1, 1.0).head_mix(&v),
-        _ => q.attention(&k, &v, heads, scale, mask.map(|m| &m.keys)),
+        _ => linears(&maps, &rows).self_attention(heads, scale, mask.map(|m| &m.keys)),
     };
     let y = add(&rows, &heard);
     let forward = own.sub("feed_forward_layer");
@@ -131,8 +134,8 @@ fn cross_modal(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides) -> Tensor 
             x.map3(&scale, &shift, |x, a, b| x * a + b)
         }
         _ => {
-            let part = |name: &str| linear(&refine.sub(name), &guides.context, Act::None);
-            let both = weights.matmul(&concat(&[part("fc_scale"), part("fc_shift")], 3), false, false);
+            let mapped = linears(&[refine.sub("fc_scale"), refine.sub("fc_shift")], &guides.context);
+            let both = weights.matmul(&mapped, false, false);
             x.map3(both.view().slice(3, 0, d), both.view().slice(3, d, d), |x, a, b| x * a.tanh() + b)
         }
     };
