@@ -266,7 +266,7 @@ fn the_scanner_sees_what_is_forbidden() {
 }
 
 /// Shaders whose bodies are generated: they take the functions of formulas besides the prelude.
-const FORMULAS: &[&str] = &["map", "reduce"];
+const FORMULAS: &[&str] = &["attend", "map", "reduce"];
 
 #[test]
 fn every_shader_is_valid_on_its_own() {

@@ -1,6 +1,7 @@
 //! Every operation: its kernel, its f64 definition, its gradient and its registry row, a file a family.
 
 mod adam;
+mod attend;
 mod attention;
 mod backward;
 mod checkpoint;
@@ -20,6 +21,7 @@ mod softmax;
 mod walk;
 
 pub use adam::{AdamState, AdamStep, adam, sum_of_squares};
+pub use attend::{Attend, OverQueries, WordsAre};
 pub use backward::Grads;
 pub use checkpoint::checkpoint;
 pub use expr::Expr;

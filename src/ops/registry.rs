@@ -1,7 +1,7 @@
 //! Every op's cases in one list. The tests, `crossweave selftest` and the benches read it: a new op adds its
 //! rows here and gets the GPU against f64 both ways, finite differences, repeatability and a bench row.
 
-use super::{Act, Expr, map, route, sum_of};
+use super::{Act, Attend, Expr, OverQueries, WordsAre, map, route, sum_of};
 use crate::error::Result;
 use crate::host::{Array, Rng, ratios};
 use crate::shape::Shape;
@@ -204,6 +204,7 @@ pub fn cases() -> Vec<Case> {
     let mut all = pointwise();
     all.extend(reductions());
     all.extend(products());
+    all.extend(attend());
     all.extend(attention());
     all.extend(rows());
     all.extend(routing());
@@ -407,6 +408,37 @@ fn attention() -> Vec<Case> {
             x[0].map(|x| x * 1e-2).attention(&x[1].map(|x| x * 1e-4), &x[2].map(|x| x * 1e-4), 4, 1.0, None)
         })
         .all(Values::Extreme),
+    ]
+}
+
+/// Attention weights as DIME's default takes them; the second input's values are lengths less one.
+fn clipped(x: &[Tensor], words: WordsAre) -> Tensor {
+    let how = Attend { leaky: Some(0.1), over: OverQueries::Norm(1e-12), scale: 4.0, words };
+    how.weights(&x[0], x.get(1).map(|n| n.map(|n| n + 1.0)).as_ref())
+}
+
+fn attend() -> Vec<Case> {
+    let queries: fn(&[Tensor]) -> Tensor = |x| clipped(x, WordsAre::Queries);
+    let context: fn(&[Tensor]) -> Tensor = |x| clipped(x, WordsAre::Context);
+    let bound = sums(37);
+    vec![
+        case("attend", "of regions by words", &[&[3, 5, 12, 36]], bound, queries).bench(),
+        case("attend", "words padded as queries", &[&[3, 4, 7, 36], &[4]], bound, queries)
+            .with(1, Values::Whole(7)),
+        case("attend", "words padded as context", &[&[3, 4, 36, 11], &[4]], bound, context)
+            .with(1, Values::Whole(11)),
+        case("attend", "norm plus eps", &[&[2, 3, 5, 8]], bound, |x| {
+            let over = OverQueries::NormPlus(1e-8);
+            Attend { leaky: None, over, scale: 4.0, words: WordsAre::Context }.weights(&x[0], None)
+        }),
+        case("attend", "clipped only", &[&[2, 3, 5, 9]], bound, |x| {
+            let over = OverQueries::Nothing;
+            Attend { leaky: Some(0.1), over, scale: 4.0, words: WordsAre::Context }.weights(&x[0], None)
+        }),
+        case("attend", "a context past one kernel", &[&[2, 2, 9, 147], &[2]], bound, context)
+            .with(1, Values::Whole(147)),
+        case("attend", "queries past one kernel", &[&[2, 2, 147, 41], &[2]], bound, queries)
+            .with(1, Values::Whole(147)),
     ]
 }
 

@@ -7,7 +7,7 @@ use super::encode::EPS;
 use super::mask::{self, Mask};
 use super::{AttentionNorm, Direction, Path, Run};
 use crate::nn::{Params, Scope, linear, linears, mlp};
-use crate::ops::{Act, Expr, add, checkpoint};
+use crate::ops::{Act, Attend, Expr, OverQueries, WordsAre, add, checkpoint};
 use crate::tensor::Tensor;
 
 /// What the cells read besides their input.
@@ -155,22 +155,26 @@ fn feed_forward(run: &Run, first: &Scope, second: &Scope, x: &Tensor, residual: 
 /// Attention weights from scores `[images, captions, rows, context]`: normalised over the rows (the
 /// queries), then softmax over the context, words past a caption's end left out.
 fn attend(run: &Run, scores: &Tensor, guides: &Guides) -> Tensor {
-    let queries = || mask::zeroed(scores, guides.mask.as_deref());
-    let normalised = match run.config.raw_feature_norm_CMRC {
-        AttentionNorm::ClippedL2norm => queries().map(|s| s.leaky_relu(0.1)).l2norm(2, EPS),
-        AttentionNorm::L2norm => queries().l2norm_plus(2, 1e-8),
-        AttentionNorm::Softmax => match &guides.mask {
-            Some(mask) => scores.softmax_to(2, 1.0, &mask.lengths, 1),
-            None => scores.softmax(2, 1.0),
-        },
-        AttentionNorm::Clipped => scores.map(|s| s.leaky_relu(0.1)),
-        AttentionNorm::NoNorm => scores.clone(),
-    };
     let scale = run.config.lambda_softmax_CMRC;
-    match &guides.lengths {
-        Some(lengths) if run.config.direction == Direction::I2t => {
-            normalised.softmax_to(3, scale, lengths, scores.shape()[2])
-        }
-        _ => normalised.softmax(3, scale),
+    let (leaky, over) = match run.config.raw_feature_norm_CMRC {
+        AttentionNorm::ClippedL2norm => (Some(0.1), OverQueries::Norm(EPS)),
+        AttentionNorm::L2norm => (None, OverQueries::NormPlus(1e-8)),
+        AttentionNorm::Clipped => (Some(0.1), OverQueries::Nothing),
+        AttentionNorm::NoNorm => (None, OverQueries::Nothing),
+        AttentionNorm::Softmax => (None, OverQueries::Nothing),
+    };
+    let (words, lens) = match run.config.direction {
+        Direction::I2t => (WordsAre::Context, guides.lengths.as_ref()),
+        Direction::T2i => (WordsAre::Queries, guides.mask.as_ref().map(|mask| &mask.lengths)),
+    };
+    let over_queries = match (run.config.raw_feature_norm_CMRC, &guides.mask) {
+        (AttentionNorm::Softmax, Some(mask)) => scores.softmax_to(2, 1.0, &mask.lengths, 1),
+        (AttentionNorm::Softmax, None) => scores.softmax(2, 1.0),
+        _ => scores.clone(),
+    };
+    let how = Attend { leaky, over, scale, words };
+    match run.path {
+        Path::Composed => how.composed(&over_queries, lens),
+        _ => how.weights(&over_queries, lens),
     }
 }

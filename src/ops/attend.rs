@@ -1,0 +1,568 @@
+//! The weights of cross-attention between the rows of an image and of a caption, pair by pair (SCAN, Lee et al.
+//! 2018, section 3.1; DIME's section 3.2): from scores to weights in one kernel each way, nothing kept between.
+
+use std::fmt::Write;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use super::walk::{fill, pointwise};
+use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, MAX_LOOP, Style, Words};
+use crate::host::Array;
+use crate::shape::Shape;
+use crate::tensor::{Back, Cost, Grad, Keep, Op, Tensor, apply};
+
+const TEXT: &str = include_str!("../../shaders/attend.wgsl");
+
+/// Columns whose norms an invocation keeps in registers: in fours where there are whole fours, else one by one and
+/// rounded up to eights, so that captions of any length share few kernels.
+const MOST_FOURS: usize = 16;
+const MOST_ONES: usize = 40;
+/// Scores of a pair, and rows or columns, that workgroup memory holds.
+const CELLS: usize = 1536;
+const SIDE: usize = 128;
+/// What a score that has no weight counts as.
+const NOWHERE: &str = "-3e38";
+
+/// What scores are divided by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum OverQueries {
+    /// Nothing.
+    Nothing,
+    /// `max(norm, eps)` of a context row's scores over the queries.
+    Norm(f64),
+    /// `norm + eps`.
+    NormPlus(f64),
+}
+
+/// Which rows of a pair are words, where captions have lengths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WordsAre {
+    /// The queries: padding counts as a score of 0.
+    Queries,
+    /// The context: padding has no weight.
+    Context,
+}
+
+/// How scores `[images, captions, queries, context]` become weights of the same shape: past a leaky ReLU, divided by
+/// their norm over the queries, and through a softmax over the context.
+#[derive(Clone, Debug)]
+pub struct Attend {
+    /// The leaky ReLU's slope, if there is one.
+    pub leaky: Option<f64>,
+    /// What the scores are divided by.
+    pub over: OverQueries,
+    /// Factor of the softmax (inverse temperature).
+    pub scale: f64,
+    /// What the captions' lengths mean, where they are given.
+    pub words: WordsAre,
+}
+
+impl Attend {
+    /// The weights, in one kernel where a pair fits it. `lens [captions]` are true words of each caption.
+    #[track_caller]
+    pub fn weights(&self, scores: &Tensor, lens: Option<&Tensor>) -> Tensor {
+        let mut x = vec![scores];
+        x.extend(lens);
+        let fits = scores
+            .device()
+            .gpu()
+            .is_none_or(|gpu| Plan::of(self, gpu, scores.shape(), lens.is_some()).is_some());
+        if fits { apply(self.clone(), &x) } else { self.composed(scores, lens) }
+    }
+
+    /// The same by the ops it is made of.
+    #[track_caller]
+    pub fn composed(&self, scores: &Tensor, lens: Option<&Tensor>) -> Tensor {
+        let s = scores.shape();
+        let (queries, context) = match self.words {
+            WordsAre::Queries => (lens, None),
+            WordsAre::Context => (None, lens),
+        };
+        let bent = self.leaky.map_or_else(|| scores.clone(), |slope| scores.map(|x| x.leaky_relu(slope)));
+        let kept = match queries.filter(|_| self.over != OverQueries::Nothing) {
+            Some(lens) => {
+                let places: Vec<f32> = (0..s[2]).map(|i| i as f32).collect();
+                let places = scores.device().tensor([s[2], 1], &places);
+                let lens = lens.view().repeat(1, 1).repeat(2, 1);
+                bent.map3(&places, lens, |x, place, n| n.greater(place).select(x, 0.0))
+            }
+            None => bent,
+        };
+        let over = match self.over {
+            OverQueries::Nothing => kept,
+            OverQueries::Norm(eps) => kept.l2norm(2, eps),
+            OverQueries::NormPlus(eps) => kept.l2norm_plus(2, eps),
+        };
+        match context {
+            Some(lens) => over.softmax_to(3, self.scale, lens, s[2]),
+            None => over.softmax(3, self.scale),
+        }
+    }
+
+    fn launch(&self, gpu: &Gpu, grad: bool, reads: &[&Buf], y: &Buf, shapes: &[Shape]) {
+        let s = shapes[0];
+        let plan = Plan::of(self, gpu, s, shapes.len() > 1).expect("asked before");
+        let (pairs, rows, columns) = (s[0] * s[1], s[2], s[3] / plan.vector);
+        let eps = match self.over {
+            OverQueries::Nothing => 0.0,
+            OverQueries::Norm(eps) | OverQueries::NormPlus(eps) => eps,
+        };
+        let mut hash = DefaultHasher::new();
+        (&plan, grad).hash(&mut hash);
+        gpu.dispatch(&Launch {
+            kernel: Kernel { name: if grad { "attend_grad" } else { "attend" }, text: TEXT },
+            body: Some((hash.finish(), &|| plan.source(grad))),
+            constants: &[],
+            reads,
+            writes: &[y],
+            params: Words::default()
+                .sizes(&[pairs, rows, columns, shapes.get(1).map_or(0, |l| l[0])])
+                .floats(&[self.scale as f32, eps as f32, self.leaky.unwrap_or(1.0) as f32]),
+            grid: if plan.shared { Grid::Groups(pairs) } else { Grid::Heavy(pairs) },
+            loops: plan.loops(rows, columns),
+        });
+    }
+
+    /// Calls `f` with each pair's place, its scores past the leaky ReLU, their norms and their weights, in f64.
+    fn pairs(&self, x: &[&Array], mut f: impl FnMut(usize, &[f64], &[f64], &[f64])) {
+        let s = x[0].shape;
+        let (rows, columns) = (s[2], s[3]);
+        for pair in 0..s[0] * s[1] {
+            let (first, n) = (pair * rows * columns, x.get(1).map(|l| l.data[pair % l.data.len()] as usize));
+            let (used, len) = self.used(n, rows, columns);
+            let bend = |v: f64| if v > 0.0 { v } else { v * self.leaky.unwrap_or(1.0) };
+            let score = |e: usize| if e / columns < used { bend(x[0].data[first + e]) } else { 0.0 };
+            let bent: Vec<f64> = (0..rows * columns).map(score).collect();
+            let norm = |l: usize| (0..rows).map(|r| bent[r * columns + l].powi(2)).sum::<f64>().sqrt();
+            let norms: Vec<f64> = (0..columns).map(norm).collect();
+            let mut weights = vec![0.0; rows * columns];
+            for (row, out) in bent.chunks(columns).zip(weights.chunks_mut(columns)) {
+                let at = |l: usize| self.scale * row[l] / self.divisor(norms[l]);
+                let most = (0..len).map(at).fold(f64::NEG_INFINITY, f64::max);
+                let sum: f64 = (0..len).map(|l| (at(l) - most).exp()).sum();
+                (0..len).for_each(|l| out[l] = (at(l) - most).exp() / sum);
+            }
+            f(first, &bent, &norms, &weights);
+        }
+    }
+
+    /// Queries that take part, and columns that have weight, of a caption of `n` words.
+    fn used(&self, n: Option<usize>, rows: usize, columns: usize) -> (usize, usize) {
+        match (self.words, n) {
+            (WordsAre::Queries, Some(n)) if self.over != OverQueries::Nothing => (n.min(rows), columns),
+            (WordsAre::Context, Some(n)) => (rows, n.min(columns)),
+            _ => (rows, columns),
+        }
+    }
+
+    fn divisor(&self, norm: f64) -> f64 {
+        match self.over {
+            OverQueries::Nothing => 1.0,
+            OverQueries::Norm(eps) => norm.max(eps),
+            OverQueries::NormPlus(eps) => norm + eps,
+        }
+    }
+
+    /// Whether the divisor follows the scores.
+    fn moves(&self, norm: f64) -> bool {
+        match self.over {
+            OverQueries::Nothing => false,
+            OverQueries::Norm(eps) => norm > eps,
+            OverQueries::NormPlus(_) => norm > 0.0,
+        }
+    }
+}
+
+impl Op for Attend {
+    fn name(&self) -> &'static str {
+        "attend"
+    }
+
+    fn shape(&self, x: &[Shape]) -> Shape {
+        assert!(x[0].rank() == 4 && x.get(1).is_none_or(|l| l.dims() == [x[0][1]]), "attend: {x:?}");
+        x[0]
+    }
+
+    fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, shapes: &[Shape]) {
+        self.launch(gpu, false, x, y, shapes);
+    }
+
+    fn host(&self, x: &[&Array]) -> Array {
+        let mut y = Array::zeros(x[0].shape);
+        self.pairs(x, |first, _, _, w| y.data[first..first + w.len()].copy_from_slice(w));
+        y
+    }
+
+    fn keep(&self) -> Keep {
+        Keep::inputs(0..2)
+    }
+
+    fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
+        let mut x = vec![back.x(0), back.g()];
+        x.extend((back.inputs() > 1).then(|| back.x(1)));
+        let mut grads = vec![back.needs(0).then(|| apply(AttendGrad(self.clone()), &x).into())];
+        grads.resize(back.inputs(), None);
+        grads
+    }
+
+    fn cost(&self, x: &[Shape]) -> Cost {
+        let n = x[0].len() as f64;
+        Cost { flops: 12.0 * n, bytes: 8.0 * n }
+    }
+}
+
+/// The gradient of the scores, from the scores, the weights' gradient and the lengths.
+#[derive(Clone, Debug)]
+struct AttendGrad(Attend);
+
+impl Op for AttendGrad {
+    fn name(&self) -> &'static str {
+        "attend_grad"
+    }
+
+    fn shape(&self, x: &[Shape]) -> Shape {
+        x[0]
+    }
+
+    fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, shapes: &[Shape]) {
+        let shapes: Vec<Shape> =
+            shapes.iter().enumerate().filter(|(i, _)| *i != 1).map(|(_, s)| *s).collect();
+        self.0.launch(gpu, true, x, y, &shapes);
+    }
+
+    fn host(&self, x: &[&Array]) -> Array {
+        let (op, columns) = (&self.0, x[0].shape[3]);
+        let mut y = Array::zeros(x[0].shape);
+        let inputs: Vec<&Array> = x.iter().enumerate().filter(|(i, _)| *i != 1).map(|(_, a)| *a).collect();
+        op.pairs(&inputs, |first, bent, norms, weights| {
+            let g = &x[1].data[first..first + bent.len()];
+            let n = x.get(2).map(|l| l.data[first / bent.len() % l.data.len()] as usize);
+            let (used, _) = op.used(n, bent.len() / columns, columns);
+            let mut d = vec![0.0; bent.len()];
+            for r in 0..used {
+                let row = r * columns..(r + 1) * columns;
+                let mean: f64 = row.clone().map(|e| weights[e] * g[e]).sum();
+                row.for_each(|e| d[e] = op.scale * weights[e] * (g[e] - mean));
+            }
+            for l in 0..columns {
+                let column = || (0..used).map(|r| r * columns + l);
+                let divisor = op.divisor(norms[l]);
+                let dot: f64 = column().map(|e| bent[e] * d[e]).sum();
+                let share = if op.moves(norms[l]) { dot / (norms[l] * divisor) } else { 0.0 };
+                for e in column() {
+                    let slope = if x[0].data[first + e] > 0.0 { 1.0 } else { op.leaky.unwrap_or(1.0) };
+                    y.data[first + e] = (d[e] - bent[e] * share) / divisor * slope;
+                }
+            }
+        });
+        y
+    }
+
+    fn keep(&self) -> Keep {
+        Keep::NOTHING
+    }
+
+    fn grad(&self, _: &Back) -> Vec<Option<Grad>> {
+        panic!("attend_grad: second derivatives are not taken")
+    }
+
+    fn cost(&self, x: &[Shape]) -> Cost {
+        let n = x[0].len() as f64;
+        Cost { flops: 24.0 * n, bytes: 12.0 * n }
+    }
+}
+
+/// A kernel's variant.
+#[derive(Clone, Copy, Debug, Hash)]
+struct Plan {
+    /// Whether a workgroup shares a pair, in its memory; else an invocation owns one.
+    shared: bool,
+    /// Values of an element.
+    vector: usize,
+    /// Elements of a row that are unrolled, and whether a row has as many.
+    unrolled: usize,
+    exact: bool,
+    normed: bool,
+    plus: bool,
+    masked: Option<WordsAre>,
+}
+
+impl Plan {
+    /// The variant for scores of a shape, if a pair fits one.
+    fn of(op: &Attend, gpu: &Gpu, s: Shape, masked: bool) -> Option<Self> {
+        let (rows, columns) = (s[2], s[3]);
+        let shared = gpu.style() == Style::Workgroup;
+        let vector = if columns.is_multiple_of(4) && !shared { 4 } else { 1 };
+        let needed = columns / vector;
+        let unrolled = if vector == 4 { needed } else { needed.next_multiple_of(8) };
+        let normed = op.over != OverQueries::Nothing;
+        let masked = masked.then_some(op.words).filter(|w| normed || *w == WordsAre::Context);
+        let plus = matches!(op.over, OverQueries::NormPlus(_));
+        let plan = Self { shared, vector, unrolled, exact: unrolled == needed, normed, plus, masked };
+        let fits = match (shared, vector) {
+            (true, _) => rows * columns <= CELLS && rows.max(columns) <= SIDE,
+            (false, 4) => unrolled <= MOST_FOURS,
+            (false, _) => unrolled <= MOST_ONES,
+        };
+        let plan = if shared { Self { unrolled: 0, exact: true, ..plan } } else { plan };
+        (fits && plan.loops(rows, needed) <= MAX_LOOP).then_some(plan)
+    }
+
+    /// Loop iterations of an invocation, at most.
+    fn loops(&self, rows: usize, columns: usize) -> usize {
+        let each = |n: usize| n.div_ceil(64);
+        match self.shared {
+            true => {
+                3 * each(rows * columns) + each(rows) * (1 + 4 * columns) + 2 * each(columns) * (1 + rows)
+            }
+            false => 3 * rows,
+        }
+    }
+
+    fn source(&self, grad: bool) -> String {
+        let (sum, most, places) = match self.vector {
+            4 => (
+                "x.x + x.y + x.z + x.w",
+                "max(max(x.x, x.y), max(x.z, x.w))",
+                "4.0 * n + T(0.0, 1.0, 2.0, 3.0)",
+            ),
+            _ => ("x", "x", "n"),
+        };
+        let element = format!(
+            "fn fold_sum(x: T) -> f32 {{ return {sum}; }}\n\
+             fn fold_max(x: T) -> f32 {{ return {most}; }}\nfn places(n: f32) -> T {{ return {places}; }}"
+        );
+        let mut reads = vec![("x", "T")];
+        reads.extend(grad.then_some(("g", "T")));
+        reads.extend(self.masked.is_some().then_some(("lens", "f32")));
+        let mut bindings = String::new();
+        for (i, (name, element)) in reads.iter().enumerate() {
+            let _ =
+                writeln!(bindings, "@group(0) @binding({i}) var<storage, read> {name}: array<{element}>;");
+        }
+        let n = reads.len();
+        let _ = write!(
+            bindings,
+            "@group(0) @binding({n}) var<storage, read_write> y: array<T>;\n\
+             @group(0) @binding({}) var<uniform> p: Params;",
+            n + 1
+        );
+        let divisor = match (self.normed, self.plus) {
+            (false, _) => "T(1.0)",
+            (true, false) => "max(norm, T(p.eps))",
+            (true, true) => "norm + p.eps",
+        };
+        let least = if self.plus { "0.0" } else { "p.eps" };
+        let forms = format!(
+            "fn bent(x: T) -> T {{ return select(x * p.leaky, x, x > T(0.0)); }}\n\
+             fn slope(x: T) -> T {{ return select(T(p.leaky), T(1.0), x > T(0.0)); }}\n\
+             fn divisor(norm: T) -> T {{ return {divisor}; }}\n\
+             fn share_of(dot: T, norm: T) -> T {{\n    let moves = norm > T({least});\n    \
+             return select(T(0.0), dot / divisor(norm) / select(T(1.0), norm, moves), moves);\n}}\n{}",
+            if self.shared { self.memory(grad) } else { String::new() }
+        );
+        let entry = if self.shared {
+            "@compute @workgroup_size(64)\nfn main(@builtin(local_invocation_index) local: u32, \
+             @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {\n    \
+             let pair = group.x + group.y * groups.x;"
+        } else {
+            "@compute @workgroup_size(GROUP)\nfn main(@builtin(global_invocation_id) id: vec3<u32>, \
+             @builtin(num_workgroups) groups: vec3<u32>) {\n    let pair = linear_id(id, groups);"
+        };
+        let used = match self.masked {
+            Some(WordsAre::Queries) => "min(u32(lens[pair % p.lens]), p.rows)",
+            _ => "p.rows",
+        };
+        let len = match self.masked {
+            Some(WordsAre::Context) => "min(lens[pair % p.lens], columns)",
+            _ => "columns",
+        };
+        let body = format!(
+            "    let used = {used};\n    let columns = f32({}u * p.columns);\n    let len = {len};\n{}",
+            self.vector,
+            match (self.shared, grad) {
+                (false, false) => self.own_weights(),
+                (false, true) => self.own_grad(),
+                (true, false) => shared_weights(),
+                (true, true) => self.shared_grad(),
+            }
+        );
+        let parts = [
+            ("type", &*element),
+            ("bindings", &bindings),
+            ("forms", &forms),
+            ("entry", entry),
+            ("body", &body),
+        ];
+        format!("{}{}", pointwise(self.vector == 4), fill(TEXT, &parts))
+    }
+
+    fn each(&self, f: impl Fn(usize) -> String) -> String {
+        (0..self.unrolled).map(f).collect()
+    }
+
+    /// The place of element `q` of the row at `at`; past the row's end the last one.
+    fn place(&self, q: usize) -> String {
+        if self.exact { format!("at + {q}u") } else { format!("at + min({q}u, p.columns - 1u)") }
+    }
+
+    fn store(&self, q: usize, value: &str) -> String {
+        let store = format!("y[at + {q}u] = {value};");
+        if self.exact { format!("    {store}\n") } else { format!("    if {q}u < p.columns {{ {store} }}\n") }
+    }
+
+    /// A loop over the rows below `end`.
+    fn rows(&self, end: &str, body: &str) -> String {
+        format!(
+            "    for (var r = 0u; r < {end}; r++) {{\n    let at = first + r * p.columns;\n{body}    }}\n"
+        )
+    }
+
+    /// Norms of the columns as `n{q}`, and what a score is multiplied by as `i{q}`.
+    fn own_norms(&self) -> String {
+        let mut s = self.each(|q| format!("    var n{q} = T(0.0);\n"));
+        if self.normed {
+            let step = |q| format!("    {{ let v = bent(x[{}]); n{q} += v * v; }}\n", self.place(q));
+            s += &self.rows("used", &self.each(step));
+            s += &self.each(|q| format!("    n{q} = sqrt(n{q});\n"));
+        }
+        s + &self.each(|q| format!("    let i{q} = T(1.0) / divisor(n{q});\n"))
+    }
+
+    /// The row's scores past the leaky ReLU `f{q}`, and its weights `e{q} * inverse`.
+    fn own_row(&self, guard: bool) -> String {
+        let mut s = self.each(|q| {
+            let value = format!("bent(x[{}])", self.place(q));
+            let value = if guard { format!("select(T(0.0), {value}, r < used)") } else { value };
+            format!("    let f{q} = {value};\n    let u{q} = p.scale * (f{q} * i{q});\n")
+        });
+        s += &format!("    var mosts = T({NOWHERE});\n");
+        let inside = |q: usize| format!("places({q}.0) < T(len)");
+        s += &self.each(|q| format!("    mosts = max(mosts, select(T({NOWHERE}), u{q}, {}));\n", inside(q)));
+        s += "    let most = fold_max(mosts);\n    var sums = T(0.0);\n";
+        s += &self.each(|q| {
+            let value = format!("select(T(0.0), precise_exp(u{q} - most), {})", inside(q));
+            format!("    let e{q} = {value};\n    sums += e{q};\n")
+        });
+        s + "    let sum = fold_sum(sums);\n    let inverse = 1.0 / select(1.0, sum, sum > 0.0);\n"
+    }
+
+    fn own_weights(&self) -> String {
+        let row = self.own_row(self.masked == Some(WordsAre::Queries));
+        let stores = self.each(|q| self.store(q, &format!("e{q} * inverse")));
+        format!("{}{}", self.own_norms(), self.rows("p.rows", &format!("{row}{stores}")))
+    }
+
+    fn own_grad(&self) -> String {
+        let mut row = self.own_row(false);
+        row +=
+            &self.each(|q| format!("    let w{q} = e{q} * inverse;\n    let g{q} = g[{}];\n", self.place(q)));
+        row += "    var dots = T(0.0);\n";
+        row += &self.each(|q| format!("    dots += w{q} * g{q};\n"));
+        row += "    let mean = fold_sum(dots);\n";
+        row += &self.each(|q| {
+            let store = self.store(q, &format!("d{q}"));
+            format!("    let d{q} = p.scale * w{q} * (g{q} - mean);\n    t{q} += f{q} * d{q};\n{store}")
+        });
+        let last = self.each(|q| {
+            let place = self.place(q);
+            let value = format!("(y[{place}] - bent(x[{place}]) * h{q}) * i{q} * slope(x[{place}])");
+            self.store(q, &format!("select(T(0.0), {value}, r < used)"))
+        });
+        format!(
+            "{}{}{}{}{}",
+            self.own_norms(),
+            self.each(|q| format!("    var t{q} = T(0.0);\n")),
+            self.rows("used", &row),
+            self.each(|q| {
+                let share = if self.normed { format!("share_of(t{q}, n{q})") } else { "T(0.0)".into() };
+                format!("    let h{q} = {share};\n")
+            }),
+            self.rows("p.rows", &last),
+        )
+    }
+
+    /// What a workgroup keeps of its pair.
+    fn memory(&self, grad: bool) -> String {
+        let slopes =
+            if grad { format!("var<workgroup> slopes: array<f32, {CELLS}>;\n") } else { String::new() };
+        format!(
+            "var<workgroup> scores: array<f32, {CELLS}>;\n{slopes}\
+             var<workgroup> norms: array<f32, {SIDE}>;\nvar<workgroup> about: array<vec2<f32>, {SIDE}>;\n\
+             fn weight(r: u32, l: u32, len: f32) -> f32 {{\n    \
+             let u = p.scale * (scores[r * p.columns + l] * (1.0 / divisor(norms[l])));\n    \
+             return select(0.0, precise_exp(u - about[r].x) * about[r].y, f32(l) < len);\n}}"
+        ) + if self.normed { "\nconst NORMED = true;" } else { "\nconst NORMED = false;" }
+    }
+
+    fn shared_grad(&self) -> String {
+        let loads = SHARED_WEIGHTS.replace("//loads", "slopes[e] = g[first + e];");
+        format!(
+            "{loads}    for (var r = local; r < p.rows; r += 64u) {{
+        var mean = 0.0;
+        for (var l = 0u; l < p.columns; l++) {{
+            mean += weight(r, l, len) * slopes[r * p.columns + l];
+        }}
+        for (var l = 0u; l < p.columns; l++) {{
+            let e = r * p.columns + l;
+            slopes[e] = select(0.0, p.scale * weight(r, l, len) * (slopes[e] - mean), r < used);
+        }}
+    }}
+    workgroupBarrier();
+    for (var l = local; l < p.columns; l += 64u) {{
+        var dot = 0.0;
+        for (var r = 0u; r < p.rows; r++) {{
+            dot += scores[r * p.columns + l] * slopes[r * p.columns + l];
+        }}
+        about[l].y = {};
+    }}
+    workgroupBarrier();
+    for (var e = local; e < p.rows * p.columns; e += 64u) {{
+        let l = e % p.columns;
+        let moved = (slopes[e] - scores[e] * about[l].y) * (1.0 / divisor(norms[l]));
+        y[first + e] = select(0.0, moved * slope(x[first + e]), e / p.columns < used);
+    }}
+",
+            if self.normed { "share_of(dot, norms[l])" } else { "0.0" }
+        )
+    }
+}
+
+/// Scores, norms, and of every row its largest score and the inverse of its sum, in workgroup memory.
+const SHARED_WEIGHTS: &str = "    for (var e = local; e < p.rows * p.columns; e += 64u) {
+        scores[e] = select(0.0, bent(x[first + e]), e / p.columns < used);
+        //loads
+    }
+    workgroupBarrier();
+    for (var l = local; l < p.columns; l += 64u) {
+        var sum = 0.0;
+        for (var r = 0u; r < p.rows && NORMED; r++) {
+            sum += scores[r * p.columns + l] * scores[r * p.columns + l];
+        }
+        norms[l] = sqrt(sum);
+    }
+    workgroupBarrier();
+    for (var r = local; r < p.rows; r += 64u) {
+        about[r] = vec2<f32>(-3e38, 0.0);
+        var most = -3e38;
+        for (var l = 0u; l < p.columns; l++) {
+            let u = p.scale * (scores[r * p.columns + l] * (1.0 / divisor(norms[l])));
+            most = max(most, select(-3e38, u, f32(l) < len));
+        }
+        about[r] = vec2<f32>(most, 1.0);
+        var sum = 0.0;
+        for (var l = 0u; l < p.columns; l++) {
+            sum += weight(r, l, len);
+        }
+        about[r] = vec2<f32>(most, 1.0 / select(1.0, sum, sum > 0.0));
+    }
+    workgroupBarrier();
+";
+
+fn shared_weights() -> String {
+    format!(
+        "{SHARED_WEIGHTS}    for (var e = local; e < p.rows * p.columns; e += 64u) {{
+        y[first + e] = weight(e / p.columns, e % p.columns, len);
+    }}
+"
+    )
+}
