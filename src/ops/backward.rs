@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use super::map::map;
-use crate::tensor::{Back, Device, Grad, Tape, Tensor};
+use crate::tensor::{Back, Device, Expr, Grad, Tape, Tensor, Viewed};
 
-/// Tensors that one pass sums.
+/// Tensors that one pass reads.
 const AT_ONCE: usize = 7;
 
 impl Tape {
@@ -37,7 +37,7 @@ impl Tape {
             drop(back);
             for (i, (id, grad)) in node.inputs.iter().zip(results).enumerate() {
                 if let (Some(id), Some(grad)) = (id, grad) {
-                    let (name, shape) = (node.op.name(), grad.viewed.shape());
+                    let (name, shape) = (node.op.name(), grad.inputs[0].shape());
                     assert_eq!(shape, node.shapes[i], "{name}: gradient of input {i}");
                     open.terms.entry(*id).or_default().push(grad);
                 }
@@ -60,23 +60,39 @@ impl Open {
 }
 
 /// The terms' sum, in their order; a single plain tensor is itself.
-fn sum(mut terms: Vec<Grad>) -> Tensor {
-    if let [Grad { viewed, factor: 1.0 }] = terms.as_slice()
-        && viewed.view.is_identity()
+fn sum(terms: Vec<Grad>) -> Tensor {
+    if let [Grad { inputs, formula }] = terms.as_slice()
+        && let [Viewed { tensor, view }] = inputs.as_slice()
+        && formula.is_input()
+        && view.is_identity()
     {
-        return viewed.tensor.clone();
+        return tensor.clone();
     }
-    loop {
-        let rest = terms.split_off(terms.len().min(AT_ONCE));
-        let (views, factors): (Vec<_>, Vec<f64>) = terms.into_iter().map(|t| (t.viewed, t.factor)).unzip();
-        let total = map(views, |x| {
-            x.iter().zip(&factors).map(|(x, f)| x * *f).reduce(|a, b| a + b).expect("at least one term")
-        });
-        if rest.is_empty() {
-            return total;
+    let (mut inputs, mut total): (Vec<Viewed>, Option<Expr>) = (Vec::new(), None);
+    for term in terms {
+        let (mut places, mut joined) = places(&inputs, &term);
+        if joined.len() > AT_ONCE {
+            let so_far = Grad::from(map(inputs, |_| total.take().expect("terms fit one pass")));
+            (places, joined) = self::places(&so_far.inputs, &term);
+            total = Some(so_far.formula);
         }
-        terms = std::iter::once(total.into()).chain(rest).collect();
+        let value = term.formula.renumbered(&places);
+        total = Some(total.map_or(value.clone(), |total| total + value));
+        inputs = joined;
     }
+    map(inputs, |_| total.expect("at least one term"))
+}
+
+/// `inputs` and what `term` reads besides, and where among them its inputs are.
+fn places(inputs: &[Viewed], term: &Grad) -> (Vec<usize>, Vec<Viewed>) {
+    let mut all = inputs.to_vec();
+    let place = |x: &Viewed| {
+        all.iter().position(|other| other.same(x)).unwrap_or_else(|| {
+            all.push(x.clone());
+            all.len() - 1
+        })
+    };
+    (term.inputs.iter().map(place).collect(), all)
 }
 
 /// Gradients by leaf.

@@ -2,13 +2,12 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::expr::{Expr, Program};
 use super::reduce::{Kind, Reduce, sum_axis};
 use super::walk::{Lane, Walk, distinct, fill, pointwise};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
 use crate::host::Array;
 use crate::shape::Shape;
-use crate::tensor::{Back, Cost, Grad, Keep, Op, Tensor, View, Viewed, apply};
+use crate::tensor::{Back, Cost, Expr, Grad, Keep, Op, Program, Tensor, View, Viewed, apply};
 
 const KERNEL: Kernel = Kernel { name: "map", text: include_str!("../../shaders/map.wgsl") };
 
@@ -199,7 +198,7 @@ pub(super) fn pullbacks(
         let slope = program.expr().derivative(i);
         let constant = slope.constant().filter(|c| *c != 0.0);
         if let Some(viewed) = constant.and_then(|_| reread(g, &views[i])) {
-            return Some(Grad { viewed, factor: constant? * factor });
+            return Some(Grad { inputs: vec![viewed], formula: Expr::input(0) * (constant? * factor) });
         }
         let slope = slope * Expr::input(n) * factor;
         let slope = Program::new(slope);
@@ -214,6 +213,12 @@ pub(super) fn pullbacks(
             let tensor = if slope.reads(j) { back.x(j).clone() } else { return g.clone() };
             Viewed { tensor, view: views[j].clone() }
         };
+        if views[i].is_identity() {
+            let read: Vec<usize> = (0..=n).filter(|j| slope.reads(*j)).collect();
+            let place = |j: usize| read.iter().position(|r| *r == j).unwrap_or(0);
+            let formula = slope.expr().renumbered(&(0..=n).map(place).collect::<Vec<_>>());
+            return Some(Grad { inputs: read.iter().map(|j| viewed(*j)).collect(), formula });
+        }
         let inputs: Vec<Viewed> = (0..=n).map(viewed).collect();
         Some(adjoint(slope, inputs, &views[i]).into())
     };

@@ -2,14 +2,13 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::expr::{Expr, Program};
 use super::map::{broadcast_all, gather, kept_inputs, pullbacks};
 use super::rows::fits;
 use super::walk::{Lane, Walk, distinct, fill, param, pointwise};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
 use crate::host::Array;
 use crate::shape::Shape;
-use crate::tensor::{Back, Cost, Grad, Keep, Op, Tensor, View, Viewed, apply};
+use crate::tensor::{Back, Cost, Expr, Grad, Keep, Op, Program, Tensor, View, Viewed, apply};
 
 const KERNEL: Kernel = Kernel { name: "reduce", text: include_str!("../../shaders/reduce.wgsl") };
 const MAX_GRAD: Kernel = Kernel { name: "max_grad", text: include_str!("../../shaders/max_grad.wgsl") };

@@ -1,11 +1,13 @@
 //! Tensors on either side, the tape, and what an op is.
 
+mod expr;
 mod op;
 mod tape;
 mod view;
 
 use std::rc::Rc;
 
+pub use expr::{Expr, Program};
 pub(crate) use op::record;
 pub use op::{Back, Cost, Grad, Keep, Op, apply, split_with};
 pub use tape::Tape;

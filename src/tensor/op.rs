@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::tape::{Node, Var};
-use super::{Tensor, Viewed};
+use super::{Expr, Tensor, Viewed};
 use crate::gpu::{Buf, Gpu};
 use crate::host::Array;
 use crate::shape::Shape;
@@ -74,14 +74,14 @@ pub trait Op: std::fmt::Debug {
     }
 }
 
-/// A gradient, or one of several that are summed: a tensor read through a view, times a factor. What only repeats,
-/// cuts or scales a gradient is thus never stored, and a sum of any number takes one pass.
+/// A gradient, or one of several that are summed: a formula over viewed tensors of one shape. What is pointwise or only
+/// repeats, cuts or scales is thus never stored, and a sum of any number takes one pass.
 #[derive(Clone, Debug)]
 pub struct Grad {
+    /// What the formula reads.
+    pub inputs: Vec<Viewed>,
     /// The values.
-    pub viewed: Viewed,
-    /// What they are multiplied by.
-    pub factor: f64,
+    pub formula: Expr,
 }
 
 impl From<Tensor> for Grad {
@@ -92,7 +92,7 @@ impl From<Tensor> for Grad {
 
 impl From<Viewed> for Grad {
     fn from(viewed: Viewed) -> Self {
-        Self { viewed, factor: 1.0 }
+        Self { inputs: vec![viewed], formula: Expr::input(0) }
     }
 }
 

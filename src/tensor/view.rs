@@ -145,6 +145,17 @@ pub struct Viewed {
     pub view: View,
 }
 
+impl Viewed {
+    /// Whether both read the same values in the same way.
+    pub(crate) fn same(&self, other: &Self) -> bool {
+        let tensor = match (self.tensor.buf(), other.tensor.buf()) {
+            (Some(a), Some(b)) => a.same(b),
+            _ => false,
+        };
+        tensor && self.view == other.view
+    }
+}
+
 impl From<&Tensor> for Viewed {
     fn from(tensor: &Tensor) -> Self {
         Self { tensor: tensor.clone(), view: View::identity(tensor.shape()) }

@@ -138,7 +138,7 @@ impl Expr {
     }
 
     /// Its value, where it reads no input.
-    pub(super) fn constant(&self) -> Option<f64> {
+    pub(crate) fn constant(&self) -> Option<f64> {
         match *self.0 {
             Node::Const(v) => Some(v),
             _ => None,
@@ -235,6 +235,16 @@ impl Expr {
         self * 0.5 * ((self * std::f64::consts::FRAC_1_SQRT_2).erf() + 1.0)
     }
 
+    /// Whether it is an input, unchanged.
+    pub(crate) fn is_input(&self) -> bool {
+        matches!(*self.0, Node::Input(_))
+    }
+
+    /// The same formula over other inputs: input `i` becomes input `to[i]`.
+    pub(crate) fn renumbered(&self, to: &[usize]) -> Self {
+        renumbered(self, to, &mut HashMap::new())
+    }
+
     /// The derivative with respect to input `i`.
     pub fn derivative(&self, i: usize) -> Self {
         derivative(self, i, &mut HashMap::new())
@@ -269,6 +279,24 @@ fn derivative(e: &Expr, i: usize, seen: &mut HashMap<*const Node, Expr>) -> Expr
     };
     seen.insert(key, d.clone());
     d
+}
+
+fn renumbered(e: &Expr, to: &[usize], seen: &mut HashMap<*const Node, Expr>) -> Expr {
+    let key = Rc::as_ptr(&e.0);
+    if let Some(done) = seen.get(&key) {
+        return done.clone();
+    }
+    let mut part = |e: &Expr| renumbered(e, to, seen);
+    let node = match &*e.0 {
+        Node::Input(i) => Node::Input(to[*i]),
+        Node::Const(v) => Node::Const(*v),
+        Node::Unary(op, x) => Node::Unary(*op, part(x)),
+        Node::Binary(op, a, b) => Node::Binary(*op, part(a), part(b)),
+        Node::Select(c, a, b) => Node::Select(part(c), part(a), part(b)),
+    };
+    let done = Expr(Rc::new(node));
+    seen.insert(key, done.clone());
+    done
 }
 
 fn pick(condition: &Expr, yes: Expr, no: Expr) -> Expr {
