@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::map::map;
+use super::map::{map, materialize};
 use crate::tensor::{Back, Device, Expr, Grad, Tape, Tensor, Viewed};
 
 /// Tensors that one pass reads.
@@ -62,11 +62,10 @@ impl Open {
 /// The terms' sum, in their order; a single plain tensor is itself.
 fn sum(terms: Vec<Grad>) -> Tensor {
     if let [Grad { inputs, formula }] = terms.as_slice()
-        && let [Viewed { tensor, view }] = inputs.as_slice()
+        && let [viewed] = inputs.as_slice()
         && formula.is_input()
-        && view.is_identity()
     {
-        return tensor.clone();
+        return materialize(viewed.clone());
     }
     let (mut inputs, mut total): (Vec<Viewed>, Option<Expr>) = (Vec::new(), None);
     for term in terms {

@@ -18,10 +18,10 @@ pub fn map(x: Vec<Viewed>, f: impl FnOnce(&[Expr]) -> Expr) -> Tensor {
     map_program(x, Program::new(f(&inputs)))
 }
 
-/// A view as a tensor of its own.
+/// A view as a tensor, without a copy where that is possible.
 #[track_caller]
 pub fn materialize(x: Viewed) -> Tensor {
-    if x.view.is_identity() { x.tensor } else { map(vec![x], |x| x[0].clone()) }
+    Tensor::in_place(&x).unwrap_or_else(|| map(vec![x], |x| x[0].clone()))
 }
 
 /// `a + b`, broadcast.

@@ -1,4 +1,4 @@
-//! Results that share their input's memory: reshape, and an entry of the leading axis.
+//! Results that share their input's memory: reshape, and what a view reads in order.
 
 use std::rc::Rc;
 
@@ -6,13 +6,13 @@ use super::materialize;
 use crate::gpu::{Buf, Gpu};
 use crate::host::Array;
 use crate::shape::Shape;
-use crate::tensor::{Back, Grad, Keep, Op, Tensor, Viewed, record};
+use crate::tensor::{Back, Grad, Keep, Op, Tensor, View, Viewed, record};
 
 /// Only the gradient of a shared result needs an op.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Share {
     Reshape,
-    Select(usize),
+    Section(View),
 }
 
 impl Tensor {
@@ -36,11 +36,7 @@ impl Tensor {
     #[track_caller]
     pub fn select(&self, i: usize) -> Self {
         assert!(i < self.shape()[0], "entry {i} of shape {}", self.shape());
-        let shape = self.shape().without(0);
-        match self.shared(i * shape.len(), shape) {
-            Some(y) => record(Rc::new(Share::Select(i)), &[self], vec![y]).remove(0),
-            None => materialize(Viewed::from(self).slice(0, i, 1).squeeze(0)),
-        }
+        materialize(Viewed::from(self).slice(0, i, 1).squeeze(0))
     }
 
     /// The values from `start` on under a shape of their own, untracked; without a copy where the adapter's
@@ -51,6 +47,16 @@ impl Tensor {
             let flat = self.detach().reshape([self.len()]);
             materialize(Viewed::from(&flat).slice(0, start, shape.len())).reshape(shape)
         })
+    }
+
+    /// What a view reads, in the memory of its source where it reads neighbours in order and the adapter's alignment
+    /// allows.
+    pub(super) fn in_place(x: &Viewed) -> Option<Self> {
+        if x.view.is_identity() {
+            return Some(x.tensor.clone());
+        }
+        let y = x.tensor.shared(x.view.section()?, x.shape())?;
+        Some(record(Rc::new(Share::Section(x.view.clone())), &[&x.tensor], vec![y]).remove(0))
     }
 
     fn shared(&self, start: usize, shape: Shape) -> Option<Self> {
@@ -84,12 +90,11 @@ impl Op for Share {
     }
 
     fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
-        let shape = back.shape(0);
         vec![Some(match self {
-            Self::Reshape => back.g().reshape(shape).into(),
-            Self::Select(i) => {
-                let after = shape[0] - i - 1;
-                Viewed::from(back.g()).repeat(0, 1).pad(0, *i, after).into()
+            Self::Reshape => back.g().reshape(back.shape(0)).into(),
+            Self::Section(view) => {
+                let (_, view) = view.adjoint();
+                Viewed { tensor: back.g().reshape(view.source), view }.into()
             }
         })]
     }

@@ -106,6 +106,20 @@ impl View {
         (offset, strides)
     }
 
+    /// Where the values begin, if it reads neighbours in memory, in order.
+    pub fn section(&self) -> Option<usize> {
+        let (offset, strides) = self.strides();
+        let mut next = 1;
+        for k in (0..self.axes.len()).rev().filter(|k| self.shape[*k] != 1) {
+            if self.is_padded(k) || strides[k] != next {
+                return None;
+            }
+            next *= self.shape[k];
+        }
+        let whole = (0..self.axes.len()).all(|k| !self.is_padded(k));
+        usize::try_from(offset).ok().filter(|_| whole)
+    }
+
     /// The adjoint: which axes of a gradient of `shape` to sum (kept with length 1), and how to read the sum
     /// as a gradient of `source`.
     pub fn adjoint(&self) -> (Vec<usize>, Self) {
