@@ -16,7 +16,7 @@ use crossweave::ops::AdamStep;
 use crossweave::systems::dime::{self, Captions, Config, Direction, Images, Path, Run};
 use crossweave::tensor::{Device, Tape, Tensor};
 use crossweave::train::encoded::training_tile;
-use crossweave::train::optim::Optimizer;
+use crossweave::train::optim::{Optimizer, take_buffers};
 
 /// Regions of an image, at both sizes.
 const REGIONS: usize = 36;
@@ -411,11 +411,7 @@ fn step(mut model: Model, device: &Device, batch: usize, extra: usize) -> Job {
             .filter_map(|s| Some((s.name.clone(), grads.of(params.named(&s.name))?.clone())))
             .collect();
         let squares = optimizer.step(&mut model.params, &named, &adam);
-        for (name, value) in outcome.buffers {
-            let before = model.params.named(&name).clone();
-            let kept = before.map3(&value, &squares, |old, new, s| s.is_finite().select(new, old));
-            model.params.insert(&name, kept);
-        }
+        take_buffers(&mut model.params, &outcome.buffers, &squares);
         done += 1;
     })
 }

@@ -53,7 +53,10 @@ pub(crate) struct Shared {
     recorder: RefCell<Recorder>,
     pipelines: RefCell<Pipelines>,
     profile: RefCell<Profile>,
+    /// The number of the next submission.
     epoch: Cell<u64>,
+    /// Whether anything is recorded for it.
+    recorded: Cell<bool>,
     fault: Fault,
 }
 
@@ -93,6 +96,7 @@ impl Gpu {
             pipelines: RefCell::default(),
             profile: RefCell::new(Profile::new(options.profile)),
             epoch: Cell::new(1),
+            recorded: Cell::new(false),
             device,
             queue,
             facts,

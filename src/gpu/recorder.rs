@@ -148,6 +148,7 @@ pub(super) fn dispatch(gpu: &Gpu, launch: &Launch) {
     let groups = launch.groups.map(|g| g as u32);
     let timed = gpu.0.profile.borrow_mut().next(name);
     recorder.commands.push(Command { pipeline, bindings, params, groups, timed });
+    gpu.0.recorded.set(true);
     let full = recorder.commands.len() >= FLUSH_AFTER || padded + PARAM_BYTES > ARENA_BYTES;
     let profiling = gpu.0.profile.borrow().on;
     if full || (profiling && !has_clock(gpu)) {
@@ -243,6 +244,7 @@ fn submit(gpu: &Gpu, rec: &mut Recorder) {
     rec.clocked = if profiling { timed.collect() } else { Vec::new() };
     rec.arena.clear();
     gpu.0.epoch.set(gpu.0.epoch.get() + 1);
+    gpu.0.recorded.set(false);
     gpu.0.profile.borrow_mut().submissions += 1;
     while rec.in_flight.len() > IN_FLIGHT {
         let oldest = rec.in_flight.pop_front();
@@ -293,6 +295,7 @@ pub(super) fn flush(gpu: &Gpu) -> Result<()> {
     if let Some(fault) = gpu.take_fault() {
         recorder.commands.clear();
         recorder.arena.clear();
+        gpu.0.recorded.set(false);
         return Err(fault);
     }
     submit(gpu, &mut recorder);

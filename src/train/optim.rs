@@ -3,9 +3,20 @@
 use std::collections::BTreeMap;
 
 use crate::nn::Params;
-use crate::ops::{AdamState, AdamStep, adam, pack, sum_of_squares, unpack};
+use crate::ops::{AdamState, AdamStep, adam, pack, sum_of_squares, unpack, write};
 use crate::shape::Shape;
 use crate::tensor::{Device, Tensor};
+
+/// Takes up what a batch makes of the model's buffers (running statistics and counters), in place. Where the
+/// squared gradient norm is NaN or infinite they stay as they were, as the parameters do.
+pub fn take_buffers(params: &mut Params, buffers: &[(String, Tensor)], squares: &Tensor) {
+    for (name, value) in buffers {
+        let mut kept = params.named(name).clone();
+        let value = kept.map3(value, squares, |old, new, s| s.is_finite().select(new, old));
+        write(&mut kept, 0, &value);
+        params.insert(name, kept);
+    }
+}
 
 /// Values of a group of parameters that are stepped together.
 const GROUP: usize = 1 << 20;
