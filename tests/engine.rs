@@ -132,6 +132,35 @@ fn a_batch_shape_makes_no_buffer_or_bind_group_from_its_third_occurrence_on() {
 }
 
 #[test]
+fn bytes_of_any_alignment_and_in_parts_become_the_values_they_hold() {
+    let want: Vec<f32> = (0..51).map(|i| i as f32 * 0.37 - 9.0).collect();
+    let mut bytes = vec![7];
+    bytes.extend(want.iter().flat_map(|v| v.to_le_bytes()));
+    for device in devices().into_iter().chain([Device::Host]) {
+        assert_eq!(values(&device.tensor_of_bytes([3, 17], &[&bytes[1..]])), want);
+        let parts = [&bytes[1..9], &[], &bytes[9..]];
+        assert_eq!(values(&device.tensor_of_bytes([3, 17], &parts)), want);
+        assert!(values(&device.tensor_of_bytes([0, 4], &[])).is_empty());
+    }
+}
+
+#[test]
+fn large_uploads_reach_the_device_before_they_come_together_and_overtake_nothing() {
+    for device in devices() {
+        let n = 5 << 20;
+        let x = device.full([n], 1.0);
+        let y = x.sum(0);
+        drop(x);
+        // 100 MB, past which the device is given what has come together; `y` is still only recorded.
+        let uploads: Vec<Tensor> = (0..5).map(|i| device.full([n], i as f32 + 2.0)).collect();
+        assert_eq!(values(&y), [n as f32]);
+        for (i, upload) in uploads.iter().enumerate() {
+            assert_eq!(values(&upload.max(0)), [i as f32 + 2.0]);
+        }
+    }
+}
+
+#[test]
 fn writing_is_seen_by_clones_and_not_by_what_was_recorded_before() {
     for device in devices() {
         let mut y = device.tensor([2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);

@@ -18,6 +18,8 @@ const PARAM_BYTES: u64 = 1024;
 const ARENA_BYTES: u64 = 1 << 18;
 /// Dispatches after which recorded work is submitted.
 const FLUSH_AFTER: usize = 192;
+/// Bytes of uploads after which they go to the device, so that copies of a whole model are not held at once.
+const STAGED_BYTES: u64 = 64 << 20;
 /// Submissions the CPU may be ahead.
 const IN_FLIGHT: usize = 3;
 /// Bind groups kept; past it the cache starts anew.
@@ -210,6 +212,17 @@ fn bind_group(gpu: &Gpu, rec: &mut Recorder, pipeline: &Pipeline, launch: &Launc
     made
 }
 
+/// Counts an upload, and hands the device what has come together once that is much.
+pub(super) fn uploaded(gpu: &Gpu, bytes: u64) {
+    gpu.0.profile.borrow_mut().uploaded += bytes;
+    gpu.0.staged.set(gpu.0.staged.get() + bytes);
+    if gpu.0.staged.get() > STAGED_BYTES {
+        gpu.0.queue.submit([]);
+        let _ = poll(gpu, wgpu::PollType::wait_indefinitely());
+        gpu.0.staged.set(0);
+    }
+}
+
 /// Waits for the device, and notes how long that took the CPU.
 fn poll(gpu: &Gpu, how: wgpu::PollType) -> std::result::Result<wgpu::PollStatus, wgpu::PollError> {
     let started = Instant::now();
@@ -245,6 +258,7 @@ fn submit(gpu: &Gpu, rec: &mut Recorder) {
     rec.arena.clear();
     gpu.0.epoch.set(gpu.0.epoch.get() + 1);
     gpu.0.recorded.set(false);
+    gpu.0.staged.set(0);
     gpu.0.profile.borrow_mut().submissions += 1;
     while rec.in_flight.len() > IN_FLIGHT {
         let oldest = rec.in_flight.pop_front();
