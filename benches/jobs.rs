@@ -1,7 +1,8 @@
 //! `cargo bench --bench jobs`: whole jobs (a training step, a scoring tile, BERT), each checked before it is
 //! timed, with where its time goes, what it records, moves and holds. Sizes are reduced so that it ends within
 //! four minutes on two cores; `CROSSWEAVE_BENCH_FULL=1` runs the paper's. `CROSSWEAVE_DEVICE` chooses the
-//! adapter as `--device` does, `CROSSWEAVE_JOBS` other jobs (names as in `cases`, with semicolons between).
+//! adapter as `--device` does, `CROSSWEAVE_JOBS` other jobs (names as in `cases`, with semicolons between; `growing`
+//! compares the pairs a second of growing tiles and sets).
 //!
 //! `cargo bench --bench jobs -- --serve` answers for `tools/bench-table`: a job's name a line in, a line of JSON
 //! out (see `benches/peers/README.md`).
@@ -21,7 +22,7 @@ use crossweave::tensor::Device;
 use roofs::{Roofs, full_set, median};
 use serde_json::{Value, json};
 
-const REDUCED: [&str; 11] = [
+const REDUCED: &[&str] = &[
     "dime_step i2t 8 8 demo",
     "dime_step t2i 8 8 demo",
     "dime_tile t2i 24 24 demo",
@@ -33,9 +34,10 @@ const REDUCED: [&str; 11] = [
     "dime_tile i2t 8 8 composed",
     "bert_layer 8 32 forward",
     "bert_layer 8 32 both",
+    "growing",
 ];
 
-const FULL: [&str; 12] = [
+const FULL: &[&str] = &[
     "dime_step i2t 8 8 demo",
     "dime_step t2i 8 8 demo",
     "dime_tile t2i 24 24 demo",
@@ -48,7 +50,29 @@ const FULL: [&str; 12] = [
     "bert_layer 8 32 forward",
     "bert_layer 8 32 both",
     "bert 32 32",
+    "growing",
 ];
+
+/// Tiles, and sets scored in tiles, of growing size: what `growing` runs.
+const GROWING: &[&[&str]] = &[
+    &[
+        "dime_tile t2i 8 8 demo",
+        "dime_tile t2i 16 16 demo",
+        "dime_tile t2i 32 32 demo",
+        "dime_tile t2i 48 48 demo",
+    ],
+    &["dime_set t2i 16 16 demo", "dime_set t2i 32 32 demo", "dime_set t2i 64 64 demo"],
+];
+
+const GROWING_FULL: &[&[&str]] = &[
+    &["dime_tile i2t 4 4", "dime_tile i2t 8 8", "dime_tile i2t 16 16", "dime_tile i2t 24 24"],
+    &["dime_tile t2i 4 4", "dime_tile t2i 8 8", "dime_tile t2i 16 16", "dime_tile t2i 24 24"],
+    &["dime_set i2t 16 16", "dime_set i2t 32 32", "dime_set i2t 64 64"],
+    &["dime_set t2i 16 16", "dime_set t2i 32 32", "dime_set t2i 64 64"],
+];
+/// Runs before the timed rounds, and these.
+const WARM: usize = 2;
+const ROUNDS: usize = 5;
 
 /// A job longer than this is timed three times only: criterion takes ten samples at least.
 const LONG: f64 = 6.0;
@@ -182,6 +206,31 @@ impl Row {
     }
 }
 
+/// Prints the pairs a second of tiles and sets as these grow, beside the smallest's, which runs before the others in
+/// each round: by medians a machine that slows down meanwhile changes no ratio.
+fn print_growth(device: &Device, gpu: &Gpu, sizes: &[&str]) {
+    let pairs = |name| cases::pairs(name).expect("a tile or a set") as f64;
+    cases::check(sizes[0], device).unwrap_or_else(|e| panic!("{e}"));
+    let mut jobs: Vec<(Job, Vec<f64>)> = sizes
+        .iter()
+        .map(|name| (cases::prepare(name, device).unwrap_or_else(|e| panic!("{e}")), Vec::new()))
+        .collect();
+    for round in 0..WARM + ROUNDS {
+        for (name, (job, rates)) in sizes.iter().zip(&mut jobs) {
+            let seconds = run(gpu, job).unwrap_or_else(|e| panic!("{name}: {e}")).0;
+            if round >= WARM {
+                rates.push(pairs(name) / seconds);
+            }
+        }
+    }
+    let first = jobs[0].1.clone();
+    for (name, (_, rates)) in sizes.iter().zip(&mut jobs) {
+        let mut ratios: Vec<f64> = rates.iter().zip(&first).map(|(rate, first)| rate / first).collect();
+        let (ratio, rate) = (median(&mut ratios), median(rates));
+        println!("{name:<32} {:>10} {rate:>9.0} {ratio:>8.2}x", pairs(name));
+    }
+}
+
 /// Times the named job; nothing if the command line's filter leaves it out.
 fn time(criterion: &mut Criterion, device: &Device, gpu: &Gpu, name: &str) -> Option<Row> {
     let (mut prepared, mut samples) = (None::<(Job, Facts)>, Vec::new());
@@ -264,10 +313,11 @@ fn main() {
     let asked = std::env::var("CROSSWEAVE_JOBS").ok();
     let names: Vec<&str> = match &asked {
         Some(names) => names.split(';').map(str::trim).collect(),
-        None => if full { &FULL[..] } else { &REDUCED[..] }.to_vec(),
+        None => if full { FULL } else { REDUCED }.to_vec(),
     };
+    let growing = names.contains(&"growing");
     let mut rows = Vec::new();
-    for name in names {
+    for name in names.into_iter().filter(|name| *name != "growing") {
         rows.extend(time(&mut criterion, &device, &gpu, name));
         gpu.trim();
     }
@@ -276,4 +326,11 @@ fn main() {
     println!("\n{}, {}, {}\n{roofs}\n", facts.name, facts.backend, facts.driver);
     println!("{:<32} {:>10} {:>9} {:>7}", "job", "median ms", "GFLOP/s", "roof");
     rows.iter().for_each(|row| row.print(&roofs));
+    if growing {
+        println!("\n{:<32} {:>10} {:>9} {:>9}", "growing", "pairs", "pairs/s", "smallest");
+        for sizes in if full { GROWING_FULL } else { GROWING } {
+            print_growth(&device, &gpu, sizes);
+            gpu.trim();
+        }
+    }
 }

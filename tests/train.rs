@@ -313,21 +313,23 @@ fn a_time_limit_ends_training_early_and_says_so() {
 }
 
 #[test]
-fn no_step_allocates_from_a_shapes_third_occurrence_on() {
+fn no_step_makes_a_buffer_or_bind_group_from_a_shapes_third_occurrence_on() {
     let tiny = Tiny::new();
     for split in ["train", "dev"] {
         let lines = std::fs::read_to_string(tiny.captions(split)).expect("captions").lines().count();
         std::fs::write(tiny.captions(split), "red red round fruit\n".repeat(lines)).expect("written");
     }
     for (name, direction) in [("t2i", T2I), ("i2t", I2T)] {
-        let buffers = |steps: u64| -> u64 {
+        let made = |steps: u64| -> [u64; 2] {
             let more = format!("--max-steps {steps} --stats {direction}");
             let said = tiny.train(&format!("{name}{steps}"), &more);
-            let (_, after) = said.err.split_once(" in ").expect("counters");
-            let words: Vec<&str> = said.err.split_whitespace().collect();
-            let at = words.iter().position(|w| w.starts_with("buffers")).unwrap_or_else(|| panic!("{after}"));
-            words[at - 1].parse().expect("a number")
+            let before = |what: &str| -> u64 {
+                let (counters, _) = said.err.split_once(what).unwrap_or_else(|| panic!("{}", said.err));
+                let number = counters.rsplit([' ', '(']).next().expect("a word");
+                number.parse().unwrap_or_else(|_| panic!("{}", said.err))
+            };
+            [before(" buffers"), before(" made)")]
         };
-        assert_eq!(buffers(3), buffers(13), "{name}");
+        assert_eq!(made(3), made(13), "{name}");
     }
 }

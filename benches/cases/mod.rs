@@ -2,21 +2,23 @@
 //!
 //! A name is words: `matmul 1024 768 768` (rows, inner, columns), `bert 32 32` (captions, words; the whole of
 //! BERT-base), `bert_layer 8 32 forward` or `.. both` (one layer of it), `dime_tile i2t 16 16` (images,
-//! captions), `dime_step i2t 32 32` (batch, extra captions or images; the same number again if left out). DIME
+//! captions), `dime_set i2t 64 64` (the same, scored in tiles as `evaluate` does, from the host and back),
+//! `dime_step i2t 32 32` (batch, extra captions or images; the same number again if left out). DIME
 //! has the paper's sizes and gets text states, since a frozen BERT runs once a caption; after `demo` it has those
 //! of `tools/demo.toml`, whose small BERT is trained along. After `composed` it takes the plain composition, after
 //! `recomputed` it runs the cells again on the way back.
 
 use std::collections::BTreeMap;
 
+use crossweave::data::tokenizer::WordPiece;
 use crossweave::host::{Rng, ratios};
 use crossweave::nn::bert::{self, Tokens};
 use crossweave::nn::{Dropouts, ParamSpec, Params, Role};
 use crossweave::ops::AdamStep;
 use crossweave::systems::dime::{self, Captions, Config, Direction, Images, Path, Run};
 use crossweave::tensor::{Device, Tape, Tensor};
-use crossweave::train::encoded::training_tile;
-use crossweave::train::optim::Optimizer;
+use crossweave::train::encoded::{Encoded, training_tile};
+use crossweave::train::optim::{Optimizer, take_buffers};
 
 /// Regions of an image, at both sizes.
 const REGIONS: usize = 36;
@@ -36,6 +38,7 @@ pub fn prepare(name: &str, device: &Device) -> Result<Job, String> {
             bert_job(device, captions, words, layers, backward)
         }
         Kind::Tile(images, captions) => tile(&Model::new(&wish, device), device, images, captions),
+        Kind::Set(images, captions) => set(Model::new(&wish, device), device, images, captions),
         Kind::Step(batch, extra) => step(Model::new(&wish, device), device, batch, extra),
     })
 }
@@ -57,7 +60,7 @@ pub fn check(name: &str, device: &Device) -> Result<(), String> {
             let run = |d: &Device| bert_values(d, backward);
             (ratios(&run(device), &run(&Device::Host)).worst(), 1e-4)
         }
-        Kind::Tile(..) | Kind::Step(..) => {
+        Kind::Tile(..) | Kind::Set(..) | Kind::Step(..) => {
             let trains = matches!(wish.kind, Kind::Step(..));
             let run = |d: &Device, path| Model::new(&Wish { path, ..wish.clone() }, d).values(d, trains);
             let fast = run(device, wish.path);
@@ -68,11 +71,20 @@ pub fn check(name: &str, device: &Device) -> Result<(), String> {
     if far <= bound { Ok(()) } else { Err(format!("{name}: {far:.1e} from what it should be")) }
 }
 
+/// The pairs that a job scores; `None` for jobs that score none.
+pub fn pairs(name: &str) -> Option<usize> {
+    match Wish::of(name).ok()?.kind {
+        Kind::Tile(images, captions) | Kind::Set(images, captions) => Some(images * captions),
+        _ => None,
+    }
+}
+
 #[derive(Clone, Copy)]
 enum Kind {
     Matmul(usize, usize, usize),
     Bert { captions: usize, words: usize, layers: usize, backward: bool },
     Tile(usize, usize),
+    Set(usize, usize),
     Step(usize, usize),
 }
 
@@ -113,6 +125,7 @@ impl Wish {
                 Kind::Bert { captions: *captions, words: *words, layers: 1, backward }
             }
             ("dime_tile", [images, captions]) => Kind::Tile(*images, *captions),
+            ("dime_set", [images, captions]) => Kind::Set(*images, *captions),
             ("dime_step", [batch]) => Kind::Step(*batch, *batch),
             ("dime_step", [batch, extra]) => Kind::Step(*batch, *extra),
             _ => return Err(format!("no job `{name}`")),
@@ -390,6 +403,26 @@ fn tile(model: &Model, device: &Device, images: usize, captions: usize) -> Job {
     })
 }
 
+/// Scores a set of encoded items that wait on the host, all pairs, and brings the scores back.
+fn set(model: Model, device: &Device, images: usize, captions: usize) -> Job {
+    let mut encoded = Encoded::none(&model.config, REGIONS, model.config.max_words);
+    let (images, captions) =
+        Batch::new(&model, images, captions).encode(&model.run(&model.params, false), device, None);
+    encoded.add_images(&images).and_then(|()| encoded.add_captions(&captions)).expect("the device works");
+    let pieces = ["[UNK]", "[CLS]", "[SEP]"].map(String::from).to_vec();
+    let model = crossweave::train::model::Model {
+        config: model.config,
+        specs: model.specs,
+        params: model.params,
+        pieces: WordPiece::from_vocab(pieces).expect("a vocabulary"),
+    };
+    let device = device.clone();
+    Box::new(move || {
+        let scored = encoded.score(&model, &device, None, &|| false, &mut |_| {});
+        drop(scored.expect("the device works"));
+    })
+}
+
 /// One training step, as the training loop takes it, from a batch on the CPU to new parameters.
 fn step(mut model: Model, device: &Device, batch: usize, extra: usize) -> Job {
     let (images, captions) = counts(model.config.direction, batch, extra);
@@ -411,11 +444,7 @@ fn step(mut model: Model, device: &Device, batch: usize, extra: usize) -> Job {
             .filter_map(|s| Some((s.name.clone(), grads.of(params.named(&s.name))?.clone())))
             .collect();
         let squares = optimizer.step(&mut model.params, &named, &adam);
-        for (name, value) in outcome.buffers {
-            let before = model.params.named(&name).clone();
-            let kept = before.map3(&value, &squares, |old, new, s| s.is_finite().select(new, old));
-            model.params.insert(&name, kept);
-        }
+        take_buffers(&mut model.params, &outcome.buffers, &squares);
         done += 1;
     })
 }

@@ -144,12 +144,30 @@ impl Features {
     pub fn read(&self, row: usize, out: &mut Vec<f32>) -> Result<()> {
         let start = out.len();
         self.header.element.decode(self.raw(row)?, out);
-        match self.non_finite(row, &out[start..]) {
+        match self.non_finite(row, out[start..].iter().copied()) {
             None => Ok(()),
             Some(bad) => {
                 out.truncate(start);
                 Err(self.non_finite_error(&bad))
             }
+        }
+    }
+
+    /// Whether the file holds f32.
+    pub(crate) fn is_f32(&self) -> bool {
+        self.header.element == Element::F32
+    }
+
+    /// A row of a file of f32 as it lies there, little-endian.
+    ///
+    /// # Errors
+    /// As [`Features::read`].
+    pub(crate) fn f32_bytes(&self, row: usize) -> Result<&[u8]> {
+        assert!(self.is_f32(), "rows of another type are converted");
+        let bytes = self.raw(row)?;
+        match self.non_finite(row, bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))) {
+            None => Ok(bytes),
+            Some(bad) => Err(self.non_finite_error(&bad)),
         }
     }
 
@@ -171,7 +189,7 @@ impl Features {
         for row in 0..self.len() {
             values.clear();
             self.header.element.decode(self.raw(row)?, &mut values);
-            bad.extend(self.non_finite(row, &values));
+            bad.extend(self.non_finite(row, values.iter().copied()));
             progress(row + 1);
         }
         Ok(bad)
@@ -187,9 +205,9 @@ impl Features {
         Ok(&self.map[start..start + self.header.row])
     }
 
-    fn non_finite(&self, row: usize, values: &[f32]) -> Option<NonFinite> {
-        let i = values.iter().position(|v| !v.is_finite())?;
-        Some(NonFinite { row, region: i / self.dim(), column: i % self.dim(), value: values[i] })
+    fn non_finite(&self, row: usize, values: impl Iterator<Item = f32>) -> Option<NonFinite> {
+        let (i, value) = values.enumerate().find(|(_, v)| !v.is_finite())?;
+        Some(NonFinite { row, region: i / self.dim(), column: i % self.dim(), value })
     }
 
     fn non_finite_error(&self, bad: &NonFinite) -> Error {

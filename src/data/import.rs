@@ -398,7 +398,7 @@ impl<'a> Plan<'a> {
             let mut entry = source.entry(old)?;
             if !config.is_null() {
                 let values = weights::widen(entry.dtype, &entry.bytes);
-                bad.extend(values.and_then(|values| weights::non_finite(&new, &values)));
+                bad.extend(values.and_then(|values| weights::non_finite(&new, values)));
             }
             report.taken += 1;
             report.values += entry.shape.iter().product::<usize>();

@@ -23,6 +23,9 @@ pub const MAX_HEADER: u64 = 16 << 20;
 /// The most tensors of one file.
 pub const MAX_TENSORS: usize = 100_000;
 
+/// Bytes looked at together, a multiple of every type's.
+const BLOCK: usize = 1 << 16;
+
 /// How many differences an error lists before it only counts them.
 const MAX_LISTED: usize = 40;
 
@@ -127,8 +130,8 @@ impl Weights {
     pub fn check_finite(&self) -> Result<()> {
         let mut bad = Vec::new();
         for (name, info) in &self.tensors {
-            let values = widen(info.dtype, &self.map[info.bytes.clone()]);
-            bad.extend(values.and_then(|v| non_finite(name, &v)));
+            let blocks = self.map[info.bytes.clone()].chunks(BLOCK);
+            bad.extend(non_finite(name, blocks.flat_map(|b| widen(info.dtype, b).unwrap_or_default())));
         }
         refuse_non_finite(self.path.display(), &bad)
     }
@@ -288,10 +291,17 @@ pub fn check<'a>(
 }
 
 /// Names a tensor and its first value that is NaN or infinite, if it has one.
-pub(crate) fn non_finite(name: &str, values: &[f32]) -> Option<String> {
-    let count = values.iter().filter(|v| !v.is_finite()).count();
-    let first = values.iter().position(|v| !v.is_finite())?;
-    Some(format!("{name}: {count} of {} values, the first at {first} ({})", values.len(), values[first]))
+pub(crate) fn non_finite(name: &str, values: impl IntoIterator<Item = f32>) -> Option<String> {
+    let (mut all, mut bad, mut first) = (0, 0, None);
+    for value in values {
+        if !value.is_finite() {
+            bad += 1;
+            first.get_or_insert((all, value));
+        }
+        all += 1;
+    }
+    let (at, value) = first?;
+    Some(format!("{name}: {bad} of {all} values, the first at {at} ({value})"))
 }
 
 /// An error of kind [`Kind::NonFinite`] unless the list is empty.

@@ -53,7 +53,12 @@ pub(crate) struct Shared {
     recorder: RefCell<Recorder>,
     pipelines: RefCell<Pipelines>,
     profile: RefCell<Profile>,
+    /// The number of the next submission.
     epoch: Cell<u64>,
+    /// Whether anything is recorded for it.
+    recorded: Cell<bool>,
+    /// Bytes of uploads since the last one.
+    staged: Cell<u64>,
     fault: Fault,
 }
 
@@ -93,6 +98,8 @@ impl Gpu {
             pipelines: RefCell::default(),
             profile: RefCell::new(Profile::new(options.profile)),
             epoch: Cell::new(1),
+            recorded: Cell::new(false),
+            staged: Cell::new(0),
             device,
             queue,
             facts,
@@ -119,10 +126,26 @@ impl Gpu {
 
     /// A buffer holding `data`. It never overwrites memory that recorded, unsubmitted work still reads.
     pub fn upload(&self, data: &[f32]) -> Buf {
-        let buf = pool::alloc(self, data.len(), true);
-        if !data.is_empty() && !self.faulted() {
-            self.0.queue.write_buffer(buf.buffer(), 0, bytemuck::cast_slice(data));
-            self.0.profile.borrow_mut().uploaded += 4 * data.len() as u64;
+        self.upload_bytes(&[bytemuck::cast_slice(data)])
+    }
+
+    /// As [`Gpu::upload`], from the bytes of f32 values in this machine's order, in parts that follow each other
+    /// and need no alignment: they are copied once, into memory that the device reads.
+    pub fn upload_bytes(&self, parts: &[&[u8]]) -> Buf {
+        let bytes: usize = parts.iter().map(|part| part.len()).sum();
+        assert!(bytes.is_multiple_of(4), "{bytes} bytes of f32 values");
+        let buf = pool::alloc(self, bytes / 4, true);
+        if !self.faulted()
+            && let Some(size) = wgpu::BufferSize::new(bytes as u64)
+            && let Some(mut staging) = self.0.queue.write_buffer_with(buf.buffer(), 0, size)
+        {
+            let mut place = 0;
+            for part in parts {
+                staging.slice(place..place + part.len()).copy_from_slice(part);
+                place += part.len();
+            }
+            drop(staging);
+            recorder::uploaded(self, bytes as u64);
         }
         buf
     }

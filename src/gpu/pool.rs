@@ -1,6 +1,6 @@
 //! Buffers in size classes. A dropped buffer returns at once: commands run in the order they are recorded,
 //! so a later dispatch may overwrite it. Only the CPU's writes overtake recorded work, and they are kept off
-//! memory freed since the last submission.
+//! memory that such work may read.
 
 use std::collections::{BTreeMap, HashMap};
 use std::rc::{Rc, Weak};
@@ -63,7 +63,8 @@ impl Buf {
 
 struct Free {
     buffer: wgpu::Buffer,
-    freed: u64,
+    /// The last submission that may read it.
+    read: u64,
 }
 
 /// Free memory by size class, with counters.
@@ -146,7 +147,7 @@ pub(super) fn alloc(gpu: &Gpu, len: usize, upload: bool) -> Buf {
         (false, false) => class_of(wanted).min(limit / 4 * 4),
     };
     let slots = pool.free.entry(bytes).or_default();
-    let id = slots.iter().find(|(_, f)| !upload || f.freed < epoch).map(|(id, _)| *id);
+    let id = slots.iter().find(|(_, f)| !upload || f.read < epoch).map(|(id, _)| *id);
     let found = id.and_then(|id| Some((id, slots.remove(&id)?)));
     if found.is_some() {
         pool.pooled -= bytes;
@@ -200,7 +201,8 @@ impl Drop for Memory {
             guarded.push((self.buffer.clone(), self.asked));
         } else if self.valid {
             pool.pooled += self.bytes;
-            let free = Free { buffer: self.buffer.clone(), freed: home.epoch.get() };
+            let read = home.epoch.get() - u64::from(!home.recorded.get());
+            let free = Free { buffer: self.buffer.clone(), read };
             pool.free.entry(self.bytes).or_default().insert(self.id, free);
         }
     }

@@ -46,7 +46,7 @@ impl std::fmt::Display for Stats {
         write!(
             f,
             "memory {:.1} MB live, {:.1} MB pooled, {:.1} MB peak in {} buffers; {} dispatches in {} submissions, \
-             {} kernels, {:.2}% of {bindings} bind groups reused; {:.1} MB uploaded, {} readbacks",
+             {} kernels, {:.2}% of {bindings} bind groups reused ({} made); {:.1} MB uploaded, {} readbacks",
             mb(self.live),
             mb(self.pooled),
             mb(self.peak),
@@ -55,6 +55,7 @@ impl std::fmt::Display for Stats {
             self.submissions,
             self.pipelines,
             100.0 * self.bindings_reused as f64 / bindings.max(1) as f64,
+            self.bindings_made,
             mb(self.uploaded),
             self.readbacks
         )

@@ -18,6 +18,8 @@ const PARAM_BYTES: u64 = 1024;
 const ARENA_BYTES: u64 = 1 << 18;
 /// Dispatches after which recorded work is submitted.
 const FLUSH_AFTER: usize = 192;
+/// Bytes of uploads after which they go to the device, so that copies of a whole model are not held at once.
+const STAGED_BYTES: u64 = 64 << 20;
 /// Submissions the CPU may be ahead.
 const IN_FLIGHT: usize = 3;
 /// Bind groups kept; past it the cache starts anew.
@@ -160,6 +162,7 @@ pub(super) fn dispatch(gpu: &Gpu, launch: &Launch) {
     let groups = groups.map(|g| g as u32);
     let timed = gpu.0.profile.borrow_mut().next(name);
     recorder.commands.push(Command { pipeline, bindings, params, groups, timed });
+    gpu.0.recorded.set(true);
     let full = recorder.commands.len() >= FLUSH_AFTER || padded + PARAM_BYTES > ARENA_BYTES;
     let profiling = gpu.0.profile.borrow().on;
     if full || (profiling && !has_clock(gpu)) {
@@ -221,6 +224,17 @@ fn bind_group(gpu: &Gpu, rec: &mut Recorder, pipeline: &Pipeline, launch: &Launc
     made
 }
 
+/// Counts an upload, and hands the device what has come together once that is much.
+pub(super) fn uploaded(gpu: &Gpu, bytes: u64) {
+    gpu.0.profile.borrow_mut().uploaded += bytes;
+    gpu.0.staged.set(gpu.0.staged.get() + bytes);
+    if gpu.0.staged.get() > STAGED_BYTES {
+        gpu.0.queue.submit([]);
+        let _ = poll(gpu, wgpu::PollType::wait_indefinitely());
+        gpu.0.staged.set(0);
+    }
+}
+
 /// Waits for the device, and notes how long that took the CPU.
 fn poll(gpu: &Gpu, how: wgpu::PollType) -> std::result::Result<wgpu::PollStatus, wgpu::PollError> {
     let started = Instant::now();
@@ -255,6 +269,8 @@ fn submit(gpu: &Gpu, rec: &mut Recorder) {
     rec.clocked = if profiling { timed.collect() } else { Vec::new() };
     rec.arena.clear();
     gpu.0.epoch.set(gpu.0.epoch.get() + 1);
+    gpu.0.recorded.set(false);
+    gpu.0.staged.set(0);
     gpu.0.profile.borrow_mut().submissions += 1;
     while rec.in_flight.len() > IN_FLIGHT {
         let oldest = rec.in_flight.pop_front();
@@ -305,6 +321,7 @@ pub(super) fn flush(gpu: &Gpu) -> Result<()> {
     if let Some(fault) = gpu.take_fault() {
         recorder.commands.clear();
         recorder.arena.clear();
+        gpu.0.recorded.set(false);
         return Err(fault);
     }
     submit(gpu, &mut recorder);

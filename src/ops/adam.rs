@@ -1,4 +1,4 @@
-//! Adam and AdamW with a global norm clip: the one place where tensors change in place.
+//! Adam and AdamW with a global norm clip, in place.
 
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
 use crate::tensor::Tensor;

@@ -18,6 +18,7 @@ mod rows;
 mod share;
 mod softmax;
 mod walk;
+mod write;
 
 pub use adam::{AdamState, AdamStep, adam, sum_of_squares};
 pub use attend::{Attend, OverQueries, WordsAre};
@@ -28,5 +29,6 @@ pub use matmul::Act;
 pub use pack::{pack, unpack};
 pub use reduce::sum_of;
 pub use route::route;
+pub use write::write;
 
 pub use crate::tensor::Expr;

@@ -41,6 +41,24 @@ impl Device {
         Tensor { shape, data, var: None }
     }
 
+    /// A tensor of f32 values in the little-endian bytes of a file, in parts that follow each other: on a GPU without
+    /// a copy in between, whatever their alignment.
+    #[track_caller]
+    pub fn tensor_of_bytes(&self, shape: impl Into<Shape>, parts: &[&[u8]]) -> Tensor {
+        let shape = shape.into();
+        let bytes: usize = parts.iter().map(|part| part.len()).sum();
+        assert_eq!(4 * shape.len(), bytes, "bytes for shape {shape}");
+        match self {
+            Self::Gpu(gpu) if cfg!(target_endian = "little") => {
+                Tensor::on_gpu(shape, gpu.upload_bytes(parts))
+            }
+            _ => {
+                let values = parts.iter().flat_map(|part| part.as_chunks().0);
+                self.tensor(shape, &values.map(|b| f32::from_le_bytes(*b)).collect::<Vec<_>>())
+            }
+        }
+    }
+
     /// A tensor filled with one value.
     pub fn full(&self, shape: impl Into<Shape>, value: f32) -> Tensor {
         let shape = shape.into();

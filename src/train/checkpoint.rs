@@ -5,12 +5,13 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::model::{Model, entry};
+use super::model::{Model, entry, upload};
 use super::optim::Optimizer;
 use super::rank::Metrics;
 use crate::data::weights::{self, Entry, Weights};
 use crate::error::{Error, Result};
 use crate::nn::Role;
+use crate::ops::AdamState;
 use crate::tensor::Device;
 
 /// The file in a run's folder.
@@ -116,16 +117,13 @@ pub fn load(
     }
     weights::check(path.display(), &expected, file.shapes())?;
     for spec in model.specs.iter().filter(|s| with_bert || s.role != Role::Encoder) {
-        let values = if spec.role == Role::Counter {
-            file.ints(&spec.name)?.iter().map(|v| *v as f32).collect()
-        } else {
-            file.f32s(&spec.name)?
-        };
-        model.params.insert(&spec.name, device.tensor(spec.shape, &values));
-    }
-    for (name, steps) in &state.steps {
-        let (m, v) = (file.f32s(&format!("adam.m.{name}"))?, file.f32s(&format!("adam.v.{name}"))?);
-        optimizer.resume(&mut model.params, name, &m, &v, *steps, device);
+        let w = upload(&file, &spec.name, spec, device)?;
+        if let Some(&steps) = state.steps.get(&spec.name) {
+            let moment = |which| upload(&file, &format!("adam.{which}.{}", spec.name), spec, device);
+            let state = AdamState { w: w.clone(), m: moment("m")?, v: moment("v")?, steps };
+            optimizer.resume(&spec.name, state);
+        }
+        model.params.insert(&spec.name, w);
     }
     Ok(state)
 }

@@ -52,36 +52,57 @@ impl Encoded {
         stop: &dyn Fn() -> bool,
     ) -> Result<Self> {
         let run = evaluation(model, None);
-        let mut all = Self {
-            regions: Vec::new(),
-            vectors: Vec::new(),
-            words: Vec::new(),
-            sentences: Vec::new(),
-            lengths: Vec::new(),
-            rows: data.regions(),
-            max_words: tokens.words(),
-            cut: model.config.mask_padding,
-            width: model.config.embed_size,
-        };
+        let mut all = Self::none(&model.config, data.regions(), tokens.words());
         for start in (0..data.images()).step_by(ENCODE) {
             interrupted(stop)?;
             let images: Vec<usize> = (start..data.images().min(start + ENCODE)).collect();
             let batch = assemble(data, tokens, &BatchPlan { captions: Vec::new(), images })?;
             let features = device.tensor([batch.n_images, batch.regions, batch.dim], &batch.images);
-            let encoded = dime::encode_images(&run, &features);
-            all.regions.extend(encoded.regions.to_vec()?);
-            all.vectors.extend(encoded.global.to_vec()?);
+            all.add_images(&dime::encode_images(&run, &features))?;
         }
         for start in (0..data.captions()).step_by(ENCODE) {
             interrupted(stop)?;
             let captions: Vec<usize> = (start..data.captions().min(start + ENCODE)).collect();
             let batch = assemble(data, tokens, &BatchPlan { captions, images: Vec::new() })?;
-            let encoded = captions_of(&run, &batch, states, None, device)?;
-            all.words.extend(encoded.words.to_vec()?);
-            all.sentences.extend(encoded.sentence.to_vec()?);
-            all.lengths.extend(batch.lengths);
+            all.add_captions(&captions_of(&run, &batch, states, None, device)?)?;
         }
         Ok(all)
+    }
+
+    /// Nothing yet, of images with `rows` regions and captions padded to `max_words`.
+    pub fn none(config: &Config, rows: usize, max_words: usize) -> Self {
+        Self {
+            regions: Vec::new(),
+            vectors: Vec::new(),
+            words: Vec::new(),
+            sentences: Vec::new(),
+            lengths: Vec::new(),
+            rows,
+            max_words,
+            cut: config.mask_padding,
+            width: config.embed_size,
+        }
+    }
+
+    /// Adds encoded images behind those that are there.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn add_images(&mut self, images: &Images) -> Result<()> {
+        self.regions.extend(images.regions.to_vec()?);
+        self.vectors.extend(images.global.to_vec()?);
+        Ok(())
+    }
+
+    /// Adds encoded captions behind those that are there.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn add_captions(&mut self, captions: &Captions) -> Result<()> {
+        self.words.extend(captions.words.to_vec()?);
+        self.sentences.extend(captions.sentence.to_vec()?);
+        self.lengths.extend(captions.lengths.to_vec()?);
+        Ok(())
     }
 
     fn images(&self) -> usize {

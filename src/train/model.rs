@@ -15,7 +15,7 @@ use crate::data::weights::{self, Dtype, Entry, Weights};
 use crate::error::{Error, Result};
 use crate::nn::{ParamSpec, Params, Role, bert, shapes};
 use crate::systems::dime::{AttentionNorm, Config, Direction};
-use crate::tensor::Device;
+use crate::tensor::{Device, Tensor};
 
 /// The version of the folder's form.
 const VERSION: u64 = 1;
@@ -186,14 +186,22 @@ pub(super) fn fill(
 ) -> Result<()> {
     weights::check(weights.path().display(), &shapes(specs), weights.shapes())?;
     for spec in specs {
-        let values = if spec.role == Role::Counter && weights.dtype(&spec.name) != Some(Dtype::F32) {
-            weights.ints(&spec.name)?.iter().map(|v| *v as f32).collect()
-        } else {
-            weights.f32s(&spec.name)?
-        };
-        params.insert(&named(&spec.name), device.tensor(spec.shape, &values));
+        params.insert(&named(&spec.name), upload(weights, &spec.name, spec, device)?);
     }
     Ok(())
+}
+
+/// A tensor of a file with a parameter's shape, whose values stand under `name`: f32 straight from the file's map.
+pub(super) fn upload(weights: &Weights, name: &str, spec: &ParamSpec, device: &Device) -> Result<Tensor> {
+    if weights.dtype(name) == Some(Dtype::F32) {
+        return Ok(device.tensor_of_bytes(spec.shape, &[weights.bytes(name)?]));
+    }
+    let values = if spec.role == Role::Counter {
+        weights.ints(name)?.iter().map(|v| *v as f32).collect()
+    } else {
+        weights.f32s(name)?
+    };
+    Ok(device.tensor(spec.shape, &values))
 }
 
 fn check_vocab(pieces: &WordPiece, config: &Config) -> Result<()> {

@@ -3,9 +3,20 @@
 use std::collections::BTreeMap;
 
 use crate::nn::Params;
-use crate::ops::{AdamState, AdamStep, adam, pack, sum_of_squares, unpack};
+use crate::ops::{AdamState, AdamStep, adam, pack, sum_of_squares, unpack, write};
 use crate::shape::Shape;
-use crate::tensor::{Device, Tensor};
+use crate::tensor::Tensor;
+
+/// Takes up what a batch makes of the model's buffers (running statistics and counters), in place. Where the
+/// squared gradient norm is NaN or infinite they stay as they were, as the parameters do.
+pub fn take_buffers(params: &mut Params, buffers: &[(String, Tensor)], squares: &Tensor) {
+    for (name, value) in buffers {
+        let mut kept = params.named(name).clone();
+        let value = kept.map3(value, squares, |old, new, s| s.is_finite().select(new, old));
+        write(&mut kept, 0, &value);
+        params.insert(name, kept);
+    }
+}
 
 /// Values of a group of parameters that are stepped together.
 const GROUP: usize = 1 << 20;
@@ -123,21 +134,8 @@ impl Optimizer {
         self.states.iter()
     }
 
-    /// Takes up a parameter's state from a checkpoint.
-    pub fn resume(
-        &mut self,
-        params: &mut Params,
-        name: &str,
-        m: &[f32],
-        v: &[f32],
-        steps: u32,
-        device: &Device,
-    ) {
-        let mut state = AdamState::new(params.named(name));
-        state.m = device.tensor(state.w.shape(), m);
-        state.v = device.tensor(state.w.shape(), v);
-        state.steps = steps;
-        params.insert(name, state.w.clone());
+    /// Takes up a parameter's state from a checkpoint; its steps will move `state.w` in place.
+    pub fn resume(&mut self, name: &str, state: AdamState) {
         self.states.insert(name.to_string(), state);
         self.groups.clear();
     }

@@ -13,7 +13,7 @@ use super::encoded::{Encoded, captions_of, training_tile};
 use super::events::EventWriter;
 use super::metrics::{self, MetricsLog};
 use super::model::{Model, read_description};
-use super::optim::Optimizer;
+use super::optim::{Optimizer, take_buffers};
 use super::options::{BertDropout, Select, TrainOptions};
 use super::rank::{Metrics, Sims};
 use super::recovery::Recovery;
@@ -27,12 +27,16 @@ use crate::error::{Error, Kind, Result};
 use crate::gpu::{Gpu, Options};
 use crate::host::Rng;
 use crate::nn::Dropouts;
-use crate::ops::{AdamStep, concat};
+use crate::ops::{AdamStep, concat, write};
 use crate::systems::dime::{self, Path as ModelPath, Run};
 use crate::tensor::{Device, Tape, Tensor};
 
 /// The stream of dropout seeds, apart from the sampler's.
 const DROPOUT_STREAM: u64 = 0xd0;
+/// Values that a step gives.
+const RESULTS: usize = 4;
+/// Steps whose results the device can hold.
+const HISTORY: usize = 1024;
 /// Ids named of a batch that went wrong.
 const NAMED: usize = 16;
 
@@ -75,8 +79,6 @@ fn attempt(options: &TrainOptions, stop: &AtomicBool, tell: &mut dyn FnMut(Event
 struct Pending {
     step: u64,
     lr: f64,
-    /// `[4]`: total, rank and path loss, squared gradient norm.
-    values: Tensor,
     ids: String,
 }
 
@@ -95,6 +97,8 @@ struct Session<'a> {
     batches: Prefetch,
     steps_per_epoch: u64,
     pending: VecDeque<Pending>,
+    /// `[HISTORY, 4]`: total, rank and path loss, squared gradient norm of the pending steps.
+    results: Tensor,
     log: MetricsLog,
     events: EventWriter,
     started: Instant,
@@ -215,6 +219,7 @@ impl<'a> Session<'a> {
             events: EventWriter::create(&folder, resumed_at.map(|s| s + 1))?,
             seconds_before: state.seconds,
             begun_at: state.step,
+            results: device.full([HISTORY, RESULTS], 0.0),
             device,
             folder,
             model,
@@ -255,7 +260,8 @@ impl<'a> Session<'a> {
         while self.state.step < self.steps() {
             let placed = self.batches.next_batch()?;
             self.step(&placed)?;
-            if self.state.step.is_multiple_of(self.options.log_step as u64) {
+            let full = self.pending.len() == HISTORY;
+            if full || self.state.step.is_multiple_of(self.options.log_step as u64) {
                 self.read_back(tell)?;
             }
             let ending = self.ending();
@@ -328,22 +334,13 @@ impl<'a> Session<'a> {
         let adam =
             AdamStep { lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: 0.0, clip: self.options.grad_clip };
         let squares = self.optimizer.step(&mut self.model.params, &named, &adam);
-        for (name, value) in outcome.buffers {
-            // A batch that went wrong leaves the running statistics as they were; Adam does the same.
-            let before = self.model.params.named(&name).clone();
-            let kept = before.map3(&value, &squares, |old, new, s| s.is_finite().select(new, old));
-            self.model.params.insert(&name, kept);
-        }
+        take_buffers(&mut self.model.params, &outcome.buffers, &squares);
         let losses = outcome.losses;
         let parts = [&losses.total, &losses.rank, &losses.path, &squares].map(|t| t.detach().reshape([1]));
+        write(&mut self.results, RESULTS * self.pending.len(), &concat(&parts, 0));
         let ids: Vec<String> = batch.caption_ids.iter().take(NAMED).map(ToString::to_string).collect();
         self.state.step += 1;
-        self.pending.push_back(Pending {
-            step: self.state.step,
-            lr,
-            values: concat(&parts, 0),
-            ids: ids.join(" "),
-        });
+        self.pending.push_back(Pending { step: self.state.step, lr, ids: ids.join(" ") });
         self.pairs += (batch.n_images * batch.n_captions) as u64;
         if let Some(gpu) = self.device.gpu() {
             if self.options.lose_device.first() == Some(&self.state.step) {
@@ -373,10 +370,9 @@ impl<'a> Session<'a> {
         if self.pending.is_empty() {
             return Ok(());
         }
-        let parts: Vec<Tensor> = self.pending.iter().map(|p| p.values.clone()).collect();
-        let values = concat(&parts, 0).to_vec()?;
+        let values = self.results.to_vec()?;
         let mut last = None;
-        for (p, v) in self.pending.drain(..).zip(values.chunks(4)) {
+        for (p, v) in self.pending.drain(..).zip(values.chunks(RESULTS)) {
             let [loss, rank, path, norm] = [v[0], v[1], v[2], v[3].sqrt()];
             if !v.iter().all(|x| x.is_finite()) {
                 let error = nonfinite(&p, &self.folder);

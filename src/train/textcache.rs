@@ -59,7 +59,7 @@ impl TextCache {
         let shape = [captions.tokens.len(), captions.tokens.words(), model.config.bert_config.hidden_size];
         if path.exists() {
             match Features::open(&path) {
-                Ok(file) if [file.len(), file.regions(), file.dim()] == shape => {
+                Ok(file) if [file.len(), file.regions(), file.dim()] == shape && file.is_f32() => {
                     tell(Event::Notice(format!(
                         "text states of {} are in {}",
                         captions.split,
@@ -67,7 +67,9 @@ impl TextCache {
                     )));
                     return Ok(Self(file));
                 }
-                Ok(_) => tell(Event::Notice(format!("{} has another shape: made anew", path.display()))),
+                Ok(_) => {
+                    tell(Event::Notice(format!("{} has another shape or type: made anew", path.display())))
+                }
                 Err(e) => tell(Event::Notice(format!("{e}; made anew"))),
             }
         }
@@ -82,12 +84,9 @@ impl TextCache {
     /// A file that shrank, a caption it does not have, states that are not finite.
     pub fn upload(&self, captions: &[usize], words: usize, device: &Device) -> Result<Tensor> {
         let shape = [captions.len(), words, self.0.dim()];
-        let mut values = Vec::with_capacity(shape.iter().product());
-        for (i, &caption) in captions.iter().enumerate() {
-            self.0.read(caption, &mut values)?;
-            values.truncate((i + 1) * words * self.0.dim());
-        }
-        Ok(device.tensor(shape, &values))
+        let bytes = 4 * words * self.0.dim();
+        let rows = captions.iter().map(|&caption| Ok(&self.0.f32_bytes(caption)?[..bytes]));
+        Ok(device.tensor_of_bytes(shape, &rows.collect::<Result<Vec<_>>>()?))
     }
 }
 

@@ -1,7 +1,9 @@
 //! burn on the shapes of Crossweave's benches: a case's name a line in, a line of JSON out (see ../README.md).
-//! Its wgpu backend with fusion and autotuning, as burn has them by default.
+//! Its wgpu backend with fusion and autotuning, as burn has them by default. `peer-burn check` holds its DIME against
+//! Crossweave's fixtures.
 
 mod dime;
+mod fixture;
 
 use std::collections::HashMap;
 use std::io::{BufRead, Write};
@@ -28,7 +30,7 @@ pub fn normal<const D: usize>(shape: [usize; D], deviation: f64, device: &Device
 
 /// A linear map's weight `[from, to]` and bias.
 #[derive(Clone)]
-pub struct Linear(Tensor<2>, Tensor<1>);
+pub struct Linear(pub Tensor<2>, pub Tensor<1>);
 
 impl Linear {
     pub fn new(from: usize, to: usize, device: &Device) -> Self {
@@ -40,7 +42,7 @@ impl Linear {
         linear(x, self.0.clone(), Some(self.1.clone()))
     }
 
-    fn tracked(self) -> Self {
+    pub fn tracked(self) -> Self {
         Self(self.0.require_grad(), self.1.require_grad())
     }
 }
@@ -124,7 +126,8 @@ fn prepare(name: &str, device: &Device) -> Result<Job, String> {
     match (words.first().copied(), numbers.as_slice()) {
         (Some("matmul"), [m, k, n]) => Ok(matmul(device, *m, *k, *n)),
         (Some("bert_layer"), [captions, words]) => Ok(bert_layer(device, *captions, *words, has("both"))),
-        (Some("dime_tile"), [images, captions]) if !has("t2i") => Ok(dime::tile(device, *images, *captions)),
+        (Some("dime_tile"), [images, captions]) => Ok(dime::tile(device, !has("t2i"), *images, *captions)),
+        (Some("dime_step"), [batch, extra]) => Ok(dime::step(device, !has("t2i"), *batch, *extra)),
         _ => Err("not written for burn".into()),
     }
 }
@@ -158,6 +161,9 @@ fn answer(name: &str, device: &Device, jobs: &mut HashMap<String, (Job, f64)>) -
 
 fn main() {
     let device = Device::wgpu(DeviceKind::DefaultDevice);
+    if std::env::args().nth(1).as_deref() == Some("check") {
+        return print!("{}", fixture::check(&device).unwrap_or_else(|e| panic!("{e}")));
+    }
     let mut jobs = HashMap::new();
     for line in std::io::stdin().lock().lines() {
         let Ok(line) = line else { return };

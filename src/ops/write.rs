@@ -1,0 +1,33 @@
+//! Writing into a tensor that outlives the step: it keeps its memory, so the next step finds the pool as this
+//! one did and takes the same buffers.
+
+use crate::gpu::{Grid, Kernel, Launch, Words};
+use crate::tensor::Tensor;
+
+const KERNEL: Kernel = Kernel { name: "write", text: include_str!("../../shaders/write.wgsl") };
+
+/// Writes the values of `x` into `y`, row-major from its value `place` on. On a GPU this happens in place: clones
+/// of `y` see it, and nothing recorded before does.
+#[track_caller]
+pub fn write(y: &mut Tensor, place: usize, x: &Tensor) {
+    let n = x.len();
+    assert!(place + n <= y.len(), "write: {n} values from place {place} of shape {}", y.shape());
+    if let (Some(to), Some(from)) = (y.buf(), x.buf()) {
+        let gpu = to.gpu().expect("a tensor never outlives its device");
+        gpu.dispatch(&Launch {
+            kernel: KERNEL,
+            body: None,
+            constants: &[],
+            reads: &[from],
+            writes: &[to],
+            params: Words::default().sizes(&[n, place]),
+            grid: Grid::Invocations(n),
+            loops: 1,
+        });
+    } else {
+        let array = |t: &Tensor| t.array().expect("both live on one side").clone();
+        let mut values = array(y);
+        values.data[place..place + n].copy_from_slice(&array(x).data);
+        *y = Tensor::on_host(values);
+    }
+}
