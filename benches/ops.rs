@@ -84,7 +84,7 @@ fn check(case: &Case, device: &Device) {
     let x = case.draw(5);
     if x.iter().all(|a| a.data.len() < 400_000) {
         let outcome = case.check(device, 5).expect("the device works");
-        assert!(outcome.passes(case.bound), "{name}: {outcome:?}");
+        assert!(outcome.passes(case.bound_on(device)), "{name}: {outcome:?}");
         return;
     }
     let run = |device: &Device| {
@@ -92,7 +92,7 @@ fn check(case: &Case, device: &Device) {
         (case.run)(&x).to_f64().expect("the device works")
     };
     let far = ratios(&run(device), &run(&Device::Host)).worst();
-    assert!(far <= case.bound, "{name}: {far:.1e} from f64");
+    assert!(far <= case.bound_on(device), "{name}: {far:.1e} from f64");
 }
 
 struct Bench {

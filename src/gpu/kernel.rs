@@ -8,7 +8,7 @@ use super::Gpu;
 /// The most loop iterations one invocation may run: lavapipe ends it silently at 65,535.
 pub const MAX_LOOP: usize = 32_768;
 
-/// Prepended to every shader.
+/// Stands behind every shader: a shader's directives come first.
 const PRELUDE: &str = include_str!("../../shaders/prelude.wgsl");
 
 /// A WGSL file with its bindings: `reads` then `writes` storage buffers, then the parameters.
@@ -67,7 +67,7 @@ pub(super) fn pipeline(
             (Rc::new(layout), whole, next)
         })
         .clone();
-    let source = format!("{PRELUDE}\n{}", text());
+    let source = format!("{}\n{PRELUDE}", text());
     let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
         label: Some(name),
         source: wgpu::ShaderSource::Wgsl(source.into()),

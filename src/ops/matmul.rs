@@ -1,6 +1,7 @@
 //! Matrix products: batched, broadcast and transposed by strides, so that no operand is ever copied.
 
 mod block;
+mod cooperative;
 mod lanes;
 mod tile;
 
@@ -14,6 +15,8 @@ use tile::{Form, LEAST_SPLIT, Tile, enough};
 
 const KERNEL: Kernel = Kernel { name: "matmul", text: include_str!("../../shaders/matmul.wgsl") };
 const BLOCK: Kernel = Kernel { name: "matmul_block", text: include_str!("../../shaders/matmul_block.wgsl") };
+const COOPERATIVE: Kernel =
+    Kernel { name: "matmul_cooperative", text: include_str!("../../shaders/matmul_cooperative.wgsl") };
 
 /// Applied to the product before it is stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -60,6 +63,8 @@ struct MatMul {
     residual: bool,
     /// Whether the sum of each row of a, over k, stands behind c.
     sums: bool,
+    /// Whether it yields a gradient.
+    backward: bool,
     act: Act,
     shape: Shape,
 }
@@ -123,6 +128,7 @@ impl Tensor {
                 bias: false,
                 residual: false,
                 sums: false,
+                backward: false,
                 act: Act::None,
                 shape,
             },
@@ -154,6 +160,7 @@ impl Tensor {
             bias: false,
             residual: false,
             sums: false,
+            backward: false,
             act: Act::None,
             shape: Shape::new(&[n, heads, r, l]),
         };
@@ -180,6 +187,7 @@ impl Tensor {
             bias: false,
             residual: false,
             sums: false,
+            backward: false,
             act: Act::None,
             shape: Shape::new(&[n, r, width]),
         };
@@ -215,6 +223,7 @@ impl MatMul {
             bias: false,
             residual: false,
             sums: false,
+            backward: false,
             act: Act::None,
             shape: x.with(rank - 1, n),
         }
@@ -237,6 +246,7 @@ impl MatMul {
             bias: false,
             residual: false,
             sums: false,
+            backward: true,
             act: Act::None,
             shape,
             ..self.clone()
@@ -324,6 +334,7 @@ impl Op for MatMul {
                 (KERNEL, count, groups_of(count))
             }
             Form::Block { .. } => (BLOCK, tiles * splits, fold_groups(tiles * splits)),
+            Form::Cooperative { .. } => (COOPERATIVE, tiles * splits, fold_groups(tiles * splits)),
         };
         let l = |l: Layout, third: usize| [l.batch[0], l.batch[1], third, l.row];
         let params = Words::default()
@@ -340,6 +351,7 @@ impl Op for MatMul {
         let text = || match tile.form {
             Form::Lanes { .. } => lanes::source(&tile),
             Form::Block { .. } => block::source(&tile),
+            Form::Cooperative { .. } => cooperative::source(&tile),
         };
         let mut reads = vec![a, b];
         reads.extend(&x[2..]);

@@ -18,8 +18,7 @@ const RESULTS: [&str; 5] = ["sims", "loss_rank", "loss_path", "loss_total", "gra
 pub(super) fn check(fixture: &Fixture, device: &Device) -> Result<Vec<Row>> {
     let config: Config = fixture.config()?;
     config.check().map_err(|e| e.at(&fixture.place))?;
-    let host = device.gpu().is_none();
-    let rules = Rules::new(host, Some(config.bert_config.num_hidden_layers));
+    let rules = Rules::new(device, Some(config.bert_config.num_hidden_layers));
     let mut rows = Vec::new();
     let recomputed = fixture.is_train().then_some(("recomputed", Path::Recomputed));
     for (name, path) in [("composed", Path::Composed), ("fast", Path::Fast)].into_iter().chain(recomputed) {

@@ -1,7 +1,7 @@
 //! Which part of a product one invocation, subgroup or workgroup computes, and how it reads and writes.
 
 use super::{Act, MatMul};
-use crate::gpu::{Gpu, Style};
+use crate::gpu::{Gpu, Precision, QUARTERS, Style};
 
 /// Who computes a tile of c.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -11,6 +11,9 @@ pub(super) enum Form {
     Lanes { lanes: usize, rows: usize, cols: usize },
     /// A workgroup of `side x side` invocations, each `4 halves x 4 halves`, through workgroup memory.
     Block { side: usize, halves: usize },
+    /// A workgroup of four subgroups (or more that repeat their work), each `each x each` cooperative matrices of
+    /// `side x side`.
+    Cooperative { side: usize, each: usize, invocations: usize, subgroups: usize },
 }
 
 impl Form {
@@ -19,14 +22,15 @@ impl Form {
         match self {
             Self::Lanes { lanes, rows, cols } => (lanes * rows, cols),
             Self::Block { side, halves } => (4 * side * halves, 4 * side * halves),
+            Self::Cooperative { side, each, .. } => (2 * side * each, 2 * side * each),
         }
     }
 
-    /// Loop iterations over `k`: a step of four, or of sixteen that are a loop of their own; at most.
+    /// Loop iterations over `k`: a step of four, or of sixteen with loops of its own; at most.
     pub(super) fn loops(self, k: usize) -> usize {
         match self {
             Self::Lanes { .. } => k.div_ceil(4),
-            Self::Block { .. } => 17 * k.div_ceil(16),
+            Self::Block { .. } | Self::Cooperative { .. } => 17 * k.div_ceil(16),
         }
     }
 
@@ -35,6 +39,7 @@ impl Form {
         match self {
             Self::Lanes { lanes, .. } => lanes,
             Self::Block { side, .. } => side * side,
+            Self::Cooperative { invocations, .. } => invocations,
         }
     }
 }
@@ -69,7 +74,7 @@ impl Tile {
         let form = form(op, gpu, can_split);
         let down = match form {
             Form::Lanes { rows, .. } => rows,
-            Form::Block { .. } => 4,
+            Form::Block { .. } | Form::Cooperative { .. } => 4,
         };
         let a_vector = (a_along_k || (a.row == 1 && down.is_multiple_of(4)))
             && fours(&a_rest)
@@ -126,6 +131,10 @@ const SUBGROUP: Tuning = Tuning {
 /// Sides and halves of a workgroup's tile for GPUs, largest first: 128, 64 and 32 rows and columns. Unmeasured.
 const BLOCKS: [(usize, usize); 3] = [(16, 2), (16, 1), (8, 1)];
 
+/// Matrices along an edge of a subgroup's quarter, most first: with matrices of 16, workgroups own 128, 64 and 32
+/// rows and columns. Unmeasured on GPUs.
+const EACH: [usize; 3] = [4, 2, 1];
+
 /// Invocations below which a smaller tile is taken, and below which a long k is split: on a CPU, and on a GPU.
 const ENOUGH: usize = 512;
 const ENOUGH_ON_GPU: usize = 1 << 14;
@@ -142,11 +151,14 @@ pub(super) const LEAST_SPLIT: usize = 32;
 fn form(op: &MatMul, gpu: &Gpu, can_split: bool) -> Form {
     let splits = if can_split { (op.k / (4 * LEAST_SPLIT)).max(1) } else { 1 };
     let lanes = gpu.facts().lanes().unwrap_or(1);
-    let (candidates, tuning): (Vec<Form>, _) = match gpu.style() {
-        Style::Direct => (lanes_of(&DIRECT, 1), &DIRECT),
-        Style::Subgroup => (lanes_of(&SUBGROUP, lanes), &SUBGROUP),
+    let (candidates, tuning): (Vec<Form>, _) = match (cooperative(op, gpu), gpu.style()) {
+        (Some(forms), _) => (forms, &DIRECT),
+        (None, Style::Direct) => (lanes_of(&DIRECT, 1), &DIRECT),
+        (None, Style::Subgroup) => (lanes_of(&SUBGROUP, lanes), &SUBGROUP),
         // A GPU's tile only weighs waste against idle cores: its loads are shared, its compiler is quick.
-        Style::Workgroup => (BLOCKS.map(|(side, halves)| Form::Block { side, halves }).to_vec(), &DIRECT),
+        (None, Style::Workgroup) => {
+            (BLOCKS.map(|(side, halves)| Form::Block { side, halves }).to_vec(), &DIRECT)
+        }
     };
     let cost = |form: &Form| {
         let (height, width) = form.covers();
@@ -161,7 +173,7 @@ fn form(op: &MatMul, gpu: &Gpu, can_split: bool) -> Form {
                 let loads = tuning.load * (rows as f64 + cols as f64 / lanes as f64);
                 work * (1.0 + (loads + tuning.broadcast * cols as f64) / own) * idle + tuning.compile * own
             }
-            Form::Block { side, halves } => work * (1.0 + 8.0 / (side * halves) as f64) * idle,
+            Form::Block { .. } | Form::Cooperative { .. } => work * (1.0 + 32.0 / height as f64) * idle,
         }
     };
     candidates.into_iter().min_by(|x, y| cost(x).total_cmp(&cost(y))).expect("there are tiles")
@@ -169,4 +181,17 @@ fn form(op: &MatMul, gpu: &Gpu, can_split: bool) -> Form {
 
 fn lanes_of(tuning: &Tuning, lanes: usize) -> Vec<Form> {
     tuning.tiles.iter().map(|&(rows, cols)| Form::Lanes { lanes, rows, cols }).collect()
+}
+
+/// The forms on cooperative matrices, for products in f16 that fill at least one. A smaller one would mostly
+/// multiply padding. Gradients stay in f32.
+fn cooperative(op: &MatMul, gpu: &Gpu) -> Option<Vec<Form>> {
+    let side = gpu.facts().cooperative_matrix.filter(|_| gpu.precision() == Precision::F16)?;
+    let (low, high) = gpu.facts().subgroup?;
+    if op.backward || op.m.min(op.n).min(op.k) < side {
+        return None;
+    }
+    let invocations = (QUARTERS * high) as usize;
+    let subgroups = (QUARTERS * high / low) as usize;
+    Some(EACH.map(|each| Form::Cooperative { side, each, invocations, subgroups }).to_vec())
 }
