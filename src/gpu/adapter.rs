@@ -41,14 +41,14 @@ impl std::str::FromStr for Style {
     }
 }
 
-/// How exactly products are computed. Everything else is f32.
+/// How exactly products are computed. Gradients and everything else are f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// Operands and sums in f32.
     #[default]
     F32,
-    /// Operands rounded to f16, sums in f32: on adapters with cooperative matrices.
+    /// Operands rounded to f16 (past 65,504 they are infinite), sums in f32: on adapters with cooperative matrices.
     F16,
 }
 
@@ -142,7 +142,7 @@ const COOPERATIVE: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MAT
     .union(wgpu::Features::SUBGROUP);
 
 /// Subgroups that share a workgroup's square of a product.
-pub const QUARTERS: u32 = 4;
+pub(crate) const QUARTERS: u32 = 4;
 
 /// The edge of the largest square matrices of f16 that sum in f32. Subgroups must be known within a factor of two:
 /// a workgroup has enough of the largest, and where they turn out smaller, some repeat the others' work.

@@ -11,7 +11,8 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
-pub use adapter::{AdapterFacts, Class, Precision, QUARTERS, Style, adapters, choice, choose};
+pub(crate) use adapter::QUARTERS;
+pub use adapter::{AdapterFacts, Class, Precision, Style, adapters, choice, choose};
 pub use kernel::{Kernel, MAX_LOOP};
 pub use pool::{Buf, Memory};
 pub use profile::{KernelTime, SizeTime, Stats};

@@ -183,8 +183,8 @@ fn lanes_of(tuning: &Tuning, lanes: usize) -> Vec<Form> {
     tuning.tiles.iter().map(|&(rows, cols)| Form::Lanes { lanes, rows, cols }).collect()
 }
 
-/// The forms on cooperative matrices, for products in f16 that fill at least one. A smaller one would mostly
-/// multiply padding. Gradients stay in f32.
+/// The forms on cooperative matrices, for products in f16 that fill at least one: a smaller one would mostly multiply
+/// padding. Unmeasured on GPUs. Gradients stay in f32: some lie wholly below what f16 holds (docs/rejected.md).
 fn cooperative(op: &MatMul, gpu: &Gpu) -> Option<Vec<Form>> {
     let side = gpu.facts().cooperative_matrix.filter(|_| gpu.precision() == Precision::F16)?;
     let (low, high) = gpu.facts().subgroup?;
