@@ -269,6 +269,6 @@ fn checks_in_f16_pass_by_bounds_of_their_own() {
         }
         let (status, out, err) = run(args);
         assert_eq!(status, 0, "{out}{err}");
-        assert!(out.contains("2.0e-2") || out.contains("1.0e-3"), "no bound of f16 in {out}");
+        assert!(out.contains("2.0e-3") || out.contains("1.0e-3"), "no bound of f16 in {out}");
     }
 }

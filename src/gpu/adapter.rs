@@ -144,6 +144,9 @@ const COOPERATIVE: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MAT
 /// Subgroups that share a workgroup's square of a product.
 pub(crate) const QUARTERS: u32 = 4;
 
+/// Workgroup memory for two tiles in f16 and a matrix of each of eight subgroups, in bytes.
+const TILES: u32 = 20 << 10;
+
 /// The edge of the largest square matrices of f16 that sum in f32. Subgroups must be known within a factor of two:
 /// a workgroup has enough of the largest, and where they turn out smaller, some repeat the others' work.
 fn cooperative_matrix(
@@ -151,7 +154,9 @@ fn cooperative_matrix(
     limits: &wgpu::Limits,
     (low, high): (u32, u32),
 ) -> Option<usize> {
-    let fits = high <= 2 * low && QUARTERS * high <= limits.max_compute_invocations_per_workgroup;
+    let fits = high <= 2 * low
+        && QUARTERS * high <= limits.max_compute_invocations_per_workgroup
+        && limits.max_compute_workgroup_storage_size >= TILES;
     if !fits || !adapter.features().contains(COOPERATIVE) {
         return None;
     }

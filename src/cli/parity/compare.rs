@@ -7,9 +7,13 @@ use crate::gpu::Precision;
 use crate::host::{Ratios, ratios};
 use crate::tensor::Device;
 
-/// Of results under [`Precision::F16`]: an operand is off by up to 2^-11, and DIME's routers, where paths cancel,
-/// carry thirty times that through three layers (measured: 9.4e-3; similarities 1.3e-3).
+/// Of results under [`Precision::F16`]: an operand is off by up to 2^-11, and DIME's routers, where paths cancel, carry
+/// twenty times that through three layers (measured: 9.4e-3; the gradients' norm 1.3e-2).
 const HALF_OUT: f64 = 2e-2;
+/// Of similarities, which are means of much (measured: 1.3e-3).
+pub const HALF_SIMS: f64 = 4e-3;
+/// Of BERT's states (measured: 6.9e-4).
+pub const HALF_TEXT: f64 = 2e-3;
 /// Of a gradient under [`Precision::F16`], as a share of all gradients together: a tensor whose terms cancel (a bias
 /// before a norm) has no accuracy of its own, and rectifiers near zero open or shut (measured: 4.4e-2).
 const HALF_GRAD: f64 = 1e-1;

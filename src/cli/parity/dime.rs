@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Fixture;
-use super::compare::{Row, Rules, family, steps};
+use super::compare::{HALF_SIMS, Row, Rules, family, steps};
 use crate::error::Result;
 use crate::nn::bert::Tokens;
 use crate::nn::{ParamSpec, Params, Role};
@@ -24,7 +24,10 @@ pub(super) fn check(fixture: &Fixture, device: &Device) -> Result<Vec<Row>> {
     for (name, path) in [("composed", Path::Composed), ("fast", Path::Fast)].into_iter().chain(recomputed) {
         let composed = path == Path::Composed;
         let results = run(fixture, &config, device, path)?;
-        rows.extend(family(fixture, "out.", name, rules, &results.out, |n| composed || RESULTS.contains(&n)));
+        let sims = if rules.half { Rules { out: HALF_SIMS, ..rules } } else { rules };
+        rows.extend(family(fixture, "out.", name, sims, &results.out, |n| n == "sims"));
+        let wanted = |n: &str| n != "sims" && (composed || RESULTS.contains(&n));
+        rows.extend(family(fixture, "out.", name, rules, &results.out, wanted));
         if fixture.is_train() {
             rows.extend(family(fixture, "grad.", name, rules, &results.grad, |_| true));
             rows.extend(unasked(fixture, name, &results.grad));

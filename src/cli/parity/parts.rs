@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Fixture;
-use super::compare::{Row, Rules, family};
+use super::compare::{HALF_TEXT, Row, Rules, family};
 use crate::error::{Error, Result};
 use crate::host::ratios;
 use crate::nn::Params;
@@ -38,7 +38,10 @@ pub(super) fn bert(fixture: &Fixture, device: &Device) -> Result<Vec<Row>> {
     for (i, layer) in states.layers.iter().enumerate() {
         out.insert(format!("layer.{i}"), layer.to_f64()?);
     }
-    let rules = Rules::new(device, Some(config.num_hidden_layers));
+    let mut rules = Rules::new(device, Some(config.num_hidden_layers));
+    if rules.half {
+        rules.out = HALF_TEXT;
+    }
     Ok(family(fixture, "out.", PATH, rules, &out, |_| true))
 }
 
