@@ -18,7 +18,7 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> v: array<f32>; // [count], mean of their squares
 @group(0) @binding(5) var<uniform> p: Params;
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(GROUP)
 fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
     let i = linear_id(id, groups);
     if i >= p.count {

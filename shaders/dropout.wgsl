@@ -20,7 +20,7 @@ fn scramble(v: u32) -> u32 {
     return h ^ (h >> 16u);
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(GROUP)
 fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
     let i = linear_id(id, groups);
     if i >= p.count {

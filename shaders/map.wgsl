@@ -6,7 +6,7 @@
 @group(0) @binding(2) var<uniform> p: array<vec4<u32>, 64>; // count, dims, strides, bounds, constants
 //: end
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(GROUP)
 fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
     let i = linear_id(id, groups);
     if i >= p[0].x {

@@ -25,7 +25,7 @@ struct Params {
 //: end
 
 //: entry
-@compute @workgroup_size(64)
+@compute @workgroup_size(GROUP)
 fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
 //: end
     let i = linear_id(id, groups);

@@ -16,7 +16,7 @@ struct Params {
 @group(0) @binding(7) var<storage, read_write> y: array<f32>; // [total]
 @group(0) @binding(8) var<uniform> p: Params;
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(GROUP)
 fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
     let i = linear_id(id, groups);
     if i >= p.count {

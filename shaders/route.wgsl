@@ -22,7 +22,7 @@ alias T = vec4<f32>;
 @group(0) @binding(5) var<storage, read_write> y: array<T>; // [4, outer, inner, m]
 @group(0) @binding(6) var<uniform> p: Params;
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(GROUP)
 fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
     let i = linear_id(id, groups);
     if i >= p.count {

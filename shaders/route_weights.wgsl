@@ -20,7 +20,7 @@ fn fold(x: T) -> f32 { return x.x + x.y + x.z + x.w; }
 @group(0) @binding(6) var<storage, read_write> y: array<f32>; // [chunks, outer, inner, 2, 4]
 @group(0) @binding(7) var<uniform> p: Params;
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(GROUP)
 fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
     let i = linear_id(id, groups);
     if i >= p.count {

@@ -17,7 +17,7 @@ fn row_of(token: u32) -> u32 {
     return min(u32(ids[token]), p.rows - 1u);
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(GROUP)
 fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
     let i = linear_id(id, groups);
     if i >= p.count {

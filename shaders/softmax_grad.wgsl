@@ -19,7 +19,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> y: array<T>; // [outer, n, inner]
 @group(0) @binding(3) var<uniform> p: Params;
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(GROUP)
 fn main(
     @builtin(global_invocation_id) id: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,

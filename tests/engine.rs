@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use adapters::gpus;
 use crossweave::Kind;
-use crossweave::gpu::{Gpu, Kernel, Launch, MAX_LOOP, Options, Stats, Words};
+use crossweave::gpu::{Gpu, Grid, Kernel, Launch, MAX_LOOP, Options, Stats, Words};
 use crossweave::host::Rng;
 use crossweave::ops::registry::cases;
 use crossweave::ops::{Act, AdamState, AdamStep, Expr, adam, map, materialize, sum_of_squares};
@@ -146,7 +146,7 @@ const TRESPASS: Kernel = Kernel {
     name: "trespass",
     text: "@group(0) @binding(0) var<storage, read_write> y: array<f32>;
 @group(0) @binding(1) var<uniform> p: vec4<u32>;
-@compute @workgroup_size(64)
+@compute @workgroup_size(GROUP)
 fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
     let i = linear_id(id, groups);
     if i <= p.x { y[i] = 1.0; }
@@ -162,7 +162,7 @@ fn trespass(gpu: &Gpu, loops: usize, n: usize) {
         reads: &[],
         writes: &[&y],
         params: Words::default().sizes(&[n, 0, 0, 0]),
-        groups: [1, 1],
+        grid: Grid::Invocations(n + 1),
         loops,
     });
 }

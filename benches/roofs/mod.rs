@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crossweave::gpu::{Class, Gpu, Kernel, Launch, Options, Precision, Words, fold_groups, groups_of};
+use crossweave::gpu::{Class, Gpu, Grid, Kernel, Launch, Options, Precision, Words};
 use crossweave::ops::map;
 use crossweave::tensor::Device;
 
@@ -11,7 +11,7 @@ const FMA: Kernel = Kernel {
     name: "fma",
     text: "@group(0) @binding(0) var<storage, read_write> y: array<vec4<f32>>;
 @group(0) @binding(1) var<uniform> p: vec4<u32>;
-@compute @workgroup_size(64)
+@compute @workgroup_size(GROUP)
 fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
     let i = linear_id(id, groups);
     let x = vec4<f32>(f32(i & 7u) * 1e-3 + 0.5);
@@ -109,7 +109,7 @@ impl Roofs {
                 reads: &[],
                 writes: &[&y],
                 params: Words::default().sizes(&[loops, 0, 0, 0]),
-                groups: groups_of(threads),
+                grid: Grid::Invocations(threads),
                 loops: 5 * loops,
             });
         });
@@ -155,7 +155,7 @@ fn matrices(own: &Gpu) -> Option<f64> {
             reads: &[],
             writes: &[&y],
             params: Words::default().sizes(&[loops, 0, 0, 0]),
-            groups: fold_groups(groups),
+            grid: Grid::Groups(groups),
             loops: loops + 16,
         });
     });

@@ -85,6 +85,8 @@ pub struct AdapterFacts {
     pub kind: String,
     /// Hardware or software.
     pub class: Class,
+    /// Cores that run kernels, where they are the CPU's.
+    pub cores: Option<usize>,
     /// The largest storage binding in bytes.
     pub max_binding: u64,
     /// The largest buffer in bytes.
@@ -122,6 +124,8 @@ impl AdapterFacts {
             driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
             kind: format!("{:?}", info.device_type),
             class,
+            cores: (class == Class::Software)
+                .then(|| std::thread::available_parallelism().map_or(1, usize::from)),
             max_binding: limits.max_storage_buffer_binding_size,
             max_buffer: limits.max_buffer_size,
             workgroup_memory: limits.max_compute_workgroup_storage_size,

@@ -1,9 +1,10 @@
 //! Compiled kernels, by name and variant.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
-use super::Gpu;
+use super::{Gpu, Launch};
 
 /// The most loop iterations one invocation may run: lavapipe ends it silently at 65,535.
 pub const MAX_LOOP: usize = 32_768;
@@ -38,16 +39,17 @@ impl Pipelines {
     }
 }
 
-/// The pipeline of a kernel's variant, compiled at its first use from `text`.
-pub(super) fn pipeline(
-    gpu: &Gpu,
-    name: &'static str,
-    variant: u64,
-    reads: usize,
-    writes: usize,
-    text: impl FnOnce() -> String,
-    constants: &[(&str, f64)],
-) -> Rc<Pipeline> {
+/// The pipeline of a launch's variant of its kernel, compiled at its first use.
+pub(super) fn pipeline(gpu: &Gpu, launch: &Launch) -> Rc<Pipeline> {
+    let Launch { kernel: Kernel { name, text }, body, constants, .. } = *launch;
+    let (reads, writes) = (launch.reads.len(), launch.writes.len());
+    let group = launch.grid.group(gpu.0.style);
+    let mut hash = DefaultHasher::new();
+    for (key, value) in constants {
+        (key, value.to_bits()).hash(&mut hash);
+    }
+    (body.map(|b| b.0), group).hash(&mut hash);
+    let variant = hash.finish();
     let mut pipelines = gpu.0.pipelines.borrow_mut();
     if let Some(found) = pipelines.made.get(&(name, variant)) {
         return found.clone();
@@ -67,7 +69,8 @@ pub(super) fn pipeline(
             (Rc::new(layout), whole, next)
         })
         .clone();
-    let source = format!("{}\n{PRELUDE}", text());
+    let text = body.map_or_else(|| text.to_string(), |b| b.1());
+    let source = format!("{text}\n{}", PRELUDE.replace("GROUP = 64u", &format!("GROUP = {group}u")));
     let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
         label: Some(name),
         source: wgpu::ShaderSource::Wgsl(source.into()),

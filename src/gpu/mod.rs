@@ -16,7 +16,7 @@ pub use adapter::{AdapterFacts, Class, Precision, Style, adapters, choice, choos
 pub use kernel::{Kernel, MAX_LOOP};
 pub use pool::{Buf, Memory};
 pub use profile::{KernelTime, SizeTime, Stats};
-pub use recorder::{Launch, Words, fold_groups, groups_of};
+pub use recorder::{Grid, Launch, Words};
 
 use crate::error::{Error, Kind, Result};
 use kernel::Pipelines;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::kernel::{MAX_LOOP, Pipeline, pipeline};
 use super::pool::is_void;
 use super::profile::{Clock, Timed};
-use super::{AdapterFacts, Buf, Gpu, Kernel, report};
+use super::{AdapterFacts, Buf, Gpu, Kernel, Style, report};
 use crate::error::{Error, Kind, Result};
 
 /// Bytes of parameters a kernel can declare.
@@ -60,20 +60,38 @@ pub struct Launch<'a> {
     pub writes: &'a [&'a Buf],
     /// The kernel's parameters.
     pub params: Words,
-    /// Workgroups along x and y (see [`groups_of`]).
-    pub groups: [usize; 2],
+    /// How much of the kernel runs.
+    pub grid: Grid,
     /// Loop iterations of the longest invocation, checked against [`MAX_LOOP`].
     pub loops: usize,
 }
 
-/// Workgroups for `n` invocations at 64 a group, folded into two axes.
-pub fn groups_of(n: usize) -> [usize; 2] {
-    fold_groups(n.div_ceil(64))
+/// How much of a kernel a dispatch runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grid {
+    /// So many invocations, 64 a workgroup.
+    Invocations(usize),
+    /// So many invocations with much to do each: 8 a workgroup where the adapter is the CPU, whose cores take
+    /// workgroups in turn and wait for the last.
+    Heavy(usize),
+    /// So many workgroups of the kernel's own size.
+    Groups(usize),
 }
 
-/// Workgroups folded into two axes.
-pub fn fold_groups(groups: usize) -> [usize; 2] {
-    if groups <= MAX_GROUPS { [groups, 1] } else { [MAX_GROUPS, groups.div_ceil(MAX_GROUPS)] }
+impl Grid {
+    /// Invocations of a workgroup, where the kernel does not fix them.
+    pub(super) fn group(self, style: Style) -> usize {
+        if matches!(self, Self::Heavy(_)) && style != Style::Workgroup { 8 } else { 64 }
+    }
+
+    /// Workgroups along x and y.
+    fn groups(self, style: Style) -> [usize; 2] {
+        let groups = match self {
+            Self::Invocations(n) | Self::Heavy(n) => n.div_ceil(self.group(style)),
+            Self::Groups(n) => n,
+        };
+        if groups <= MAX_GROUPS { [groups, 1] } else { [MAX_GROUPS, groups.div_ceil(MAX_GROUPS)] }
+    }
 }
 
 struct Command {
@@ -122,21 +140,15 @@ pub(super) fn dispatch(gpu: &Gpu, launch: &Launch) {
     let name = launch.kernel.name;
     assert!(launch.loops <= MAX_LOOP, "{name} would loop {} times in one invocation", launch.loops);
     assert!(launch.reads.len() + launch.writes.len() <= 8, "{name} binds more than 8 buffers");
-    if launch.groups.contains(&0) || gpu.faulted() {
+    let groups = launch.grid.groups(gpu.0.style);
+    if groups.contains(&0) || gpu.faulted() {
         return;
     }
     if launch.reads.iter().chain(launch.writes).any(|buf| is_void(gpu, buf)) {
         return;
     }
-    assert!(launch.groups.iter().all(|g| *g <= MAX_GROUPS), "{name}: {:?} workgroups", launch.groups);
-    let mut hash = DefaultHasher::new();
-    for (key, value) in launch.constants {
-        (key, value.to_bits()).hash(&mut hash);
-    }
-    launch.body.map(|b| b.0).hash(&mut hash);
-    let text = || launch.body.map_or_else(|| launch.kernel.text.to_string(), |b| b.1());
-    let (reads, writes) = (launch.reads.len(), launch.writes.len());
-    let pipeline = pipeline(gpu, name, hash.finish(), reads, writes, text, launch.constants);
+    assert!(groups.iter().all(|g| *g <= MAX_GROUPS), "{name}: {groups:?} workgroups");
+    let pipeline = pipeline(gpu, launch);
 
     let mut recorder = gpu.0.recorder.borrow_mut();
     let bindings = bind_group(gpu, &mut recorder, &pipeline, launch);
@@ -145,7 +157,7 @@ pub(super) fn dispatch(gpu: &Gpu, launch: &Launch) {
     assert!(recorder.arena.len() as u64 - u64::from(params) <= PARAM_BYTES, "{name}: too many parameters");
     let padded = (recorder.arena.len() as u64).next_multiple_of(recorder.align);
     recorder.arena.resize(padded as usize, 0);
-    let groups = launch.groups.map(|g| g as u32);
+    let groups = groups.map(|g| g as u32);
     let timed = gpu.0.profile.borrow_mut().next(name);
     recorder.commands.push(Command { pipeline, bindings, params, groups, timed });
     let full = recorder.commands.len() >= FLUSH_AFTER || padded + PARAM_BYTES > ARENA_BYTES;

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::params::{Init, Layout, ParamSpec, Role, Scope, layout};
-use super::{Dropouts, layer_norm, linear, linear_plus};
+use super::{Dropouts, layer_norm, linear, linear_plus, linears};
 use crate::error::{Error, Result};
 use crate::ops::{Act, Expr, map};
 use crate::tensor::Tensor;
@@ -203,16 +203,16 @@ pub fn encode(scope: &Scope, config: &Config, tokens: &Tokens, dropouts: Option<
         let at = scope.sub(&format!("encoder.layer.{i}"));
         let attention = at.sub("attention");
         let own = attention.sub("self");
-        let part = |name: &str| linear(&own.sub(name), x, Act::None);
+        let maps = ["query", "key", "value"].map(|name| own.sub(name));
         let heads = config.num_attention_heads;
         let scale = 1.0 / ((config.hidden_size / heads) as f64).sqrt();
-        let (q, k, v) = (part("query"), part("key"), part("value"));
         let mixed = if dropouts.is_some() {
+            let [q, k, v] = maps.map(|scope| linear(&scope, x, Act::None));
             let masked = masked.view().repeat(1, 1).repeat(1, 1);
             let scores = q.head_scores(&k, heads, scale).map2(masked, |s, m| s + m);
             drop(scores.softmax(-1, 1.0), config.attention_probs_dropout_prob).head_mix(&v)
         } else {
-            q.attention(&k, &v, heads, scale, Some(&masked))
+            linears(&maps, x).self_attention(heads, scale, Some(&masked))
         };
         let x = residual(&attention.sub("output"), config, &mixed, x, dropouts);
         let wide = linear(&at.sub("intermediate").sub("dense"), &x, Act::None).map(Expr::gelu);

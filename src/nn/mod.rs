@@ -3,7 +3,7 @@
 pub mod bert;
 mod params;
 
-use crate::ops::{Act, sum_of};
+use crate::ops::{Act, concat, map, sum_of};
 use crate::tensor::Tensor;
 pub use params::{Init, Layout, ParamSpec, Params, Role, Scope, layout, shapes};
 
@@ -15,6 +15,19 @@ pub fn linear(scope: &Scope, x: &Tensor, act: Act) -> Tensor {
 /// `x wᵀ + b + residual` with the scope's `weight` and `bias`.
 pub fn linear_plus(scope: &Scope, x: &Tensor, residual: &Tensor) -> Tensor {
     x.linear_plus(scope.at("weight"), scope.at("bias"), residual)
+}
+
+/// The linear maps of `x` by several scopes of one shape, beside each other on the last axis: one product.
+pub fn linears(scopes: &[Scope], x: &Tensor) -> Tensor {
+    let all = |name: &str| concat(&scopes.iter().map(|s| s.at(name).clone()).collect::<Vec<_>>(), 0);
+    x.linear(&all("weight"), Some(&all("bias")), Act::None)
+}
+
+/// `act(max(x w1ᵀ + b1, 0) w2ᵀ + b2) + residual` with the weights and biases of two scopes.
+pub fn mlp(first: &Scope, second: &Scope, x: &Tensor, act: Act, residual: Option<&Tensor>) -> Tensor {
+    let of = |scope: &Scope| [scope.at("weight").clone(), scope.at("bias").clone()];
+    let ([w1, b1], [w2, b2]) = (of(first), of(second));
+    x.mlp([&w1, &b1], [&w2, &b2], act, residual)
 }
 
 /// Layer norm over the last axis with the scope's `weight` and `bias`; the variance is biased.
@@ -95,8 +108,9 @@ impl BatchNorm {
     /// `x [.., channels]`, normalised, with the scope's `weight` and `bias`.
     pub fn apply(&self, scope: &Scope, x: &Tensor) -> Tensor {
         let scale = self.var.map2(scope.at("weight"), |v, w| w * (v + EPS).rsqrt());
-        let shift = self.mean.map3(&scale, scope.at("bias"), |m, s, b| b - m * s);
-        x.map3(&scale, &shift, |x, s, b| x * s + b)
+        let views = vec![x.view(), self.mean.view(), scale.view(), scope.at("bias").view()];
+        // The mean first: a scale's gradient is then a sum of what varies, not a difference of two large sums.
+        map(views, |v| (&v[0] - &v[1]) * &v[2] + &v[3])
     }
 }
 

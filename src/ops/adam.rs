@@ -1,6 +1,6 @@
 //! Adam and AdamW with a global norm clip: the one place where tensors change in place.
 
-use crate::gpu::{Buf, Gpu, Kernel, Launch, Words, groups_of};
+use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
 use crate::tensor::Tensor;
 
 const KERNEL: Kernel = Kernel { name: "adam", text: include_str!("../../shaders/adam.wgsl") };
@@ -109,7 +109,7 @@ fn on_gpu(gpu: &Gpu, reads: [&Buf; 2], writes: [&Buf; 3], step: &AdamStep, t: i3
         reads: &reads,
         writes: &writes,
         params: Words::default().sizes(&[n]).floats(&floats),
-        groups: groups_of(n),
+        grid: Grid::Invocations(n),
         loops: 1,
     });
 }

@@ -4,8 +4,9 @@
 use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use super::materialize;
 use super::walk::{fill, pointwise};
-use crate::gpu::{Buf, Gpu, Kernel, Launch, Style, Words, groups_of};
+use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Style, Words};
 use crate::host::Array;
 use crate::shape::Shape;
 use crate::tensor::{Back, Cost, Grad, Keep, Op, Tensor, apply};
@@ -23,11 +24,26 @@ impl Tensor {
     /// [masks, l]`, which gets no gradient; -1e30 leaves a key out.
     #[track_caller]
     pub fn attention(&self, k: &Self, v: &Self, heads: usize, scale: f64, bias: Option<&Self>) -> Self {
-        let op = Attention { heads, scale };
+        let op = Attention { heads, scale, stacked: false };
         let mut x = vec![self, k, v];
         x.extend(bias);
         // Kernels read four channels of a head at a time.
         if (self.shape().last() / heads.max(1)).is_multiple_of(4) { apply(op, &x) } else { op.composed(&x) }
+    }
+
+    /// [`Tensor::attention`] of a sequence over itself: this, `[n, r, 3 * heads * d]`, holds queries, keys and values
+    /// beside each other. The result is `[n, r, heads * d]`.
+    #[track_caller]
+    pub fn self_attention(&self, heads: usize, scale: f64, bias: Option<&Self>) -> Self {
+        let op = Attention { heads, scale, stacked: true };
+        let width = self.shape().last() / 3;
+        if !(width / heads.max(1)).is_multiple_of(4) {
+            let [q, k, v] = [0, 1, 2].map(|i| materialize(self.view().slice(2, i * width, width)));
+            return q.attention(&k, &v, heads, scale, bias);
+        }
+        let mut x = vec![self];
+        x.extend(bias);
+        apply(op, &x)
     }
 }
 
@@ -35,6 +51,8 @@ impl Tensor {
 struct Attention {
     heads: usize,
     scale: f64,
+    /// Whether one input holds queries, keys and values.
+    stacked: bool,
 }
 
 /// Sequences, queries, keys and the width of a head.
@@ -46,15 +64,24 @@ struct Sizes {
 }
 
 impl Attention {
+    /// The bias among the inputs, if there is one.
+    fn bias<T: Copy>(&self, x: &[T]) -> Option<T> {
+        x.get(if self.stacked { 1 } else { 3 }).copied()
+    }
+
     #[track_caller]
     fn sizes(&self, x: &[Shape]) -> Sizes {
+        assert!(self.bias(x).is_none_or(|b| b[1] == x[usize::from(!self.stacked)][1]), "attention: {x:?}");
+        if self.stacked {
+            assert!(x[0].rank() == 3 && x[0][2].is_multiple_of(3 * self.heads), "attention: {x:?}");
+            return Sizes { n: x[0][0], r: x[0][1], l: x[0][1], d: x[0][2] / 3 / self.heads };
+        }
         let (q, k) = (x[0], x[1]);
         assert!(
             q.rank() == 3 && k == x[2] && q[0] == k[0] && q[2] == k[2] && q[2].is_multiple_of(self.heads),
             "attention: {x:?}, {} heads",
             self.heads
         );
-        assert!(x.get(3).is_none_or(|b| b[1] == k[1]), "attention: {x:?}");
         Sizes { n: q[0], r: q[1], l: k[1], d: q[2] / self.heads }
     }
 
@@ -77,10 +104,11 @@ impl Attention {
     fn launch(&self, gpu: &Gpu, part: Part, reads: &[&Buf], writes: &[&Buf], shapes: &[Shape]) {
         let Sizes { n, r, l, d } = self.sizes(shapes);
         let lanes = if gpu.style() == Style::Subgroup { gpu.facts().lanes().unwrap_or(1) } else { 1 };
-        let plan = Plan { part, lanes, quads: d / 4, masked: shapes.len() > 3 };
+        let bias = self.bias(shapes);
+        let plan = Plan { part, lanes, quads: d / 4, masked: bias.is_some(), stacked: self.stacked };
         let (own, other) = if part == Part::Keys { (l, r) } else { (r, l) };
         let padded = own.next_multiple_of(lanes);
-        let masks = shapes.get(3).map_or(1, |b| b[0]);
+        let masks = bias.map_or(1, |b| b[0]);
         let count = n * self.heads * padded;
         let mut hash = DefaultHasher::new();
         plan.hash(&mut hash);
@@ -93,16 +121,28 @@ impl Attention {
             params: Words::default()
                 .sizes(&[count, self.heads, own, padded, other, masks, l])
                 .floats(&[self.scale as f32]),
-            groups: groups_of(count),
+            grid: Grid::Heavy(count),
             loops: PASSES * other.div_ceil(plan.chunk()),
         });
     }
 
+    /// Queries, keys, values and the bias, each by itself.
+    fn apart(&self, x: &[&Array]) -> Vec<Array> {
+        if !self.stacked {
+            return x.iter().map(|x| (*x).clone()).collect();
+        }
+        let shape = x[0].shape.with(2, x[0].shape[2] / 3);
+        let third = |i: usize| {
+            let rows = x[0].data.chunks(3 * shape[2]);
+            Array::new(shape, rows.flat_map(|row| &row[i * shape[2]..(i + 1) * shape[2]]).copied().collect())
+        };
+        [third(0), third(1), third(2)].into_iter().chain(x[1..].iter().map(|x| (*x).clone())).collect()
+    }
+
     /// Calls `f` with the weights of every sequence, head and query, in f64.
-    fn weights(&self, x: &[&Array], mut f: impl FnMut(usize, usize, usize, &[f64])) {
-        let shapes: Vec<Shape> = x.iter().map(|a| a.shape).collect();
-        let Sizes { n, r, l, d } = self.sizes(&shapes);
-        let width = self.heads * d;
+    fn weights(&self, x: &[Array], mut f: impl FnMut(usize, usize, usize, &[f64])) {
+        let ([n, r, width], l) = ([0, 1, 2].map(|i| x[0].shape[i]), x[1].shape[1]);
+        let d = width / self.heads;
         for s in 0..n {
             for h in 0..self.heads {
                 for i in 0..r {
@@ -122,11 +162,10 @@ impl Attention {
         }
     }
 
-    fn grads_on_host(&self, x: &[&Array], g: &Array) -> [Array; 3] {
-        let shapes: Vec<Shape> = x.iter().map(|a| a.shape).collect();
-        let Sizes { r, l, d, .. } = self.sizes(&shapes);
-        let width = self.heads * d;
-        let mut grads = [0, 1, 2].map(|i| Array::zeros(shapes[i]));
+    fn grads_on_host(&self, x: &[Array], g: &Array) -> [Array; 3] {
+        let ([r, width], l) = ([1, 2].map(|i| x[0].shape[i]), x[1].shape[1]);
+        let d = width / self.heads;
+        let mut grads = [0, 1, 2].map(|i| Array::zeros(x[i].shape));
         self.weights(x, |s, h, i, p| {
             let q = (s * r + i) * width + h * d;
             let at = |j: usize| (s * l + j) * width + h * d;
@@ -152,8 +191,7 @@ impl Op for Attention {
     }
 
     fn shape(&self, x: &[Shape]) -> Shape {
-        self.sizes(x);
-        x[0]
+        x[0].with(2, self.heads * self.sizes(x).d)
     }
 
     fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, shapes: &[Shape]) {
@@ -161,6 +199,7 @@ impl Op for Attention {
     }
 
     fn host(&self, x: &[&Array]) -> Array {
+        let x = &self.apart(x)[..];
         let mut y = Array::zeros(x[0].shape);
         let (r, l, width) = (x[0].shape[1], x[1].shape[1], x[0].shape[2]);
         let d = width / self.heads;
@@ -181,25 +220,39 @@ impl Op for Attention {
     fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
         let x: Vec<&Tensor> = (0..back.inputs()).map(|i| back.x(i)).collect();
         let shapes: Vec<Shape> = x.iter().map(|t| t.shape()).collect();
-        let grads = match back.g().buf() {
+        let bias = self.bias(&x);
+        let grads: Vec<Tensor> = match back.g().buf() {
             Some(g) => {
                 let gpu = g.gpu().expect("a tensor never outlives its device");
                 let Sizes { n, r, .. } = self.sizes(&shapes);
-                let bufs: Vec<&Buf> = x.iter().filter_map(|t| t.buf()).collect();
-                let like = |i: usize| gpu.alloc(shapes[i].len());
-                let (gq, gk, gv) = (like(0), like(1), like(2));
+                let of = x.len() - usize::from(bias.is_some());
+                let grads: Vec<Buf> = shapes[..of].iter().map(|s| gpu.alloc(s.len())).collect();
+                let (first, rest) = grads.split_at(if self.stacked { 0 } else { 1 });
+                let rest: Vec<&Buf> = rest.iter().collect();
                 let about = gpu.alloc(4 * n * self.heads * r);
-                let mut reads = vec![bufs[0], bufs[1], bufs[2], g];
-                reads.extend(bufs.get(3));
-                self.launch(&gpu, Part::Queries, &reads, &[&gq, &about], &shapes);
-                reads.insert(4, &about);
-                self.launch(&gpu, Part::Keys, &reads, &[&gk, &gv], &shapes);
-                [(0, gq), (1, gk), (2, gv)].map(|(i, buf)| Tensor::on_gpu(shapes[i], buf))
+                let mut reads: Vec<&Buf> = x[..of].iter().filter_map(|t| t.buf()).collect();
+                reads.push(g);
+                let masks: Vec<&Buf> = bias.iter().filter_map(|t| t.buf()).collect();
+                let queries = [&reads[..], &masks].concat();
+                self.launch(
+                    &gpu,
+                    Part::Queries,
+                    &queries,
+                    &[first.first().unwrap_or(rest[0]), &about],
+                    &shapes,
+                );
+                reads.push(&about);
+                self.launch(&gpu, Part::Keys, &[&reads[..], &masks].concat(), &rest, &shapes);
+                shapes.iter().zip(grads).map(|(shape, buf)| Tensor::on_gpu(*shape, buf)).collect()
             }
             None => {
                 let arrays: Vec<&Array> = x.iter().filter_map(|t| t.array()).collect();
                 let g = back.g().array().expect("it is on the host");
-                self.grads_on_host(&arrays, g).map(Tensor::on_host)
+                let grads = self.grads_on_host(&self.apart(&arrays), g);
+                if self.stacked { vec![beside(&grads)] } else { grads.to_vec() }
+                    .into_iter()
+                    .map(Tensor::on_host)
+                    .collect()
             }
         };
         let mut grads: Vec<Option<Grad>> = grads.into_iter().map(|g| Some(g.into())).collect();
@@ -209,9 +262,16 @@ impl Op for Attention {
 
     fn cost(&self, x: &[Shape]) -> Cost {
         let Sizes { n, r, l, d } = self.sizes(x);
-        let moved: usize = x.iter().map(Shape::len).sum::<usize>() + x[0].len();
+        let moved: usize = x.iter().map(Shape::len).sum::<usize>() + self.shape(x).len();
         Cost { flops: 4.0 * (n * r * l * self.heads * d) as f64, bytes: 4.0 * moved as f64 }
     }
+}
+
+/// Arrays `[n, r, width]` as one `[n, r, 3 width]`.
+fn beside(x: &[Array; 3]) -> Array {
+    let (shape, width) = (x[0].shape, x[0].shape[2]);
+    let row = |i: usize| x.iter().flat_map(move |x| x.data[i * width..(i + 1) * width].iter().copied());
+    Array::new(shape.with(2, 3 * width), (0..shape.len() / width).flat_map(row).collect())
 }
 
 /// Which of the three kernels.
@@ -241,9 +301,29 @@ struct Plan {
     /// Fours of channels in a head.
     quads: usize,
     masked: bool,
+    stacked: bool,
 }
 
 impl Plan {
+    /// The binding that holds an array.
+    fn bound<'a>(&self, array: &'a str) -> &'a str {
+        match array {
+            "q" | "k" | "v" if self.stacked => "qkv",
+            "gq" | "gk" | "gv" if self.stacked => "gqkv",
+            own => own,
+        }
+    }
+
+    /// Vector `j` of the owned head in a row of an array.
+    fn place(&self, array: &str, row: &str, j: &str) -> String {
+        let third = ["q", "k", "v"].iter().position(|name| array.trim_start_matches('g') == *name);
+        let row = match third.filter(|_| self.stacked) {
+            Some(third) => format!("({row}) * 3u + {third}u"),
+            None => row.to_string(),
+        };
+        format!("{}[(({row}) * p.heads + head) * {}u + {j}]", self.bound(array), self.quads)
+    }
+
     /// Rows of the other side in a step: enough that each invocation loads something.
     fn chunk(&self) -> usize {
         (self.lanes / self.quads).max(1)
@@ -256,8 +336,14 @@ impl Plan {
             Part::Keys => (&["q", "k", "v", "g", "about"], &["gk", "gv"]),
         };
         let mut bindings = String::new();
+        let bound = |names: &[&'static str]| {
+            let mut bound: Vec<&str> = names.iter().map(|name| self.bound(name)).collect();
+            bound.dedup();
+            bound
+        };
         let masked = if self.masked { &["bias"][..] } else { &[] };
-        let all = reads.iter().chain(masked).map(|name| (name, "read"));
+        let (reads, writes) = (bound(&[reads, masked].concat()), bound(writes));
+        let all = reads.iter().map(|name| (name, "read"));
         for (i, (name, access)) in all.chain(writes.iter().map(|name| (name, "read_write"))).enumerate() {
             let element = if *name == "bias" { "f32" } else { "vec4<f32>" };
             let _ = writeln!(
@@ -265,13 +351,13 @@ impl Plan {
                 "@group(0) @binding({i}) var<storage, {access}> {name}: array<{element}>;"
             );
         }
-        let last = reads.len() + masked.len() + writes.len();
+        let last = reads.len() + writes.len();
         let _ = write!(bindings, "@group(0) @binding({last}) var<uniform> p: Params;");
         let entry = if self.lanes > 1 {
-            "@compute @workgroup_size(64)\nfn main(@builtin(global_invocation_id) id: vec3<u32>, \
+            "@compute @workgroup_size(GROUP)\nfn main(@builtin(global_invocation_id) id: vec3<u32>, \
              @builtin(num_workgroups) groups: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {"
         } else {
-            "@compute @workgroup_size(64)\nfn main(@builtin(global_invocation_id) id: vec3<u32>, \
+            "@compute @workgroup_size(GROUP)\nfn main(@builtin(global_invocation_id) id: vec3<u32>, \
              @builtin(num_workgroups) groups: vec3<u32>) {\n    let lane = 0u;"
         };
         let body = match self.part {
@@ -285,8 +371,8 @@ impl Plan {
 
     /// Loads the owned row of `array` as `{name}0, {name}1, ..`.
     fn own(&self, name: &str, array: &str) -> String {
-        let at = |j: usize| format!("((n * p.own + row) * p.heads + head) * {}u + {j}u", self.quads);
-        (0..self.quads).fold(String::new(), |s, j| s + &format!("    let {name}{j} = {array}[{}];\n", at(j)))
+        let at = |j: usize| self.place(array, "n * p.own + row", &format!("{j}u"));
+        (0..self.quads).fold(String::new(), |s, j| s + &format!("    let {name}{j} = {};\n", at(j)))
     }
 
     /// Declares sums `{name}0, {name}1, ..`.
@@ -296,8 +382,8 @@ impl Plan {
 
     /// Stores sums as the owned row of `array`.
     fn store(&self, name: &str, array: &str) -> String {
-        let at = |j: usize| format!("((n * p.own + row) * p.heads + head) * {}u + {j}u", self.quads);
-        (0..self.quads).fold(String::new(), |s, j| s + &format!("    {array}[{}] = {name}{j};\n", at(j)))
+        let at = |j: usize| self.place(array, "n * p.own + row", &format!("{j}u"));
+        (0..self.quads).fold(String::new(), |s, j| s + &format!("    {} = {name}{j};\n", at(j)))
     }
 
     /// The other side's rows of a step from `first`: `{name}{c}_{j}` of row `first + c`, from `array`.
@@ -305,9 +391,7 @@ impl Plan {
         let (chunk, quads, lanes) = (self.chunk(), self.quads, self.lanes);
         let mut s = String::new();
         let at = |c: String, j: String| {
-            format!(
-                "{array}[((n * p.other + min(first + {c}, p.other - 1u)) * p.heads + head) * {quads}u + {j}]"
-            )
+            self.place(array, &format!("n * p.other + min(first + {c}, p.other - 1u)"), &j)
         };
         // A lane loads every `lanes`-th of the step's vectors; past the last it loads what nobody hears.
         let shares = (chunk * quads).div_ceil(lanes);

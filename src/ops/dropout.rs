@@ -1,6 +1,6 @@
 //! Dropout by a counter-based generator: the mask is a function of a seed, never stored.
 
-use crate::gpu::{Buf, Gpu, Kernel, Launch, Words, groups_of};
+use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
 use crate::host::{Array, uniform};
 use crate::shape::Shape;
 use crate::tensor::{Back, Grad, Keep, Op, Tensor, apply};
@@ -42,7 +42,7 @@ impl Op for Dropout {
             reads: x,
             writes: &[y],
             params: params.floats(&[self.rate, 1.0 / (1.0 - self.rate)]),
-            groups: groups_of(count),
+            grid: Grid::Invocations(count),
             loops: 1,
         });
     }

@@ -1,6 +1,6 @@
 //! Embedding lookup, and its gradient as a deterministic scatter-add.
 
-use crate::gpu::{Buf, Gpu, Kernel, Launch, MAX_LOOP, Words, groups_of};
+use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, MAX_LOOP, Words};
 use crate::host::Array;
 use crate::shape::Shape;
 use crate::tensor::{Back, Cost, Grad, Keep, Op, Tensor, apply};
@@ -42,7 +42,7 @@ impl Op for Gather {
             reads: x,
             writes: &[y],
             params: Words::default().sizes(&[count, width, rows]),
-            groups: groups_of(count),
+            grid: Grid::Invocations(count),
             loops: 1,
         });
     }
@@ -97,7 +97,7 @@ impl Op for Scatter {
                 reads: x,
                 writes: &[y],
                 params: Words::default().sizes(&[count, width, tokens, self.rows]),
-                groups: groups_of(count),
+                grid: Grid::Invocations(count),
                 loops: if add { tokens.min(MAX_LOOP + 1) } else { 1 },
             });
         }

@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use super::expr::{Expr, Program};
 use super::reduce::{Kind, Reduce, sum_axis};
 use super::walk::{Lane, Walk, distinct, fill, pointwise};
-use crate::gpu::{Buf, Gpu, Kernel, Launch, Words, groups_of};
+use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
 use crate::host::Array;
 use crate::shape::Shape;
 use crate::tensor::{Back, Cost, Grad, Keep, Op, Tensor, View, Viewed, apply};
@@ -144,7 +144,7 @@ impl Op for Map {
             reads: &buffers,
             writes: &[y],
             params: Words(params),
-            groups: groups_of(walk.invocations()),
+            grid: Grid::Invocations(walk.invocations()),
             loops: 1,
         });
     }

@@ -7,11 +7,11 @@ mod tile;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use crate::gpu::{Buf, Gpu, Kernel, Launch, Words, fold_groups, groups_of};
+use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
 use crate::host::Array;
 use crate::shape::Shape;
 use crate::tensor::{Back, Cost, Grad, Keep, Op, Tensor, apply};
-use tile::{Form, LEAST_SPLIT, Tile, enough};
+use tile::{Form, Tile, plan};
 
 const KERNEL: Kernel = Kernel { name: "matmul", text: include_str!("../../shaders/matmul.wgsl") };
 const BLOCK: Kernel = Kernel { name: "matmul_block", text: include_str!("../../shaders/matmul_block.wgsl") };
@@ -28,6 +28,18 @@ pub enum Act {
     Relu,
     /// Hyperbolic tangent.
     Tanh,
+    /// `max(tanh(x), 0)`.
+    TanhRelu,
+}
+
+/// What meets the product, in the shape of the result, before it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Beside {
+    Nothing,
+    /// A residual, added.
+    Added,
+    /// The output of a ReLU: where it is 0 so is the result, as that ReLU's derivative says.
+    Gate,
 }
 
 /// How an operand's elements lie in memory: strides in elements.
@@ -60,7 +72,11 @@ struct MatMul {
     c: Layout,
     scale: f64,
     bias: bool,
-    residual: bool,
+    beside: Beside,
+    /// Whether a is the output of a ReLU that leaves its derivative to this op's gradient.
+    rectified: bool,
+    /// Whether the activation's derivative is left to the op that reads the result.
+    open: bool,
     /// Whether the sum of each row of a, over k, stands behind c.
     sums: bool,
     /// Whether it yields a gradient.
@@ -81,9 +97,31 @@ impl Tensor {
     /// `x wᵀ + bias + residual`, shapes as in [`Tensor::linear`] and the residual of the result's.
     #[track_caller]
     pub fn linear_plus(&self, w: &Self, bias: &Self, residual: &Self) -> Self {
-        let op = MatMul { bias: true, residual: true, ..MatMul::linear(self.shape(), w.shape()) };
+        let op = MatMul { bias: true, beside: Beside::Added, ..MatMul::linear(self.shape(), w.shape()) };
         assert_eq!(residual.shape(), op.shape, "linear_plus: x {} with w {}", self.shape(), w.shape());
         apply(op, &[self, w, bias, residual])
+    }
+
+    /// Two linear maps with a ReLU between: `act(max(x w1ᵀ + b1, 0) w2ᵀ + b2) + residual`, shapes as in
+    /// [`Tensor::linear_plus`]. The ReLU's derivative is taken on the way to the hidden values' gradient.
+    #[track_caller]
+    pub fn mlp(&self, first: [&Self; 2], second: [&Self; 2], act: Act, residual: Option<&Self>) -> Self {
+        let [w, b] = first;
+        let op = MatMul { bias: true, act: Act::Relu, open: true, ..MatMul::linear(self.shape(), w.shape()) };
+        let hidden = apply(op, &[self, w, b]);
+        let [w, b] = second;
+        let beside = if residual.is_some() { Beside::Added } else { Beside::Nothing };
+        let op =
+            MatMul { bias: true, beside, rectified: true, act, ..MatMul::linear(hidden.shape(), w.shape()) };
+        assert!(
+            residual.is_none_or(|r| r.shape() == op.shape),
+            "mlp: x {} with w2 {}",
+            self.shape(),
+            w.shape()
+        );
+        let mut x = vec![&hidden, w, b];
+        x.extend(residual);
+        apply(op, &x)
     }
 
     /// `a b` over the last two axes, each transposed first if asked; up to two leading axes are batches and
@@ -126,7 +164,9 @@ impl Tensor {
                 c,
                 scale: 1.0,
                 bias: false,
-                residual: false,
+                beside: Beside::Nothing,
+                rectified: false,
+                open: false,
                 sums: false,
                 backward: false,
                 act: Act::None,
@@ -158,7 +198,9 @@ impl Tensor {
             c: Layout { batch: [heads * r * l, r * l], sum: 0, row: l, col: 1 },
             scale,
             bias: false,
-            residual: false,
+            beside: Beside::Nothing,
+            rectified: false,
+            open: false,
             sums: false,
             backward: false,
             act: Act::None,
@@ -185,7 +227,9 @@ impl Tensor {
             c: Layout { batch: [r * width, d], sum: 0, row: width, col: 1 },
             scale: 1.0,
             bias: false,
-            residual: false,
+            beside: Beside::Nothing,
+            rectified: false,
+            open: false,
             sums: false,
             backward: false,
             act: Act::None,
@@ -221,7 +265,9 @@ impl MatMul {
             c: flat(n, 1),
             scale: 1.0,
             bias: false,
-            residual: false,
+            beside: Beside::Nothing,
+            rectified: false,
+            open: false,
             sums: false,
             backward: false,
             act: Act::None,
@@ -244,7 +290,9 @@ impl MatMul {
             b,
             c,
             bias: false,
-            residual: false,
+            beside: Beside::Nothing,
+            rectified: false,
+            open: false,
             sums: false,
             backward: true,
             act: Act::None,
@@ -277,20 +325,45 @@ impl MatMul {
         }
     }
 
+    /// The same product with what lies in one stride joined: batches that share b are more rows, batches summed over
+    /// are more k.
+    fn folded(mut self) -> Self {
+        for i in [1, 0] {
+            let n = self.batch[i];
+            let joins = |l: &Layout| l.batch[i] == self.m * l.row;
+            let inner = i == 1 || self.batch[1] == 1;
+            if n > 1 && inner && self.b.batch[i] == 0 && joins(&self.a) && joins(&self.c) && !self.sums {
+                self.m *= n;
+                self.batch[i] = 1;
+            }
+        }
+        if self.a.sum == self.k * self.a.col && self.b.sum == self.k * self.b.row {
+            self.k *= self.sum;
+            self.sum = 1;
+        }
+        self
+    }
+
+    fn grad_a(&self, back: &Back, g: &Tensor) -> Grad {
+        let (m, n, k) = (self.m, self.n, self.k);
+        let op = self.product([m, k, n], self.c, self.b.transposed(), self.a, back.shape(0));
+        if self.rectified {
+            return apply(MatMul { beside: Beside::Gate, ..op }, &[g, back.x(1), back.x(0)]).into();
+        }
+        apply(op, &[g, back.x(1)]).into()
+    }
+
     /// The gradients of a linear map with a bias: that of the bias is summed on the way to that of the weight.
     fn linear_grads(&self, back: &Back, g: Tensor) -> Vec<Option<Grad>> {
         let (m, n, k) = (self.m, self.n, self.k);
-        let gx = back.needs(0).then(|| {
-            let op = self.product([m, k, n], self.c, self.b.transposed(), self.a, back.shape(0));
-            apply(op, &[&g, back.x(1)]).into()
-        });
+        let gx = back.needs(0).then(|| self.grad_a(back, &g));
         let c = Layout { row: k, col: 1, ..self.c };
         let shape = Shape::new(&[n * k + n]);
         let op = Self { sums: true, ..self.product([n, k, m], self.c.transposed(), self.a, c, shape) };
         let both = apply(op, &[&g, back.x(0)]);
         let part = |start, dims: &[usize]| Some(both.section(start, Shape::new(dims)).into());
         let mut grads = vec![gx, part(0, &[n, k]), part(n * k, &[n])];
-        grads.extend(self.residual.then(|| Some(g.into())));
+        grads.extend((self.beside == Beside::Added).then(|| Some(g.into())));
         grads
     }
 
@@ -311,30 +384,33 @@ impl Op for MatMul {
     }
 
     fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, _: &[Shape]) {
-        let op = self.oriented();
+        let op = self.oriented().folded();
         let swapped = self.c.col != 1 && self.c.row == 1;
         let (a, b) = if swapped { (x[1], x[0]) } else { (x[0], x[1]) };
-        let can_split = op.is_dense() && !self.bias && !self.residual && self.act == Act::None && op.sum == 1;
-        let tile = Tile::of(&op, gpu, can_split);
-        let (height, width) = tile.form.covers();
+        let can_split = op.is_dense()
+            && !self.bias
+            && self.beside == Beside::Nothing
+            && self.act == Act::None
+            && op.sum == 1;
+        let (form, splits) = plan(&op, gpu, can_split);
+        let tile = Tile::of(&op, form);
+        let (height, width) = form.covers();
         let tiles = op.m.div_ceil(height) * op.n.div_ceil(width) * op.batches();
         let steps = op.k.div_ceil(4);
-        let (busy, enough) = (tiles * tile.form.invocations(), enough(gpu));
-        let wanted = if busy < enough { enough.div_ceil(busy.max(1)).min(steps / LEAST_SPLIT) } else { 1 };
-        let most = 2 * crate::gpu::MAX_LOOP / tile.form.loops(16);
-        let splits = if can_split { wanted.max(steps.div_ceil(most)).max(1) } else { 1 };
+        let most = 2 * crate::gpu::MAX_LOOP / form.loops(16);
+        let splits = if can_split { splits.max(steps.div_ceil(most)) } else { 1 };
         let chunk = steps.div_ceil(splits);
         let splits = steps.div_ceil(chunk.max(1)).max(1);
         let out = op.m * op.n * op.batches() + if op.sums { op.m } else { 0 };
         let partial = (splits > 1).then(|| gpu.alloc(splits * out));
         let target = partial.as_ref().unwrap_or(y);
-        let (kernel, count, groups) = match tile.form {
+        let (kernel, count, grid) = match form {
             Form::Lanes { lanes, .. } => {
                 let count = tiles * splits * lanes;
-                (KERNEL, count, groups_of(count))
+                (KERNEL, count, Grid::Heavy(count))
             }
-            Form::Block { .. } => (BLOCK, tiles * splits, fold_groups(tiles * splits)),
-            Form::Cooperative { .. } => (COOPERATIVE, tiles * splits, fold_groups(tiles * splits)),
+            Form::Block { .. } => (BLOCK, tiles * splits, Grid::Groups(tiles * splits)),
+            Form::Cooperative { .. } => (COOPERATIVE, tiles * splits, Grid::Groups(tiles * splits)),
         };
         let l = |l: Layout, third: usize| [l.batch[0], l.batch[1], third, l.row];
         let params = Words::default()
@@ -348,7 +424,7 @@ impl Op for MatMul {
             .sizes(&[op.batch[0]]);
         let mut hash = DefaultHasher::new();
         tile.hash(&mut hash);
-        let text = || match tile.form {
+        let text = || match form {
             Form::Lanes { .. } => lanes::source(&tile),
             Form::Block { .. } => block::source(&tile),
             Form::Cooperative { .. } => cooperative::source(&tile),
@@ -362,8 +438,8 @@ impl Op for MatMul {
             reads: &reads,
             writes: &[target],
             params,
-            groups,
-            loops: op.sum * (tile.form.loops(4 * chunk) + 1),
+            grid,
+            loops: op.sum * (form.loops(4 * chunk) + 1),
         });
         if let Some(partial) = &partial {
             super::reduce::sum_buffers(gpu, partial, y, splits, out);
@@ -397,8 +473,14 @@ impl Op for MatMul {
                             Act::None => biased,
                             Act::Relu => biased.max(0.0),
                             Act::Tanh => biased.tanh(),
+                            Act::TanhRelu => biased.tanh().max(0.0),
                         };
-                        y.data[at] = value + x.last().filter(|_| self.residual).map_or(0.0, |r| r.data[at]);
+                        let beside = x[x.len() - 1].data.get(at).copied();
+                        y.data[at] = match (self.beside, beside) {
+                            (Beside::Added, Some(beside)) => value + beside,
+                            (Beside::Gate, Some(beside)) if beside <= 0.0 => 0.0,
+                            _ => value,
+                        };
                     }
                 }
             }
@@ -408,23 +490,22 @@ impl Op for MatMul {
 
     fn keep(&self) -> Keep {
         let keep = Keep::inputs([0, 1]);
-        if self.act == Act::None { keep } else { keep.and_output() }
+        if self.act == Act::None || self.open { keep } else { keep.and_output() }
     }
 
     fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
         let g = match self.act {
+            _ if self.open => back.g().clone(),
             Act::None => back.g().clone(),
             Act::Relu => back.g().map2(back.y(), |g, y| g * y.greater(0.0)),
             Act::Tanh => back.g().map2(back.y(), |g, y| g * (1.0 - y * y)),
+            Act::TanhRelu => back.g().map2(back.y(), |g, y| g * y.greater(0.0) * (1.0 - y * y)),
         };
         let (m, n, k) = (self.m, self.n, self.k);
         if self.bias && back.needs(1) && back.needs(2) {
             return self.linear_grads(back, g);
         }
-        let ga = back.needs(0).then(|| {
-            let op = self.product([m, k, n], self.c, self.b.transposed(), self.a, back.shape(0));
-            apply(op, &[&g, back.x(1)]).into()
-        });
+        let ga = back.needs(0).then(|| self.grad_a(back, &g));
         let gb = back.needs(1).then(|| {
             let op = self.product([k, n, m], self.a.transposed(), self.c, self.b, back.shape(1));
             apply(op, &[back.x(0), &g]).into()
@@ -433,7 +514,7 @@ impl Op for MatMul {
         if self.bias {
             grads.push(back.needs(2).then(|| g.reshape([m, n]).sum(0).into()));
         }
-        if self.residual {
+        if self.beside == Beside::Added {
             grads.push(Some(g.into()));
         }
         grads

@@ -1,6 +1,6 @@
 //! Many small tensors in one, for the optimiser: one dispatch then does for all of them.
 
-use crate::gpu::{Buf, Kernel, Launch, Words, groups_of};
+use crate::gpu::{Buf, Grid, Kernel, Launch, Words};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 
@@ -40,7 +40,7 @@ pub fn pack(tensors: &[&Tensor]) -> Option<Tensor> {
             reads: &bufs,
             writes: &[&y],
             params: Words::default().sizes(&[count, chunk.len(), *place, 0]).sizes(&sizes),
-            groups: groups_of(count),
+            grid: Grid::Invocations(count),
             loops: PARTS,
         });
     }

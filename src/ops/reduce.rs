@@ -6,7 +6,7 @@ use super::expr::{Expr, Program};
 use super::map::{broadcast_all, gather, kept_inputs, pullbacks};
 use super::rows::fits;
 use super::walk::{Lane, Walk, distinct, fill, param, pointwise};
-use crate::gpu::{Buf, Gpu, Kernel, Launch, Words, groups_of};
+use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
 use crate::host::Array;
 use crate::shape::Shape;
 use crate::tensor::{Back, Cost, Grad, Keep, Op, Tensor, View, Viewed, apply};
@@ -16,8 +16,9 @@ const MAX_GRAD: Kernel = Kernel { name: "max_grad", text: include_str!("../../sh
 
 /// Iterations of one invocation before the axis is split into chunks.
 const LONG: usize = 512;
-/// Invocations that keep every adapter busy.
+/// Invocations that keep a GPU busy, and each core of a CPU.
 const ENOUGH: usize = 4096;
+const ENOUGH_A_CORE: usize = 32;
 
 /// What is kept of the values along the axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -160,7 +161,7 @@ impl Reduce {
             reads: buffers,
             writes: &[y],
             params: Words(params),
-            groups: groups_of(per_chunk * chunks),
+            grid: Grid::Invocations(per_chunk * chunks),
             loops: chunk,
         });
     }
@@ -181,7 +182,8 @@ impl Op for Reduce {
         let views: Vec<&View> = used.iter().map(|i| &self.views[*i]).collect();
         let walk = Walk::new(self.full(), Some(self.axis), &views, &places);
         let steps = walk.axis_steps();
-        let wanted = if steps > LONG { ENOUGH.div_ceil(walk.invocations().max(1)) } else { 1 };
+        let enough = gpu.facts().cores.map_or(ENOUGH, |cores| ENOUGH_A_CORE * cores);
+        let wanted = if steps > LONG { enough.div_ceil(walk.invocations().max(1)) } else { 1 };
         let chunks = wanted.min(steps.div_ceil(LONG / 8)).max(steps.div_ceil(crate::gpu::MAX_LOOP)).max(1);
         if chunks == 1 {
             return self.launch(gpu, &walk, &buffers, &used, y, 1);
@@ -267,7 +269,7 @@ impl Op for MaxGrad {
             reads: x,
             writes: &[y],
             params: Words::default().sizes(&[outer * inner, n, inner]),
-            groups: groups_of(outer * inner),
+            grid: Grid::Invocations(outer * inner),
             loops: 2 * n,
         });
     }

@@ -314,6 +314,15 @@ fn products() -> Vec<Case> {
             sums(33),
             |x| x[0].linear_plus(&x[1], &x[2], &x[3]),
         ),
+        case("matmul", "two maps", &[&[33, 20], &[12, 20], &[12], &[8, 12], &[8], &[33, 8]], sums(33), |x| {
+            x[0].mlp([&x[1], &x[2]], [&x[3], &x[4]], Act::None, Some(&x[5]))
+        }),
+        case("matmul", "two maps, odd", &[&[33, 20], &[7, 20], &[7], &[3, 7], &[3]], sums(33), |x| {
+            x[0].mlp([&x[1], &x[2]], [&x[3], &x[4]], Act::TanhRelu, None)
+        }),
+        case("matmul", "rows that share a side", &[&[3, 4, 9, 16], &[3, 1, 36, 16]], sums(36), |x| {
+            x[0].matmul(&x[1], false, true)
+        }),
         case("matmul", "several tiles", &[&[150, 72], &[136, 72], &[136]], sums(150), linear),
         case("matmul", "several tiles, odd", &[&[139, 67], &[133, 67], &[133]], sums(139), linear),
         case("matmul", "several tiles, first transposed", &[&[68, 140], &[68, 132]], sums(140), |x| {
@@ -395,6 +404,16 @@ fn attention() -> Vec<Case> {
             masked,
         )
         .with(3, Values::Whole(2)),
+        case("attention", "of a sequence over itself", &[&[6, 13, 96]], sums(32), |x| {
+            x[0].self_attention(4, 0.35, None)
+        }),
+        case("attention", "over itself, keys left out", &[&[6, 10, 96], &[3, 10]], sums(32), |x| {
+            x[0].self_attention(2, 0.35, Some(&x[1].map(|m| (m - 1.0) * 1e30)))
+        })
+        .with(1, Values::Whole(2)),
+        case("attention", "over itself, heads of odd width", &[&[4, 5, 42]], sums(14), |x| {
+            x[0].self_attention(2, 0.35, None)
+        }),
         case("attention", "large scores", &[&[2, 9, 16], &[2, 6, 16], &[2, 6, 16]], sums(16), |x| {
             x[0].map(|x| x * 1e-2).attention(&x[1].map(|x| x * 1e-4), &x[2].map(|x| x * 1e-4), 4, 1.0, None)
         })

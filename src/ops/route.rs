@@ -3,7 +3,7 @@
 
 use super::reduce::sum_buffers;
 use super::walk::fill;
-use crate::gpu::{Buf, Gpu, Kernel, Launch, Words, groups_of};
+use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
 use crate::host::Array;
 use crate::shape::Shape;
 use crate::tensor::{Back, Cost, Grad, Keep, Op, Tensor, Viewed, apply, split_with};
@@ -101,7 +101,7 @@ impl Op for Route {
             reads: x,
             writes: &[y],
             params: params.sizes(&[outer, inner]),
-            groups: groups_of(count),
+            grid: Grid::Invocations(count),
             loops: 4,
         });
     }
@@ -210,7 +210,7 @@ impl Op for RouteWeights {
             reads: x,
             writes: &[partial.as_ref().unwrap_or(y)],
             params,
-            groups: groups_of(count * chunks),
+            grid: Grid::Invocations(count * chunks),
             loops: m.div_ceil(chunks),
         });
         if let Some(partial) = &partial {

@@ -3,7 +3,7 @@
 
 use super::walk::{Lane, fill, pointwise};
 use crate::error::Error;
-use crate::gpu::{Buf, Gpu, Kernel, Launch, MAX_LOOP, Style, Words, groups_of};
+use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, MAX_LOOP, Style, Words};
 use crate::shape::Shape;
 
 /// Loops over the axis in the longest kernel of this family.
@@ -76,7 +76,7 @@ impl Rows {
             reads,
             writes: &[y],
             params,
-            groups: groups_of(self.count * team),
+            grid: Grid::Invocations(self.count * team),
             loops,
         });
     }
@@ -127,7 +127,7 @@ fn shared_folds(team: usize) -> String {
     };
     format!(
         "const TEAM = {team}u;
-var<workgroup> parts: array<f32, 64>;
+var<workgroup> parts: array<f32, GROUP>;
 var<private> place: u32;
 fn join(local: u32) {{ place = local; }}
 {}{}",

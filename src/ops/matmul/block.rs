@@ -23,7 +23,7 @@ pub(super) fn source(t: &Tile) -> String {
         ],
     );
     match t.act {
-        Act::Tanh => format!("{}{text}", pointwise(true)),
+        Act::Tanh | Act::TanhRelu => format!("{}{text}", pointwise(true)),
         _ => text,
     }
 }

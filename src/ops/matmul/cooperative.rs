@@ -33,7 +33,7 @@ pub(super) fn source(t: &Tile) -> String {
         ],
     );
     match t.act {
-        Act::Tanh => format!("{text}{}", pointwise(true)),
+        Act::Tanh | Act::TanhRelu => format!("{text}{}", pointwise(true)),
         _ => text,
     }
 }
@@ -78,6 +78,7 @@ fn epilogue(t: &Tile) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Beside;
     use super::*;
     use naga::valid::{Capabilities, ValidationFlags, Validator};
 
@@ -98,7 +99,7 @@ mod tests {
                     c_vector: !odd,
                     ragged: odd,
                     bias: true,
-                    residual: odd,
+                    beside: if odd { Beside::Added } else { Beside::Nothing },
                     sums: false,
                     act,
                 });

@@ -4,7 +4,7 @@
 use std::fmt::Write;
 
 use super::tile::{Form, Tile};
-use super::{Act, KERNEL};
+use super::{Act, Beside, KERNEL};
 use crate::ops::walk::{fill, pointwise};
 
 const X: [&str; 4] = ["x", "y", "z", "w"];
@@ -41,16 +41,16 @@ impl Size {
 pub(super) fn source(t: &Tile) -> String {
     let size = Size::of(t);
     let entry = if size.lanes > 1 {
-        "@compute @workgroup_size(64)\nfn main(@builtin(global_invocation_id) id: vec3<u32>, \
+        "@compute @workgroup_size(GROUP)\nfn main(@builtin(global_invocation_id) id: vec3<u32>, \
          @builtin(num_workgroups) groups: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {"
     } else {
-        "@compute @workgroup_size(64)\nfn main(@builtin(global_invocation_id) id: vec3<u32>, \
+        "@compute @workgroup_size(GROUP)\nfn main(@builtin(global_invocation_id) id: vec3<u32>, \
          @builtin(num_workgroups) groups: vec3<u32>) {\n    let lane = 0u;"
     };
     let body = format!("{}{}{}", origin(t, size), inner_loop(t, size), store(t, size));
     let text = fill(KERNEL.text, &[("bindings", &bindings(t)), ("entry", entry), ("body", &body)]);
     match t.act {
-        Act::Tanh => format!("{}{text}", pointwise(true)),
+        Act::Tanh | Act::TanhRelu => format!("{}{text}", pointwise(true)),
         _ => text,
     }
 }
@@ -65,7 +65,8 @@ pub(super) fn bindings(t: &Tile) -> String {
         element(t.b_vector)
     );
     let mut next = 2;
-    for (used, name, vector) in [(t.bias, "bias", false), (t.residual, "residual", t.c_vector)] {
+    for (used, name, vector) in [(t.bias, "bias", false), (t.beside != Beside::Nothing, "beside", t.c_vector)]
+    {
         if used {
             let _ = writeln!(
                 bindings,
@@ -289,15 +290,21 @@ pub(super) fn store_quad(t: &Tile, n: &str, sum: &str) -> String {
         Act::None => format!("{sum} * p.scale"),
         Act::Relu => format!("max({sum} * p.scale, vec4<f32>(0.0))"),
         Act::Tanh => format!("safe_tanh({sum} * p.scale)"),
+        Act::TanhRelu => format!("max(safe_tanh({sum} * p.scale), vec4<f32>(0.0))"),
+    };
+    let met = |value: &str, zero: &str, beside: &str| match t.beside {
+        Beside::Nothing => value.to_string(),
+        Beside::Added => format!("{value} + {beside}"),
+        Beside::Gate => format!("select({zero}, {value}, {beside} > {zero})"),
     };
     let mut s = format!("    {{ let v = {value};\n");
     if t.c_vector {
-        let plus = if t.residual { format!(" + residual[(row + {n}) >> 2u]") } else { String::new() };
-        let _ = writeln!(s, "    if {n} < p.n {{ c[(row + {n}) >> 2u] = v{plus}; }}");
+        let value = met("v", "vec4<f32>(0.0)", &format!("beside[(row + {n}) >> 2u]"));
+        let _ = writeln!(s, "    if {n} < p.n {{ c[(row + {n}) >> 2u] = {value}; }}");
     } else {
         for (l, x) in X.iter().enumerate() {
-            let plus = if t.residual { format!(" + residual[row + {n} + {l}u]") } else { String::new() };
-            let _ = writeln!(s, "    if {n} + {l}u < p.n {{ c[row + {n} + {l}u] = v.{x}{plus}; }}");
+            let value = met(&format!("v.{x}"), "0.0", &format!("beside[row + {n} + {l}u]"));
+            let _ = writeln!(s, "    if {n} + {l}u < p.n {{ c[row + {n} + {l}u] = {value}; }}");
         }
     }
     s + "    }\n"

@@ -1,6 +1,6 @@
 //! Which part of a product one invocation, subgroup or workgroup computes, and how it reads and writes.
 
-use super::{Act, MatMul};
+use super::{Act, Beside, MatMul};
 use crate::gpu::{Gpu, Precision, QUARTERS, Style};
 
 /// Who computes a tile of c.
@@ -58,20 +58,19 @@ pub(super) struct Tile {
     /// k is not a multiple of 4.
     pub(super) ragged: bool,
     pub(super) bias: bool,
-    pub(super) residual: bool,
+    pub(super) beside: Beside,
     pub(super) sums: bool,
     pub(super) act: Act,
 }
 
 impl Tile {
-    pub(super) fn of(op: &MatMul, gpu: &Gpu, can_split: bool) -> Self {
+    pub(super) fn of(op: &MatMul, form: Form) -> Self {
         let fours = |values: &[usize]| values.iter().all(|v| v.is_multiple_of(4));
         let a_along_k = op.a.col == 1;
         let b_along_n = op.b.col == 1;
         let (a, b, c) = (op.a, op.b, op.c);
         let a_rest = if a_along_k { [op.k, a.row] } else { [op.m, a.col] };
         let b_rest = if b_along_n { [op.n, b.row] } else { [op.k, b.col] };
-        let form = form(op, gpu, can_split);
         let down = match form {
             Form::Lanes { rows, .. } => rows,
             Form::Block { .. } | Form::Cooperative { .. } => 4,
@@ -91,14 +90,14 @@ impl Tile {
             c_vector: c.col == 1 && fours(&[op.n, c.row, c.batch[0], c.batch[1]]) && sums_in_fours,
             ragged: !op.k.is_multiple_of(4),
             bias: op.bias,
-            residual: op.residual,
+            beside: op.beside,
             sums: op.sums,
             act: op.act,
         }
     }
 }
 
-/// What decides the tile in one style of kernels. Costs are in multiply-adds of one invocation.
+/// What decides the tile where invocations compute from registers. Costs are in multiply-adds of one invocation.
 struct Tuning {
     /// Rows and columns of an invocation's tile, largest first.
     tiles: &'static [(usize, usize)],
@@ -116,76 +115,94 @@ const DIRECT: Tuning = Tuning {
     tiles: &[(12, 16), (8, 16), (12, 8), (8, 8), (4, 8), (4, 4), (2, 4), (1, 4)],
     load: 8.0,
     broadcast: 0.0,
-    compile: 3e4,
+    compile: 3e3,
 };
 
 /// lavapipe, measured: a load visits the eight invocations one by one, a broadcast is one instruction. 4 x 32 is
 /// 2.0 to 2.5 times as fast as the best direct tile, and compiles in a third of its time.
 const SUBGROUP: Tuning = Tuning {
-    tiles: &[(4, 32), (3, 32), (4, 24), (2, 32), (4, 16), (2, 16), (4, 8), (2, 8), (1, 8)],
+    tiles: &[(3, 40), (2, 40), (4, 32), (3, 32), (4, 24), (2, 32), (4, 16), (2, 16), (4, 8), (2, 8), (1, 8)],
     load: 32.0,
     broadcast: 2.0,
-    compile: 2e3,
+    compile: 2e2,
 };
+
+/// Of storing one product, and of beginning a tile: measured on lavapipe, as the loads.
+const STORE: f64 = 27.0;
+const START: f64 = 1e3;
+/// Of a dispatch, which wakes every core and waits for the last: 40 us on two cores.
+const DISPATCH: f64 = 1e5;
+/// Invocations that a CPU's core runs at once.
+const VECTOR: usize = 8;
+/// Steps of four k that a split keeps at least.
+const LEAST_SPLIT: usize = 8;
 
 /// Sides and halves of a workgroup's tile for GPUs, largest first: 128, 64 and 32 rows and columns. Unmeasured.
 const BLOCKS: [(usize, usize); 3] = [(16, 2), (16, 1), (8, 1)];
+/// Invocations below which a GPU takes smaller tiles, and splits a long k. Unmeasured.
+const ENOUGH: usize = 1 << 14;
+/// Steps of four k that a split keeps at least on a GPU.
+const LEAST_SPLIT_ON_GPU: usize = 32;
 
 /// Matrices along an edge of a subgroup's quarter, most first: with matrices of 16, workgroups own 128, 64 and 32
 /// rows and columns. Unmeasured on GPUs.
 const EACH: [usize; 3] = [4, 2, 1];
 
-/// Invocations below which a smaller tile is taken, and below which a long k is split: on a CPU, and on a GPU.
-const ENOUGH: usize = 512;
-const ENOUGH_ON_GPU: usize = 1 << 14;
-
-/// Invocations that keep the adapter busy.
-pub(super) fn enough(gpu: &Gpu) -> usize {
-    if gpu.style() == Style::Workgroup { ENOUGH_ON_GPU } else { ENOUGH }
-}
-
-/// Steps of four k that a split keeps at least.
-pub(super) const LEAST_SPLIT: usize = 32;
-
-/// The tile that costs least: loads, waste at the edges, idle cores and compiling weighed.
-fn form(op: &MatMul, gpu: &Gpu, can_split: bool) -> Form {
-    let splits = if can_split { (op.k / (4 * LEAST_SPLIT)).max(1) } else { 1 };
+/// The tile that costs least, and in how many parts k is computed: one, unless `can_split`.
+pub(super) fn plan(op: &MatMul, gpu: &Gpu, can_split: bool) -> (Form, usize) {
     let lanes = gpu.facts().lanes().unwrap_or(1);
-    let (candidates, tuning): (Vec<Form>, _) = match (cooperative(op, gpu), gpu.style()) {
-        (Some(forms), _) => (forms, &DIRECT),
-        (None, Style::Direct) => (lanes_of(&DIRECT, 1), &DIRECT),
-        (None, Style::Subgroup) => (lanes_of(&SUBGROUP, lanes), &SUBGROUP),
-        // A GPU's tile only weighs waste against idle cores: its loads are shared, its compiler is quick.
+    match (cooperative(op, gpu), gpu.style()) {
+        (Some(forms), _) => in_blocks(op, forms, can_split),
+        (None, Style::Direct) => on_cores(op, gpu, &DIRECT, 1, can_split),
+        (None, Style::Subgroup) => on_cores(op, gpu, &SUBGROUP, lanes, can_split),
         (None, Style::Workgroup) => {
-            (BLOCKS.map(|(side, halves)| Form::Block { side, halves }).to_vec(), &DIRECT)
+            in_blocks(op, BLOCKS.map(|(side, halves)| Form::Block { side, halves }), can_split)
         }
-    };
-    let cost = |form: &Form| {
-        let (height, width) = form.covers();
-        let tiles = op.m.div_ceil(height) * op.n.div_ceil(width) * op.batches();
-        let products = (height * width) as f64;
-        let work = (tiles * op.k * op.sum) as f64 * products;
-        let busy = (tiles * splits * form.invocations()) as f64;
-        let idle = (enough(gpu) as f64 / busy).clamp(1.0, 4.0);
-        match *form {
-            Form::Lanes { lanes, rows, cols } => {
-                let own = (rows * cols) as f64;
-                let loads = tuning.load * (rows as f64 + cols as f64 / lanes as f64);
-                work * (1.0 + (loads + tuning.broadcast * cols as f64) / own) * idle + tuning.compile * own
-            }
-            Form::Block { .. } | Form::Cooperative { .. } => work * (1.0 + 32.0 / height as f64) * idle,
-        }
-    };
-    candidates.into_iter().min_by(|x, y| cost(x).total_cmp(&cost(y))).expect("there are tiles")
+    }
 }
 
-fn lanes_of(tuning: &Tuning, lanes: usize) -> Vec<Form> {
-    tuning.tiles.iter().map(|&(rows, cols)| Form::Lanes { lanes, rows, cols }).collect()
+/// For a CPU's cores: what the busiest has to do.
+fn on_cores(op: &MatMul, gpu: &Gpu, tuning: &Tuning, lanes: usize, can_split: bool) -> (Form, usize) {
+    let cores = gpu.facts().cores.unwrap_or(1);
+    let most = if can_split { (op.k / (4 * LEAST_SPLIT)).max(1) } else { 1 };
+    let cost = |(rows, cols): (usize, usize), splits: usize| {
+        let tiles = op.m.div_ceil(rows * lanes) * op.n.div_ceil(cols) * op.batches();
+        let in_turn = (tiles * splits * lanes).div_ceil(VECTOR).div_ceil(cores);
+        let own = (rows * cols) as f64;
+        let loads = tuning.load * (rows as f64 + cols as f64 / lanes as f64);
+        let step = own + loads + tuning.broadcast * cols as f64;
+        let tile = (op.k * op.sum) as f64 / splits as f64 * step + STORE * own + START;
+        let parts = (op.m * op.n * op.batches() * splits) as f64;
+        let joining = if splits > 1 { DISPATCH + parts / (VECTOR * cores) as f64 * STORE } else { 0.0 };
+        in_turn as f64 * tile + joining + tuning.compile * own
+    };
+    let splits = || std::iter::successors(Some(1), |s| Some(2 * s)).take_while(|s| *s <= most);
+    let all = tuning.tiles.iter().flat_map(|tile| splits().map(move |s| (*tile, s)));
+    let ((rows, cols), splits) =
+        all.min_by(|x, y| cost(x.0, x.1).total_cmp(&cost(y.0, y.1))).expect("there are tiles");
+    (Form::Lanes { lanes, rows, cols }, splits)
+}
+
+/// For a GPU: waste weighed against idle cores; its loads are shared, its compiler is quick.
+fn in_blocks(op: &MatMul, forms: [Form; 3], can_split: bool) -> (Form, usize) {
+    let most = if can_split { (op.k / (4 * LEAST_SPLIT_ON_GPU)).max(1) } else { 1 };
+    let tiles = |form: Form| {
+        let (height, width) = form.covers();
+        op.m.div_ceil(height) * op.n.div_ceil(width) * op.batches()
+    };
+    let cost = |form: Form| {
+        let (height, width) = form.covers();
+        let work = (tiles(form) * op.k * op.sum * height * width) as f64;
+        let idle = (ENOUGH as f64 / (tiles(form) * most * form.invocations()) as f64).clamp(1.0, 4.0);
+        work * (1.0 + 32.0 / height as f64) * idle
+    };
+    let form = forms.into_iter().min_by(|x, y| cost(*x).total_cmp(&cost(*y))).expect("there are three");
+    (form, ENOUGH.div_ceil((tiles(form) * form.invocations()).max(1)).clamp(1, most))
 }
 
 /// The forms on cooperative matrices, for products in f16 that fill at least one: a smaller one would mostly multiply
 /// padding. Unmeasured on GPUs. Gradients stay in f32: some lie wholly below what f16 holds (docs/rejected.md).
-fn cooperative(op: &MatMul, gpu: &Gpu) -> Option<Vec<Form>> {
+fn cooperative(op: &MatMul, gpu: &Gpu) -> Option<[Form; 3]> {
     let side = gpu.facts().cooperative_matrix.filter(|_| gpu.precision() == Precision::F16)?;
     let (low, high) = gpu.facts().subgroup?;
     if op.backward || op.m.min(op.n).min(op.k) < side {
@@ -193,5 +210,5 @@ fn cooperative(op: &MatMul, gpu: &Gpu) -> Option<Vec<Form>> {
     }
     let invocations = (QUARTERS * high) as usize;
     let subgroups = (QUARTERS * high / low) as usize;
-    Some(EACH.map(|each| Form::Cooperative { side, each, invocations, subgroups }).to_vec())
+    Some(EACH.map(|each| Form::Cooperative { side, each, invocations, subgroups }))
 }

@@ -6,8 +6,8 @@ use std::rc::Rc;
 use super::encode::EPS;
 use super::mask::{self, Mask};
 use super::{AttentionNorm, Direction, Path, Run};
-use crate::nn::{Params, Scope, linear, linear_plus};
-use crate::ops::{Act, Expr, add, checkpoint, concat};
+use crate::nn::{Params, Scope, linear, linears, mlp};
+use crate::ops::{Act, Expr, add, checkpoint};
 use crate::tensor::Tensor;
 
 /// What the cells read besides their input.
@@ -59,10 +59,14 @@ fn recomputed(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides, cell: Cell)
 }
 
 /// A router's probabilities `[.., outputs]`: the mean over rows through two linear maps, tanh and ReLU.
-pub(super) fn router(scope: &Scope, x: &Tensor, mask: Option<&Mask>) -> Tensor {
-    let mlp = scope.sub("router").sub("mlp");
-    let hidden = linear(&mlp.sub("0"), &mask::mean(x, mask), Act::Relu);
-    linear(&mlp.sub("2"), &hidden, Act::Tanh).map(Expr::relu)
+pub(super) fn router(run: &Run, scope: &Scope, x: &Tensor, mask: Option<&Mask>) -> Tensor {
+    let maps = scope.sub("router").sub("mlp");
+    let (first, second) = (maps.sub("0"), maps.sub("2"));
+    let pooled = mask::mean(x, mask);
+    match run.path {
+        Path::Composed => linear(&second, &linear(&first, &pooled, Act::Relu), Act::Tanh).map(Expr::relu),
+        _ => mlp(&first, &second, &pooled, Act::TanhRelu, None),
+    }
 }
 
 /// Rectified identity.
@@ -93,21 +97,23 @@ fn intra_modal(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides) -> Tensor 
     let s = x.shape();
     let rows = x.reshape([s[0] * s[1], s[2], s[3]]);
     let own = scope.sub("sa");
-    let [q, k, v] = [0, 1, 2].map(|i| linear(&own.sub(&format!("att_layer.linears.{i}")), &rows, Act::None));
+    let maps = [0, 1, 2].map(|i| own.sub(&format!("att_layer.linears.{i}")));
     let heads = run.config.num_head_IMRC;
     let scale = 1.0 / ((s[3] / heads) as f64).sqrt();
-    let heard = match (run.path, mask) {
-        (Path::Composed, Some(mask)) => {
+    let heard = match run.path {
+        Path::Composed => {
+            let [q, k, v] = maps.map(|scope| linear(&scope, &rows, Act::None));
             let scores = q.head_scores(&k, heads, scale);
-            scores.softmax_to(-1, 1.0, &mask.lengths, heads * s[2]).head_mix(&v)
+            match mask {
+                Some(mask) => scores.softmax_to(-1, 1.0, &mask.lengths, heads * s[2]).head_mix(&v),
+                None => scores.softmax(-1, 1.0).head_mix(&v),
+            }
         }
-        (Path::Composed, None) => q.head_scores(&k, heads, scale).softmax(-1, 1.0).head_mix(&v),
-        _ => q.attention(&k, &v, heads, scale, mask.map(|m| &m.keys)),
+        _ => linears(&maps, &rows).self_attention(heads, scale, mask.map(|m| &m.keys)),
     };
     let y = add(&rows, &heard);
     let forward = own.sub("feed_forward_layer");
-    let hidden = linear(&forward.sub("fc1"), &y, Act::Relu);
-    plus(run, &forward.sub("fc2"), &hidden, &y).reshape(s)
+    feed_forward(run, &forward.sub("fc1"), &forward.sub("fc2"), &y, &y).reshape(s)
 }
 
 /// Cross-modal refinement: each row attends to the other side's local features; the attended feature scales
@@ -128,21 +134,21 @@ fn cross_modal(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides) -> Tensor 
             x.map3(&scale, &shift, |x, a, b| x * a + b)
         }
         _ => {
-            let part = |name: &str| linear(&refine.sub(name), &guides.context, Act::None);
-            let both = weights.matmul(&concat(&[part("fc_scale"), part("fc_shift")], 3), false, false);
+            let mapped = linears(&[refine.sub("fc_scale"), refine.sub("fc_shift")], &guides.context);
+            let both = weights.matmul(&mapped, false, false);
             x.map3(both.view().slice(3, 0, d), both.view().slice(3, d, d), |x, a, b| x * a.tanh() + b)
         }
     };
-    let hidden = linear(&refine.sub("fc_1"), &moved, Act::Relu);
-    plus(run, &refine.sub("fc_2"), &hidden, x)
+    feed_forward(run, &refine.sub("fc_1"), &refine.sub("fc_2"), &moved, x)
 }
 
-/// A linear map of `x`, plus `residual`: the fast form adds it before the map is stored, where it does not repeat.
-fn plus(run: &Run, scope: &Scope, x: &Tensor, residual: &Tensor) -> Tensor {
-    if run.path != Path::Composed && residual.len() == x.len() / x.shape().last() * residual.shape().last() {
-        linear_plus(scope, x, residual)
-    } else {
-        add(residual, &linear(scope, x, Act::None))
+/// Two linear maps with a ReLU between, plus `residual`: the fast form adds it before the second map is stored,
+/// where it does not repeat.
+fn feed_forward(run: &Run, first: &Scope, second: &Scope, x: &Tensor, residual: &Tensor) -> Tensor {
+    match run.path {
+        Path::Composed => add(residual, &linear(second, &linear(first, x, Act::Relu), Act::None)),
+        _ if residual.len() == x.len() => mlp(first, second, x, Act::None, Some(residual)),
+        _ => add(residual, &mlp(first, second, x, Act::None, None)),
     }
 }
 

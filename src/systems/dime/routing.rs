@@ -80,7 +80,7 @@ fn cells(
 ) -> ([Tensor; 4], [Tensor; 4]) {
     let scope = module.sub(&format!("dynamic_itr_l{layer}"));
     let outputs = cells::outputs(run, &scope, x, guides);
-    let routers = [0, 1, 2, 3].map(|j| router(&scope.sub(CELLS[j]), x[j], guides.mask.as_deref()));
+    let routers = [0, 1, 2, 3].map(|j| router(run, &scope.sub(CELLS[j]), x[j], guides.mask.as_deref()));
     for (j, name) in CELLS.iter().enumerate() {
         run.tap(&format!("cell_l{layer}.{name}"), &outputs[j]);
         run.tap(&format!("router_l{layer}.{name}"), &routers[j]);
