@@ -1,10 +1,14 @@
 //! The program as a user meets it: real files in, text and exit status out.
 
+mod half;
+
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
 use crossweave::data::weights::Weights;
+use crossweave::gpu::Options;
 use crossweave::train::sims::{Matrix, Scores};
+use half::half;
 
 const EMOJITINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/emojitiny_precomp");
 
@@ -55,6 +59,7 @@ fn help_tells_commands_options_examples_and_exit_statuses() {
 fn wrong_usage_is_refused() {
     refused(&["train", "--batchsize", "8"], &["--batchsize", "--batch_size"]);
     refused(&["train", "--direction", "both"], &["i2t, t2i"]);
+    refused(&["train", "--precision", "f64"], &["f64", "f32, f16"]);
     refused(&["train", "--batch_size", "many"], &["many", "--batch_size"]);
     refused(&["train", "--cache-text", "--finetune_bert"], &["--cache-text", "--finetune-bert", "cure"]);
     refused(&["train", "--embed-size", "30"], &["divide", "embed_size 30", "found: 16"]);
@@ -250,4 +255,20 @@ fn parity_passes_on_a_fixture_and_notices_one_changed_value() {
     let (status, out, _) = run(&["parity", "--host", "--brief", changed.to_str().expect("UTF-8")]);
     assert_eq!(status, 1, "{out}");
     assert!(out.contains("out.pooled") && out.contains("EXCESS") && !out.contains("out.layer"), "{out}");
+}
+
+#[test]
+fn checks_in_f16_pass_by_bounds_of_their_own() {
+    let file = format!("{}/tests/fixtures/bert_small.safetensors", env!("CARGO_MANIFEST_DIR"));
+    let calls: [&[&str]; 2] =
+        [&["parity", "--precision", "f16", &file], &["selftest", "--op", "matmul", "--precision", "f16"]];
+    for args in calls {
+        if half(&Options::default()).is_none() {
+            refused(args, &["cooperative matrices", "--precision f32"]);
+            continue;
+        }
+        let (status, out, err) = run(args);
+        assert_eq!(status, 0, "{out}{err}");
+        assert!(out.contains("2.0e-3") || out.contains("1.0e-3"), "no bound of f16 in {out}");
+    }
 }

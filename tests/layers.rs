@@ -281,8 +281,8 @@ fn every_shader_is_valid_on_its_own() {
         let name = path.file_stem().expect("a name").to_string_lossy().to_string();
         let text = match name.as_str() {
             "prelude" => prelude.clone(),
-            n if FORMULAS.contains(&n) => format!("{prelude}\n{formulas}\n{}", read(&format!("{n}.wgsl"))),
-            n => format!("{prelude}\n{}", read(&format!("{n}.wgsl"))),
+            n if FORMULAS.contains(&n) => format!("{}\n{formulas}\n{prelude}", read(&format!("{n}.wgsl"))),
+            n => format!("{}\n{prelude}", read(&format!("{n}.wgsl"))),
         };
         if let Err(e) = valid(&text) {
             wrong.push(format!("{name}.wgsl: {e}"));
@@ -299,7 +299,12 @@ fn every_shader_is_valid_on_its_own() {
 fn valid(text: &str) -> Result<(), String> {
     use naga::valid::{Capabilities, ValidationFlags, Validator};
     let module = naga::front::wgsl::parse_str(text).map_err(|e| e.emit_to_string(text))?;
-    Validator::new(ValidationFlags::all(), Capabilities::empty())
+    let mut capabilities = Capabilities::empty();
+    if text.contains("enable wgpu_cooperative_matrix;") {
+        capabilities |=
+            Capabilities::COOPERATIVE_MATRIX | Capabilities::SHADER_FLOAT16 | Capabilities::SUBGROUP;
+    }
+    Validator::new(ValidationFlags::all(), capabilities)
         .validate(&module)
         .map(|_| ())
         .map_err(|e| e.emit_to_string(text))

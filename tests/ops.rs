@@ -1,11 +1,14 @@
 //! Every op of the registry: gradients by differences, the GPU against f64, repeatability.
 
 mod adapters;
+mod half;
 
 use adapters::gpus;
 use crossweave::gpu::{Gpu, Options, Style};
-use crossweave::ops::registry::cases;
+use crossweave::host::ratios;
+use crossweave::ops::registry::{Case, cases};
 use crossweave::tensor::Device;
+use half::half;
 
 #[test]
 fn gradients_agree_with_differences() {
@@ -21,15 +24,20 @@ fn gradients_agree_with_differences() {
 }
 
 fn failures_on(gpu: Gpu) -> Vec<String> {
+    failures_of(gpu, |_| true)
+}
+
+fn failures_of(gpu: Gpu, wanted: impl Fn(&Case) -> bool) -> Vec<String> {
     let name = gpu.facts().name.clone();
     // A driver without the CPU's vector units takes minutes for the large shapes.
     let most = if name.contains("SwiftShader") { 100_000 } else { usize::MAX };
     let device = Device::Gpu(gpu);
     let mut failures = Vec::new();
-    for case in cases().iter().filter(|c| c.inputs.iter().all(|x| x.0.len() < most)) {
+    let fits = |c: &&Case| wanted(c) && c.inputs.iter().all(|x| x.0.len() < most);
+    for case in cases().iter().filter(fits) {
         let outcome = case.check(&device, 5).expect("the device works");
-        if !outcome.passes(case.bound) {
-            let bound = case.bound;
+        let bound = case.bound_on(&device);
+        if !outcome.passes(bound) {
             failures.push(format!("{name}: {} ({}), bound {bound:.1e}: {outcome:?}", case.op, case.about));
         }
     }
@@ -67,4 +75,35 @@ fn the_default_limits_of_webgpu_are_enough() {
     let options = Options { default_limits: true, ..Options::default() };
     let failures: Vec<_> = gpus(&options).into_iter().flat_map(failures_on).collect();
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn products_in_f16_agree_with_f64_and_repeat() {
+    let Some(gpu) = half(&Options::default()) else { return };
+    let failures = failures_of(gpu, |case| case.op == "matmul");
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// Rounding the operands is all that f16 costs: numbers that it holds multiply as in f32.
+#[test]
+fn products_in_f16_only_round_their_operands() {
+    let Some(gpu) = half(&Options::default()) else { return };
+    let device = Device::Gpu(gpu);
+    // Heads and two maps multiply results of the product before, which f16 does not hold.
+    let single = |about: &str| !about.contains("head") && !about.starts_with("two maps");
+    let products = |c: &&Case| c.op == "matmul" && single(c.about);
+    for case in cases().iter().filter(products) {
+        let mut x = case.draw(5);
+        let far = |x: &[_]| {
+            let [got, want] = [&device, &Device::Host].map(|d| case.evaluate(d, x, 5).expect("it runs"));
+            ratios(&got.0, &want.0).worst()
+        };
+        let rounded = far(&x);
+        x.iter_mut().flat_map(|a| &mut a.data).for_each(|v| *v = ::half::f16::from_f64(*v).to_f64());
+        let exact = far(&x);
+        assert!(exact <= case.bound, "{}: {exact:.1e} > {:.1e}", case.about, case.bound);
+        if case.about == "large" {
+            assert!(rounded > 1e-4, "{rounded:.1e}: no operand was rounded");
+        }
+    }
 }

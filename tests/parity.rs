@@ -1,10 +1,13 @@
 //! Every fixture of the folder, on the host twin and on the GPU.
 
+mod half;
+
 use std::path::{Path, PathBuf};
 
 use crossweave::cli::parity::check;
 use crossweave::gpu::{Gpu, Options, Style};
 use crossweave::tensor::Device;
+use half::half;
 
 /// Families that are parity cases: the rest of the folder serves other tests.
 const FAMILIES: [&str; 5] = ["dime_", "bert_", "loss_", "recall_", "adam_"];
@@ -71,5 +74,12 @@ fn every_style_of_kernels_is_the_original() {
     for style in [Style::Direct, Style::Workgroup] {
         let options = Options { style: Some(style), ..Options::default() };
         run(&Device::Gpu(Gpu::open(&options).expect("both styles run everywhere")));
+    }
+}
+
+#[test]
+fn products_in_f16_stay_near_the_original() {
+    if let Some(gpu) = half(&Options::default()) {
+        run(&Device::Gpu(gpu));
     }
 }

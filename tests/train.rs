@@ -1,14 +1,17 @@
 //! Training as a user runs it: repeatable, stopped in every way and resumed bit for bit, evaluated.
 
+mod half;
 mod tiny;
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crossweave::data::weights::{Dtype, Weights};
+use crossweave::gpu::Options;
 use crossweave::nn::Role;
 use crossweave::train::model::read_config;
 use crossweave::train::sims::{Matrix, Scores};
+use half::half;
 use serde_json::Value;
 use tiny::{SHAPE, STEPS_PER_EPOCH, Tiny, npy_header, said, write_features};
 
@@ -64,6 +67,34 @@ fn a_run_stopped_in_any_way_goes_on_bit_for_bit() {
     let weights = |run: &str| std::fs::read(tiny.path(run).join("model.safetensors")).expect("weights");
     assert_eq!(tiny.rows("killed"), tiny.rows("whole"));
     assert!(weights("killed") == weights("whole"), "other best weights");
+}
+
+#[test]
+fn a_run_in_f16_stays_in_f16() {
+    let tiny = Tiny::new();
+    if half(&Options::default()).is_none() {
+        let refused = tiny.run(&Tiny::training("half", "--precision f16")).with(2);
+        for part in ["cooperative matrices", "--precision f32"] {
+            assert!(refused.err.contains(part), "no {part:?} in {}", refused.err);
+        }
+        return;
+    }
+    tiny.train("single", "--max-steps 8");
+    tiny.train("half", "--max-steps 8 --precision f16");
+    tiny.train("stopped", "--max-steps 5 --precision f16");
+    tiny.run("train --resume stopped --max-steps 8").with(0);
+    let losses = |run: &str| tiny.steps(run).iter().filter_map(|r| r["loss"].as_f64()).collect::<Vec<_>>();
+    assert_eq!(tiny.steps("half"), tiny.steps("stopped"));
+    let (single, half) = (losses("single"), losses("half"));
+    assert!(single[0] != half[0] && (single[0] - half[0]).abs() < 1e-2 * single[0], "{single:?}, {half:?}");
+    let refused = tiny.run("train --resume half --max-steps 9 --precision f32").with(2);
+    assert!(refused.err.contains("expected: --precision f16"), "{}", refused.err);
+    let table = |precision: &str| {
+        let scored = tiny.run(&format!("evaluate half --precision {precision} --save-sims {precision}.npy"));
+        scored.with(0);
+        std::fs::read(tiny.path(&format!("{precision}.npy"))).expect("similarities")
+    };
+    assert!(table("f32") != table("f16"), "the precision of scoring changes nothing");
 }
 
 #[test]

@@ -58,7 +58,7 @@ fn features(adapter: &AdapterFacts) -> String {
         ("subgroups", adapter.subgroup.is_some()),
         ("f16", adapter.f16),
         ("timestamps", adapter.timestamps),
-        ("cooperative matrices", adapter.cooperative_matrix),
+        ("cooperative matrices", adapter.cooperative_matrix.is_some()),
     ];
     let there: Vec<_> = all.iter().filter(|(_, there)| *there).map(|(name, _)| *name).collect();
     if there.is_empty() { "none".into() } else { there.join(", ") }

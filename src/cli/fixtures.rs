@@ -8,8 +8,9 @@ use clap::Args;
 use super::parity::{Row, check};
 use super::{Verdict, interrupt, note, show, table, text_of};
 use crate::error::{Error, Result};
-use crate::gpu::{self, Gpu};
+use crate::gpu::{self, Gpu, Precision};
 use crate::tensor::Device;
+use crate::train::options::precisions;
 
 /// What `parity` takes.
 #[derive(Args, Debug)]
@@ -26,6 +27,9 @@ pub struct Options {
     /// The adapter: an index of `crossweave devices`, or part of a name [default: the best]
     #[arg(long, value_name = "DEVICE", env = "CROSSWEAVE_DEVICE", hide_env_values = true)]
     device: Option<String>,
+    /// Of products on the GPU: f32, or f16 operands with f32 sums (needs cooperative matrices; bounds of its own)
+    #[arg(long, default_value = "f32", value_parser = precisions(), env = "CROSSWEAVE_PRECISION", hide_env_values = true)]
+    precision: Precision,
     /// Prints only what fails, and a line a file
     #[arg(long)]
     brief: bool,
@@ -42,7 +46,9 @@ pub fn run(options: &Options) -> Result<Verdict> {
         devices.push(("host", Device::Host));
     }
     if !options.host {
-        let gpu = Gpu::open(&gpu::Options { device: options.device.clone(), ..Default::default() })?;
+        let precision = Some(options.precision);
+        let gpu =
+            Gpu::open(&gpu::Options { device: options.device.clone(), precision, ..Default::default() })?;
         devices.push(("GPU", Device::Gpu(gpu)));
     }
     let (mut failed, mut broken) = (0, 0);

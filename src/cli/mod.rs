@@ -44,8 +44,9 @@ Examples:
   crossweave evaluate --sims coco.npy --folds 5
 
 Environment:
-  CROSSWEAVE_DEVICE   the adapter, as --device
-  CROSSWEAVE_BACKEND  gl: also ask OpenGL drivers
+  CROSSWEAVE_DEVICE     the adapter, as --device
+  CROSSWEAVE_PRECISION  f32 or f16, as --precision
+  CROSSWEAVE_BACKEND    gl: also ask OpenGL drivers
 
 Exit status:
   0    done, and every check passed

@@ -7,9 +7,10 @@ use clap::Args;
 use super::progress::Bar;
 use super::{Verdict, interrupt, show, table, text_of};
 use crate::error::{Error, Result};
-use crate::gpu::{self, Gpu};
+use crate::gpu::{self, Gpu, Precision};
 use crate::ops::registry::{Case, Outcome, cases};
 use crate::tensor::Device;
+use crate::train::options::precisions;
 
 /// What `selftest` takes.
 #[derive(Args, Debug)]
@@ -20,6 +21,9 @@ pub struct Options {
     /// The adapter: an index of `crossweave devices`, or part of a name [default: the best]
     #[arg(long, value_name = "DEVICE", env = "CROSSWEAVE_DEVICE", hide_env_values = true)]
     device: Option<String>,
+    /// Of products: f32, or f16 operands with f32 sums (needs cooperative matrices)
+    #[arg(long, default_value = "f32", value_parser = precisions(), env = "CROSSWEAVE_PRECISION", hide_env_values = true)]
+    precision: Precision,
     /// Start of the random inputs
     #[arg(long, value_name = "N", default_value_t = 5)]
     seed: u64,
@@ -43,7 +47,8 @@ struct Worst {
 pub fn run(options: &Options) -> Result<Verdict> {
     let wanted = wanted(options.op.as_deref())?;
     let stop = interrupt::watch()?;
-    let gpu = Gpu::open(&gpu::Options { device: options.device.clone(), ..Default::default() })?;
+    let precision = Some(options.precision);
+    let gpu = Gpu::open(&gpu::Options { device: options.device.clone(), precision, ..Default::default() })?;
     let name = gpu.facts().name.clone();
     let device = Device::Gpu(gpu);
     let mut bar = Bar::new("cases");
@@ -56,10 +61,11 @@ pub fn run(options: &Options) -> Result<Verdict> {
         bar.at(i as u64, wanted.len() as u64, case.op);
         let outcome =
             case.check(&device, options.seed).map_err(|e| e.at(format!("{} ({})", case.op, case.about)))?;
-        if !outcome.passes(case.bound) {
-            failures.push(failure(case, &outcome));
+        let bound = case.bound_on(&device);
+        if !outcome.passes(bound) {
+            failures.push(failure(case, &outcome, bound));
         }
-        record(&mut rows, case, &outcome);
+        record(&mut rows, case, &outcome, bound);
     }
     bar.finish();
     show(&report(&name, &rows, &failures));
@@ -80,16 +86,16 @@ fn wanted(op: Option<&str>) -> Result<Vec<Case>> {
 }
 
 /// Adds a case to its op's row; the registry lists an op's cases together or not.
-fn record(rows: &mut Vec<Worst>, case: &Case, outcome: &Outcome) {
-    let ways = [("forward", outcome.forward, case.bound), ("backward", outcome.backward, 4.0 * case.bound)];
+fn record(rows: &mut Vec<Worst>, case: &Case, outcome: &Outcome, bound: f64) {
+    let ways = [("forward", outcome.forward, bound), ("backward", outcome.backward, 4.0 * bound)];
     let at = rows.iter().position(|row| row.op == case.op).unwrap_or_else(|| {
-        let (ratio, bound, place) = (0.0, case.bound, String::new());
+        let (ratio, place) = (0.0, String::new());
         rows.push(Worst { op: case.op, cases: 0, failed: 0, ratio, bound, place });
         rows.len() - 1
     });
     let row = &mut rows[at];
     row.cases += 1;
-    row.failed += usize::from(!outcome.passes(case.bound));
+    row.failed += usize::from(!outcome.passes(bound));
     for (way, ratio, bound) in ways {
         // NaN is the worst there is.
         let worse = ratio.is_nan() || ratio / bound > row.ratio / row.bound;
@@ -99,16 +105,15 @@ fn record(rows: &mut Vec<Worst>, case: &Case, outcome: &Outcome) {
     }
 }
 
-fn failure(case: &Case, outcome: &Outcome) -> String {
+fn failure(case: &Case, outcome: &Outcome, bound: f64) -> String {
     let repeats = if outcome.repeats { "" } else { ", differs when repeated" };
     format!(
-        "{} ({}): forward {:.1e} of {:.1e}, backward {:.1e} of {:.1e}{repeats}",
+        "{} ({}): forward {:.1e} of {bound:.1e}, backward {:.1e} of {:.1e}{repeats}",
         case.op,
         case.about,
         outcome.forward,
-        case.bound,
         outcome.backward,
-        4.0 * case.bound
+        4.0 * bound
     )
 }
 
@@ -142,12 +147,12 @@ mod tests {
         let (mut rows, case) = (Vec::new(), &all[0]);
         let good = Outcome { forward: case.bound / 2.0, backward: case.bound, repeats: true };
         let bad = Outcome { forward: f64::NAN, ..good.clone() };
-        record(&mut rows, case, &good);
+        record(&mut rows, case, &good, case.bound);
         assert!(rows[0].failed == 0 && rows[0].place.starts_with("forward"));
-        record(&mut rows, case, &bad);
-        record(&mut rows, case, &good);
+        record(&mut rows, case, &bad, case.bound);
+        record(&mut rows, case, &good, case.bound);
         assert!(rows[0].failed == 1 && rows[0].cases == 3 && rows[0].ratio.is_nan());
-        let text = report("a device", &rows, &[failure(case, &bad)]);
+        let text = report("a device", &rows, &[failure(case, &bad, case.bound)]);
         assert!(text.contains("1 WRONG") && text.contains("NaN") && text.contains("1 of 3"), "{text}");
         assert!(wanted(Some("no such")).is_err());
     }

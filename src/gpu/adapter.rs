@@ -1,5 +1,7 @@
 //! Which adapters there are, and which one is taken.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Kind, Result};
 
 /// Whether kernels run on a GPU or on the CPU's cores: the styles that win differ.
@@ -39,6 +41,37 @@ impl std::str::FromStr for Style {
     }
 }
 
+/// How exactly products are computed. Gradients and everything else are f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Operands and sums in f32.
+    #[default]
+    F32,
+    /// Operands rounded to f16 (past 65,504 they are infinite), sums in f32: on adapters with cooperative matrices.
+    F16,
+}
+
+impl Precision {
+    /// Their names.
+    pub const NAMES: [&str; 2] = ["f32", "f16"];
+}
+
+impl std::str::FromStr for Precision {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "f32" => Ok(Self::F32),
+            "f16" => Ok(Self::F16),
+            _ => Err(Error::of(Kind::Adapter, "no such precision")
+                .at("CROSSWEAVE_PRECISION")
+                .expected(Self::NAMES.join(" or "))
+                .found(name)),
+        }
+    }
+}
+
 /// What is known of an adapter.
 #[derive(Clone, Debug)]
 pub struct AdapterFacts {
@@ -72,8 +105,8 @@ pub struct AdapterFacts {
     pub f16: bool,
     /// Timestamp queries.
     pub timestamps: bool,
-    /// Cooperative matrices.
-    pub cooperative_matrix: bool,
+    /// Rows and columns of the cooperative matrices that [`Precision::F16`] multiplies, 16 or 8, if it can.
+    pub cooperative_matrix: Option<usize>,
 }
 
 impl AdapterFacts {
@@ -102,9 +135,44 @@ impl AdapterFacts {
             subgroup: features.contains(wgpu::Features::SUBGROUP).then_some(sizes),
             f16: features.contains(wgpu::Features::SHADER_F16),
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
-            cooperative_matrix: features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
+            cooperative_matrix: cooperative_matrix(adapter, limits, sizes),
         }
     }
+}
+
+/// What [`Precision::F16`] needs.
+const COOPERATIVE: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
+    .union(wgpu::Features::SHADER_F16)
+    .union(wgpu::Features::SUBGROUP);
+
+/// Subgroups that share a workgroup's square of a product.
+pub(crate) const QUARTERS: u32 = 4;
+
+/// Workgroup memory for two tiles in f16 and a matrix of each of eight subgroups, in bytes.
+const TILES: u32 = 20 << 10;
+
+/// The edge of the largest square matrices of f16 that sum in f32. Subgroups must be known within a factor of two:
+/// a workgroup has enough of the largest, and where they turn out smaller, some repeat the others' work.
+fn cooperative_matrix(
+    adapter: &wgpu::Adapter,
+    limits: &wgpu::Limits,
+    (low, high): (u32, u32),
+) -> Option<usize> {
+    let fits = high <= 2 * low
+        && QUARTERS * high <= limits.max_compute_invocations_per_workgroup
+        && limits.max_compute_workgroup_storage_size >= TILES;
+    if !fits || !adapter.features().contains(COOPERATIVE) {
+        return None;
+    }
+    let listed = adapter.cooperative_matrix_properties();
+    let has = |side: &u32| {
+        listed.iter().any(|p| {
+            [p.m_size, p.n_size, p.k_size] == [*side; 3]
+                && p.ab_type == wgpu::CooperativeScalarType::F16
+                && p.cr_type == wgpu::CooperativeScalarType::F32
+        })
+    };
+    [16, 8].into_iter().find(has).map(|side| side as usize)
 }
 
 impl AdapterFacts {
@@ -208,21 +276,52 @@ pub fn choose(device: Option<&str>) -> Result<wgpu::Adapter> {
     Ok(found.swap_remove(at))
 }
 
+/// Cooperative matrices are experimental in wgpu 30: it does not check that every invocation takes part.
+#[allow(
+    unsafe_code,
+    reason = "asked for by --precision f16; our one kernel multiplies in uniform control flow"
+)]
+fn experimental() -> wgpu::ExperimentalFeatures {
+    // SAFETY: wgpu asks to accept that the feature may have faults. The matrices are loaded from and stored to
+    // workgroup memory alone, in whole workgroups, which naga's validation of uniformity checks.
+    unsafe { wgpu::ExperimentalFeatures::enabled() }
+}
+
 pub(super) fn open(
     adapter: &wgpu::Adapter,
     default_limits: bool,
+    precision: Precision,
 ) -> Result<(wgpu::Device, wgpu::Queue, AdapterFacts)> {
     let limits = if default_limits { wgpu::Limits::default() } else { adapter.limits() };
     // Where a driver has it, profiling reads the device's own clock.
     let mut features = wgpu::Features::TIMESTAMP_QUERY;
     features.set(wgpu::Features::SUBGROUP, !default_limits);
     let facts = AdapterFacts::of(adapter, &limits);
-    let facts = if default_limits { AdapterFacts { subgroup: None, ..facts } } else { facts };
+    let facts = if default_limits {
+        AdapterFacts { subgroup: None, cooperative_matrix: None, ..facts }
+    } else {
+        facts
+    };
+    let half = precision == Precision::F16;
+    if half && facts.cooperative_matrix.is_none() {
+        return Err(Error::of(
+            Kind::Adapter,
+            "this adapter has no cooperative matrices of f16 with f32 sums",
+        )
+        .at(facts.name)
+        .cure(
+            "use --precision f32, or another adapter or driver (`crossweave devices` shows who has them)",
+        ));
+    }
+    if half {
+        features |= COOPERATIVE;
+    }
     let descriptor = wgpu::DeviceDescriptor {
         label: Some("crossweave"),
         required_features: adapter.features() & features,
         required_limits: limits,
         memory_hints: wgpu::MemoryHints::MemoryUsage,
+        experimental_features: if half { experimental() } else { wgpu::ExperimentalFeatures::disabled() },
         ..Default::default()
     };
     let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).map_err(|e| {

@@ -9,7 +9,7 @@ use super::{Gpu, Launch};
 /// The most loop iterations one invocation may run: lavapipe ends it silently at 65,535.
 pub const MAX_LOOP: usize = 32_768;
 
-/// Prepended to every shader.
+/// Stands behind every shader: a shader's directives come first.
 const PRELUDE: &str = include_str!("../../shaders/prelude.wgsl");
 
 /// A WGSL file with its bindings: `reads` then `writes` storage buffers, then the parameters.
@@ -70,7 +70,7 @@ pub(super) fn pipeline(gpu: &Gpu, launch: &Launch) -> Rc<Pipeline> {
         })
         .clone();
     let text = body.map_or_else(|| text.to_string(), |b| b.1());
-    let source = format!("{}\n{text}", PRELUDE.replace("GROUP = 64u", &format!("GROUP = {group}u")));
+    let source = format!("{text}\n{}", PRELUDE.replace("GROUP = 64u", &format!("GROUP = {group}u")));
     let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
         label: Some(name),
         source: wgpu::ShaderSource::Wgsl(source.into()),

@@ -11,7 +11,8 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
-pub use adapter::{AdapterFacts, Class, Style, adapters, choice, choose};
+pub(crate) use adapter::QUARTERS;
+pub use adapter::{AdapterFacts, Class, Precision, Style, adapters, choice, choose};
 pub use kernel::{Kernel, MAX_LOOP};
 pub use pool::{Buf, Memory};
 pub use profile::{KernelTime, SizeTime, Stats};
@@ -33,6 +34,8 @@ pub struct Options {
     /// The style of kernels; `None` takes `CROSSWEAVE_KERNELS` (direct, subgroup or workgroup), or else what suits
     /// the adapter.
     pub style: Option<Style>,
+    /// How exactly products are computed; `None` takes `CROSSWEAVE_PRECISION` (f32 or f16), or else f32.
+    pub precision: Option<Precision>,
     /// Time every kernel from the start (see [`Gpu::profile`]).
     pub profile: bool,
     /// Give every tensor fresh memory with guard words after it, all of them NaN, for
@@ -49,6 +52,7 @@ pub(crate) struct Shared {
     queue: wgpu::Queue,
     facts: AdapterFacts,
     style: Style,
+    precision: Precision,
     pool: RefCell<Pool>,
     recorder: RefCell<Recorder>,
     pipelines: RefCell<Pipelines>,
@@ -69,10 +73,14 @@ impl Gpu {
     /// Opens the chosen adapter.
     ///
     /// # Errors
-    /// No adapter, an unknown `device`, or a driver that refuses.
+    /// No adapter, an unknown `device`, a style or precision that the adapter lacks, or a driver that refuses.
     pub fn open(options: &Options) -> Result<Self> {
         let adapter = choose(options.device.as_deref())?;
-        let (device, queue, facts) = adapter::open(&adapter, options.default_limits)?;
+        let precision = match (options.precision, std::env::var("CROSSWEAVE_PRECISION")) {
+            (None, Ok(name)) => name.parse()?,
+            (precision, _) => precision.unwrap_or_default(),
+        };
+        let (device, queue, facts) = adapter::open(&adapter, options.default_limits, precision)?;
         let asked = match (options.style, std::env::var("CROSSWEAVE_KERNELS")) {
             (None, Ok(name)) => Some(name.parse()?),
             (style, _) => style,
@@ -104,6 +112,7 @@ impl Gpu {
             queue,
             facts,
             style,
+            precision,
             fault,
         })))
     }
@@ -116,6 +125,11 @@ impl Gpu {
     /// How kernels that come in several styles share their work.
     pub fn style(&self) -> Style {
         self.0.style
+    }
+
+    /// How exactly products are computed.
+    pub fn precision(&self) -> Precision {
+        self.0.precision
     }
 
     /// A buffer for `len` f32 values that a dispatch will fill. Past the adapter's binding limit the

@@ -1,6 +1,7 @@
 //! Matrix products: batched, broadcast and transposed by strides, so that no operand is ever copied.
 
 mod block;
+mod cooperative;
 mod lanes;
 mod tile;
 
@@ -14,6 +15,8 @@ use tile::{Form, Tile, plan};
 
 const KERNEL: Kernel = Kernel { name: "matmul", text: include_str!("../../shaders/matmul.wgsl") };
 const BLOCK: Kernel = Kernel { name: "matmul_block", text: include_str!("../../shaders/matmul_block.wgsl") };
+const COOPERATIVE: Kernel =
+    Kernel { name: "matmul_cooperative", text: include_str!("../../shaders/matmul_cooperative.wgsl") };
 
 /// Applied to the product before it is stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -76,6 +79,8 @@ struct MatMul {
     open: bool,
     /// Whether the sum of each row of a, over k, stands behind c.
     sums: bool,
+    /// Whether it yields a gradient.
+    backward: bool,
     act: Act,
     shape: Shape,
 }
@@ -163,6 +168,7 @@ impl Tensor {
                 rectified: false,
                 open: false,
                 sums: false,
+                backward: false,
                 act: Act::None,
                 shape,
             },
@@ -196,6 +202,7 @@ impl Tensor {
             rectified: false,
             open: false,
             sums: false,
+            backward: false,
             act: Act::None,
             shape: Shape::new(&[n, heads, r, l]),
         };
@@ -224,6 +231,7 @@ impl Tensor {
             rectified: false,
             open: false,
             sums: false,
+            backward: false,
             act: Act::None,
             shape: Shape::new(&[n, r, width]),
         };
@@ -261,6 +269,7 @@ impl MatMul {
             rectified: false,
             open: false,
             sums: false,
+            backward: false,
             act: Act::None,
             shape: x.with(rank - 1, n),
         }
@@ -285,6 +294,7 @@ impl MatMul {
             rectified: false,
             open: false,
             sums: false,
+            backward: true,
             act: Act::None,
             shape,
             ..self.clone()
@@ -400,6 +410,7 @@ impl Op for MatMul {
                 (KERNEL, count, Grid::Heavy(count))
             }
             Form::Block { .. } => (BLOCK, tiles * splits, Grid::Groups(tiles * splits)),
+            Form::Cooperative { .. } => (COOPERATIVE, tiles * splits, Grid::Groups(tiles * splits)),
         };
         let l = |l: Layout, third: usize| [l.batch[0], l.batch[1], third, l.row];
         let params = Words::default()
@@ -416,6 +427,7 @@ impl Op for MatMul {
         let text = || match form {
             Form::Lanes { .. } => lanes::source(&tile),
             Form::Block { .. } => block::source(&tile),
+            Form::Cooperative { .. } => cooperative::source(&tile),
         };
         let mut reads = vec![a, b];
         reads.extend(&x[2..]);

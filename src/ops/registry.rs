@@ -3,6 +3,7 @@
 
 use super::{Act, Attend, Expr, OverQueries, WordsAre, map, route, sum_of};
 use crate::error::Result;
+use crate::gpu::Precision;
 use crate::host::{Array, Rng, ratios};
 use crate::shape::Shape;
 use crate::tensor::{Device, Tape, Tensor, Viewed};
@@ -32,7 +33,7 @@ pub struct Case {
     pub inputs: Vec<(Shape, Values)>,
     /// Calls the op.
     pub run: fn(&[Tensor]) -> Tensor,
-    /// The largest norm ratio of the f32 result, and (ten times this) of the inf-norm.
+    /// The largest norm ratio of the result in f32, and (ten times this) of the inf-norm.
     pub bound: f64,
     /// Whether `cargo bench` times it.
     pub bench: bool,
@@ -55,6 +56,10 @@ impl Outcome {
         self.forward <= bound && self.backward <= 4.0 * bound && self.repeats
     }
 }
+
+/// Products under [`Precision::F16`]: each operand is off by up to 2^-11, at random in sign, whatever the length of the
+/// sum (measured: 2.5e-4 to 3.5e-4).
+const HALF: f64 = 1e-3;
 
 /// Pointwise results.
 const POINT: f64 = 2e-6;
@@ -109,6 +114,12 @@ impl Case {
                 Array::new(*shape, (0..shape.len()).map(|_| round(value(*values))).collect())
             })
             .collect()
+    }
+
+    /// The bound on a device: its own, or that of products of f16 operands.
+    pub fn bound_on(&self, device: &Device) -> f64 {
+        let half = device.gpu().is_some_and(|gpu| gpu.precision() == Precision::F16);
+        if half && self.op == "matmul" { self.bound.max(HALF) } else { self.bound }
     }
 
     fn differentiable(&self, i: usize) -> bool {

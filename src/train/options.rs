@@ -10,10 +10,13 @@ mod resume;
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 pub use evaluate::EvaluateOptions;
+
+use crate::gpu::Precision;
 
 const THEIRS: &str = "The authors' options";
 const DATA: &str = "Data";
@@ -235,6 +238,16 @@ pub struct TrainOptions {
     #[arg(long, value_name = "DEVICE", env = "CROSSWEAVE_DEVICE", hide_env_values = true, help_heading = RUN)]
     #[serde(skip)]
     pub device: Option<String>,
+    /// Of products in the forward pass: f32, or f16 operands with f32 sums (needs cooperative matrices)
+    #[arg(
+        long,
+        default_value = "f32",
+        value_parser = precisions(),
+        env = "CROSSWEAVE_PRECISION",
+        hide_env_values = true,
+        help_heading = RUN
+    )]
+    pub precision: Precision,
     /// Captions scored at a time in a step, fixed for the run [default: as many as fit]
     #[arg(long, value_name = "N", help_heading = RUN)]
     pub tile: Option<usize>,
@@ -282,6 +295,11 @@ impl TrainOptions {
     pub fn trains_bert(&self) -> bool {
         self.finetune_bert || self.bert_init == BertInit::Random
     }
+}
+
+/// Reads a `--precision`.
+pub fn precisions() -> impl TypedValueParser<Value = Precision> {
+    PossibleValuesParser::new(Precision::NAMES).map(|name| name.parse().expect("a name of the list"))
 }
 
 /// Gives every option of a command its other spelling: `data_path` and `data-path`, lower case too.

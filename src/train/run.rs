@@ -60,6 +60,7 @@ pub fn train(options: &TrainOptions, stop: &AtomicBool, tell: &mut dyn FnMut(Eve
 fn attempt(options: &TrainOptions, stop: &AtomicBool, tell: &mut dyn FnMut(Event)) -> Result<()> {
     let gpu = Gpu::open(&Options {
         device: options.device.clone(),
+        precision: Some(options.precision),
         profile: std::env::var_os("CROSSWEAVE_PROFILE").is_some(),
         ..Options::default()
     })?;

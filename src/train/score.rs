@@ -87,7 +87,11 @@ fn image_names(folder: &Path, split: &str) -> Vec<String> {
 }
 
 fn open(options: &EvaluateOptions) -> Result<Device> {
-    Ok(Device::Gpu(Gpu::open(&Options { device: options.device.clone(), ..Options::default() })?))
+    Ok(Device::Gpu(Gpu::open(&Options {
+        device: options.device.clone(),
+        precision: Some(options.precision),
+        ..Options::default()
+    })?))
 }
 
 /// A split encoded with a run's weights.

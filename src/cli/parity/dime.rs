@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Fixture;
-use super::compare::{Row, Rules, family, steps};
+use super::compare::{HALF_SIMS, Row, Rules, family, steps};
 use crate::error::Result;
 use crate::nn::bert::Tokens;
 use crate::nn::{ParamSpec, Params, Role};
@@ -18,14 +18,16 @@ const RESULTS: [&str; 5] = ["sims", "loss_rank", "loss_path", "loss_total", "gra
 pub(super) fn check(fixture: &Fixture, device: &Device) -> Result<Vec<Row>> {
     let config: Config = fixture.config()?;
     config.check().map_err(|e| e.at(&fixture.place))?;
-    let host = device.gpu().is_none();
-    let rules = Rules::new(host, Some(config.bert_config.num_hidden_layers));
+    let rules = Rules::new(device, Some(config.bert_config.num_hidden_layers));
     let mut rows = Vec::new();
     let recomputed = fixture.is_train().then_some(("recomputed", Path::Recomputed));
     for (name, path) in [("composed", Path::Composed), ("fast", Path::Fast)].into_iter().chain(recomputed) {
         let composed = path == Path::Composed;
         let results = run(fixture, &config, device, path)?;
-        rows.extend(family(fixture, "out.", name, rules, &results.out, |n| composed || RESULTS.contains(&n)));
+        let sims = if rules.half { Rules { out: HALF_SIMS, ..rules } } else { rules };
+        rows.extend(family(fixture, "out.", name, sims, &results.out, |n| n == "sims"));
+        let wanted = |n: &str| n != "sims" && (composed || RESULTS.contains(&n));
+        rows.extend(family(fixture, "out.", name, rules, &results.out, wanted));
         if fixture.is_train() {
             rows.extend(family(fixture, "grad.", name, rules, &results.grad, |_| true));
             rows.extend(unasked(fixture, name, &results.grad));

@@ -9,15 +9,14 @@ use crate::ops::walk::{fill, pointwise};
 
 /// The kernel's text for a tile.
 pub(super) fn source(t: &Tile) -> String {
-    let Form::Block { side, halves } = t.form else { unreachable!("lanes have a text of their own") };
+    let Form::Block { side, halves } = t.form else { unreachable!("other forms have texts of their own") };
     let sizes = format!("const SIDE = {side}u;\nconst QUADS = {}u;", side * halves);
-    let fetch = format!("{}{}", fetch_a(t), fetch_b(t));
     let text = fill(
         BLOCK.text,
         &[
             ("bindings", &bindings(t)),
             ("sizes", &sizes),
-            ("fetch", &fetch),
+            ("fetch", &fetches(t)),
             ("start", &start(t, side, halves)),
             ("products", &products(t, side, halves)),
             ("store", &store(t, side, halves)),
@@ -42,16 +41,13 @@ struct Operand {
     vector: bool,
 }
 
-fn fetch_a(t: &Tile) -> String {
-    let strides = ["p.a.w", "p.a_col"];
-    let (along_k, vector) = (t.a_along_k, t.a_vector);
-    fetch(&Operand { name: "a", item: "m", count: "p.m", strides, along_k, vector })
-}
-
-fn fetch_b(t: &Tile) -> String {
-    let strides = ["p.b_col", "p.b.w"];
-    let (along_k, vector) = (!t.b_along_n, t.b_vector);
-    fetch(&Operand { name: "b", item: "n", count: "p.n", strides, along_k, vector })
+/// How both operands are fetched: four k of four rows of a, or columns of b.
+pub(super) fn fetches(t: &Tile) -> String {
+    let (strides, along_k, vector) = (["p.a.w", "p.a_col"], t.a_along_k, t.a_vector);
+    let a = fetch(&Operand { name: "a", item: "m", count: "p.m", strides, along_k, vector });
+    let (strides, along_k, vector) = (["p.b_col", "p.b.w"], !t.b_along_n, t.b_vector);
+    let b = fetch(&Operand { name: "b", item: "n", count: "p.n", strides, along_k, vector });
+    a + &b
 }
 
 /// Neighbouring invocations fetch what lies beside each other. Items past the edge read the last ones; k past the

@@ -1,7 +1,7 @@
 //! Which part of a product one invocation, subgroup or workgroup computes, and how it reads and writes.
 
 use super::{Act, Beside, MatMul};
-use crate::gpu::{Gpu, Style};
+use crate::gpu::{Gpu, Precision, QUARTERS, Style};
 
 /// Who computes a tile of c.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -11,6 +11,9 @@ pub(super) enum Form {
     Lanes { lanes: usize, rows: usize, cols: usize },
     /// A workgroup of `side x side` invocations, each `4 halves x 4 halves`, through workgroup memory.
     Block { side: usize, halves: usize },
+    /// A workgroup of four subgroups (or more that repeat their work), each `each x each` cooperative matrices of
+    /// `side x side`.
+    Cooperative { side: usize, each: usize, invocations: usize, subgroups: usize },
 }
 
 impl Form {
@@ -19,14 +22,24 @@ impl Form {
         match self {
             Self::Lanes { lanes, rows, cols } => (lanes * rows, cols),
             Self::Block { side, halves } => (4 * side * halves, 4 * side * halves),
+            Self::Cooperative { side, each, .. } => (2 * side * each, 2 * side * each),
         }
     }
 
-    /// Loop iterations over `k`: a step of four, or of sixteen that are a loop of their own; at most.
+    /// Loop iterations over `k`: a step of four, or of sixteen with loops of its own; at most.
     pub(super) fn loops(self, k: usize) -> usize {
         match self {
             Self::Lanes { .. } => k.div_ceil(4),
-            Self::Block { .. } => 17 * k.div_ceil(16),
+            Self::Block { .. } | Self::Cooperative { .. } => 17 * k.div_ceil(16),
+        }
+    }
+
+    /// Invocations.
+    pub(super) fn invocations(self) -> usize {
+        match self {
+            Self::Lanes { lanes, .. } => lanes,
+            Self::Block { side, .. } => side * side,
+            Self::Cooperative { invocations, .. } => invocations,
         }
     }
 }
@@ -60,7 +73,7 @@ impl Tile {
         let b_rest = if b_along_n { [op.n, b.row] } else { [op.k, b.col] };
         let down = match form {
             Form::Lanes { rows, .. } => rows,
-            Form::Block { .. } => 4,
+            Form::Block { .. } | Form::Cooperative { .. } => 4,
         };
         let a_vector = (a_along_k || (a.row == 1 && down.is_multiple_of(4)))
             && fours(&a_rest)
@@ -131,13 +144,20 @@ const ENOUGH: usize = 1 << 14;
 /// Steps of four k that a split keeps at least on a GPU.
 const LEAST_SPLIT_ON_GPU: usize = 32;
 
+/// Matrices along an edge of a subgroup's quarter, most first: with matrices of 16, workgroups own 128, 64 and 32
+/// rows and columns. Unmeasured on GPUs.
+const EACH: [usize; 3] = [4, 2, 1];
+
 /// The tile that costs least, and in how many parts k is computed: one, unless `can_split`.
 pub(super) fn plan(op: &MatMul, gpu: &Gpu, can_split: bool) -> (Form, usize) {
     let lanes = gpu.facts().lanes().unwrap_or(1);
-    match gpu.style() {
-        Style::Direct => on_cores(op, gpu, &DIRECT, 1, can_split),
-        Style::Subgroup => on_cores(op, gpu, &SUBGROUP, lanes, can_split),
-        Style::Workgroup => in_blocks(op, can_split),
+    match (cooperative(op, gpu), gpu.style()) {
+        (Some(forms), _) => in_blocks(op, forms, can_split),
+        (None, Style::Direct) => on_cores(op, gpu, &DIRECT, 1, can_split),
+        (None, Style::Subgroup) => on_cores(op, gpu, &SUBGROUP, lanes, can_split),
+        (None, Style::Workgroup) => {
+            in_blocks(op, BLOCKS.map(|(side, halves)| Form::Block { side, halves }), can_split)
+        }
     }
 }
 
@@ -164,23 +184,31 @@ fn on_cores(op: &MatMul, gpu: &Gpu, tuning: &Tuning, lanes: usize, can_split: bo
 }
 
 /// For a GPU: waste weighed against idle cores; its loads are shared, its compiler is quick.
-fn in_blocks(op: &MatMul, can_split: bool) -> (Form, usize) {
+fn in_blocks(op: &MatMul, forms: [Form; 3], can_split: bool) -> (Form, usize) {
     let most = if can_split { (op.k / (4 * LEAST_SPLIT_ON_GPU)).max(1) } else { 1 };
     let tiles = |form: Form| {
         let (height, width) = form.covers();
         op.m.div_ceil(height) * op.n.div_ceil(width) * op.batches()
     };
-    let cost = |side: usize, halves: usize| {
-        let form = Form::Block { side, halves };
+    let cost = |form: Form| {
         let (height, width) = form.covers();
         let work = (tiles(form) * op.k * op.sum * height * width) as f64;
-        let idle = (ENOUGH as f64 / (tiles(form) * most * side * side) as f64).clamp(1.0, 4.0);
-        work * (1.0 + 8.0 / (side * halves) as f64) * idle
+        let idle = (ENOUGH as f64 / (tiles(form) * most * form.invocations()) as f64).clamp(1.0, 4.0);
+        work * (1.0 + 32.0 / height as f64) * idle
     };
-    let (side, halves) = BLOCKS
-        .into_iter()
-        .min_by(|x, y| cost(x.0, x.1).total_cmp(&cost(y.0, y.1)))
-        .expect("there are blocks");
-    let form = Form::Block { side, halves };
-    (form, ENOUGH.div_ceil((tiles(form) * side * side).max(1)).clamp(1, most))
+    let form = forms.into_iter().min_by(|x, y| cost(*x).total_cmp(&cost(*y))).expect("there are three");
+    (form, ENOUGH.div_ceil((tiles(form) * form.invocations()).max(1)).clamp(1, most))
+}
+
+/// The forms on cooperative matrices, for products in f16 that fill at least one: a smaller one would mostly multiply
+/// padding. Unmeasured on GPUs. Gradients stay in f32: some lie wholly below what f16 holds (docs/rejected.md).
+fn cooperative(op: &MatMul, gpu: &Gpu) -> Option<[Form; 3]> {
+    let side = gpu.facts().cooperative_matrix.filter(|_| gpu.precision() == Precision::F16)?;
+    let (low, high) = gpu.facts().subgroup?;
+    if op.backward || op.m.min(op.n).min(op.k) < side {
+        return None;
+    }
+    let invocations = (QUARTERS * high) as usize;
+    let subgroups = (QUARTERS * high / low) as usize;
+    Some(EACH.map(|each| Form::Cooperative { side, each, invocations, subgroups }))
 }

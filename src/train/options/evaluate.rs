@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::precisions;
 use crate::error::{Error, Result};
+use crate::gpu::Precision;
 
 const SAVED: &str = "Similarity matrices";
 const MODEL: &str = "Data and weights";
@@ -38,6 +40,16 @@ pub struct EvaluateOptions {
     /// The adapter: an index of `crossweave devices`, or part of a name [default: the best]
     #[arg(long, value_name = "DEVICE", env = "CROSSWEAVE_DEVICE", hide_env_values = true, help_heading = MODEL)]
     pub device: Option<String>,
+    /// Of products: f32, or f16 operands with f32 sums (needs cooperative matrices)
+    #[arg(
+        long,
+        default_value = "f32",
+        value_parser = precisions(),
+        env = "CROSSWEAVE_PRECISION",
+        hide_env_values = true,
+        help_heading = MODEL
+    )]
+    pub precision: Precision,
     /// Captions scored at a time [default: as many as fit]
     #[arg(long, value_name = "N", help_heading = MODEL)]
     pub tile: Option<usize>,

@@ -315,6 +315,7 @@ mod tests {
             ("--direction i2t --extra_img 1", &["--extra_img", "i2t", "--extra_stc"]),
             ("--direction t2i --extra_stc 1 --extra_img 1", &["--extra_stc", "t2i", "--extra_img"]),
             ("--direction both", &["i2t", "t2i"]),
+            ("--precision f64", &["f64", "f32", "f16"]),
         ];
         for (line, parts) in cases {
             let error = resolved(line).expect_err(line).to_string();
@@ -334,9 +335,11 @@ mod tests {
 
     #[test]
     fn options_survive_a_file() {
-        let (options, _) = resolved("--bert-init random --vocab-size 900").expect("legal");
+        let line = "--bert-init random --vocab-size 900 --precision f16";
+        let (options, _) = resolved(line).expect("legal");
         let text = serde_json::to_string(&options).expect("JSON");
         assert!(text.contains("\"lambda_softmax_CMRC\":4.0"), "{text}");
+        assert!(text.contains("\"precision\":\"f16\""), "{text}");
         assert_eq!(serde_json::from_str::<TrainOptions>(&text).expect("the same form"), options);
     }
 }

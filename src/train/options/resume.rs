@@ -6,7 +6,7 @@ use super::TrainOptions;
 use crate::error::{Error, Result};
 
 /// What a resumed run may not change: with another value the losses are no longer those of a run never stopped.
-const FIXED: [&str; 36] = [
+const FIXED: [&str; 37] = [
     "system",
     "seed",
     "faithful",
@@ -41,6 +41,7 @@ const FIXED: [&str; 36] = [
     "dev_limit",
     "select",
     "mask_padding",
+    "precision",
     "tile",
     "checkpoint_cells",
 ];
@@ -91,8 +92,9 @@ mod tests {
         let longer =
             of("--seed 3 --num_epochs 9 --learning_rate 1e-5 --log_step 1 --val_step 7 --max-steps 5");
         longer.goes_on(&begun).expect("more of the same");
-        let error = of("--seed 4 --direction t2i").goes_on(&begun).expect_err("another run").to_string();
-        assert!(error.contains("expected: --seed 3, --direction i2t"), "{error}");
-        assert!(error.contains("found: --seed 4, --direction t2i"), "{error}");
+        let other = of("--seed 4 --direction t2i --precision f16");
+        let error = other.goes_on(&begun).expect_err("another run").to_string();
+        assert!(error.contains("expected: --seed 3, --direction i2t, --precision f32"), "{error}");
+        assert!(error.contains("found: --seed 4, --direction t2i, --precision f16"), "{error}");
     }
 }
