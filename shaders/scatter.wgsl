@@ -4,13 +4,16 @@
 override add: bool = false;
 struct Params {
     count: u32, // invocations: rows * width to zero, tokens * width to add
-    width: u32,
+    width: u32, // in T
     tokens: u32,
     rows: u32,
 }
+//: type
+alias T = vec4<f32>;
+//: end
 @group(0) @binding(0) var<storage, read> ids: array<f32>; // [tokens], whole numbers
-@group(0) @binding(1) var<storage, read> g: array<f32>; // [tokens, width]
-@group(0) @binding(2) var<storage, read_write> y: array<f32>; // [rows, width]
+@group(0) @binding(1) var<storage, read> g: array<T>; // [tokens, width]
+@group(0) @binding(2) var<storage, read_write> y: array<T>; // [rows, width]
 @group(0) @binding(3) var<uniform> p: Params;
 
 fn row_of(token: u32) -> u32 {
@@ -24,7 +27,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
         return;
     }
     if !add {
-        y[i] = 0.0;
+        y[i] = T(0.0);
         return;
     }
     let token = i / p.width;
@@ -34,7 +37,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
             return;
         }
     }
-    var sum = 0.0;
+    var sum = T(0.0);
     for (var t = token; t < p.tokens; t++) {
         if row_of(t) == own {
             sum += g[t * p.width + i % p.width];

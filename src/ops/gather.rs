@@ -1,5 +1,6 @@
 //! Embedding lookup, and its gradient as a deterministic scatter-add.
 
+use super::walk::fill;
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, MAX_LOOP, Words};
 use crate::host::Array;
 use crate::shape::Shape;
@@ -87,12 +88,14 @@ impl Op for Scatter {
     }
 
     fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, shapes: &[Shape]) {
-        let (tokens, width) = (shapes[0].len(), shapes[1].last());
+        let vector = if shapes[1].last().is_multiple_of(4) { 4 } else { 1 };
+        let (tokens, width) = (shapes[0].len(), shapes[1].last() / vector);
+        let element = if vector == 4 { "alias T = vec4<f32>;" } else { "alias T = f32;" };
         for add in [false, true] {
             let count = if add { tokens } else { self.rows } * width;
             gpu.dispatch(&Launch {
                 kernel: SCATTER,
-                body: None,
+                body: Some((vector as u64, &|| fill(SCATTER.text, &[("type", element)]))),
                 constants: &[("add", f64::from(u8::from(add)))],
                 reads: x,
                 writes: &[y],

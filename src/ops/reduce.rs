@@ -17,7 +17,14 @@ const MAX_GRAD: Kernel = Kernel { name: "max_grad", text: include_str!("../../sh
 const LONG: usize = 512;
 /// Invocations that keep a GPU busy, and each core of a CPU.
 const ENOUGH: usize = 4096;
-const ENOUGH_A_CORE: usize = 32;
+const ENOUGH_A_CORE: usize = 64;
+/// Iterations from which on an invocation counts as heavy.
+const HEAVY: usize = 64;
+
+/// Invocations that keep the adapter busy.
+pub(super) fn enough(gpu: &Gpu) -> usize {
+    gpu.facts().cores.map_or(ENOUGH, |cores| ENOUGH_A_CORE * cores)
+}
 
 /// What is kept of the values along the axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -160,7 +167,7 @@ impl Reduce {
             reads: buffers,
             writes: &[y],
             params: Words(params),
-            grid: Grid::Invocations(per_chunk * chunks),
+            grid: if chunk < HEAVY { Grid::Invocations } else { Grid::Heavy }(per_chunk * chunks),
             loops: chunk,
         });
     }
@@ -181,7 +188,7 @@ impl Op for Reduce {
         let views: Vec<&View> = used.iter().map(|i| &self.views[*i]).collect();
         let walk = Walk::new(self.full(), Some(self.axis), &views, &places);
         let steps = walk.axis_steps();
-        let enough = gpu.facts().cores.map_or(ENOUGH, |cores| ENOUGH_A_CORE * cores);
+        let enough = enough(gpu);
         let wanted = if steps > LONG { enough.div_ceil(walk.invocations().max(1)) } else { 1 };
         let chunks = wanted.min(steps.div_ceil(LONG / 8)).max(steps.div_ceil(crate::gpu::MAX_LOOP)).max(1);
         if chunks == 1 {

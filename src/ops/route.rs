@@ -1,7 +1,7 @@
 //! Dense routing: four mixtures of four cells' outputs by the routers' probabilities, one kernel each way.
 //! The composition it replaces reads every cell four times forward and twelve times backward.
 
-use super::reduce::sum_buffers;
+use super::reduce::{enough, sum_buffers};
 use super::walk::fill;
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
 use crate::host::Array;
@@ -198,7 +198,7 @@ impl Op for RouteWeights {
         let vector = pairs.vector();
         let m = pairs.m / vector;
         let count = pairs.outer * pairs.inner;
-        let chunks = (4096 / count.max(1)).min(m / 64).max(m.div_ceil(crate::gpu::MAX_LOOP)).max(1);
+        let chunks = (enough(gpu) / count.max(1)).min(m / 64).max(m.div_ceil(crate::gpu::MAX_LOOP)).max(1);
         let partial = (chunks > 1).then(|| gpu.alloc(chunks * y.len()));
         let mut params = Words::default().sizes(&[count * chunks, m, pairs.inner, chunks]);
         params.0.extend(pairs.all_strides(&shapes[2..]).0);
@@ -210,7 +210,7 @@ impl Op for RouteWeights {
             reads: x,
             writes: &[partial.as_ref().unwrap_or(y)],
             params,
-            grid: Grid::Invocations(count * chunks),
+            grid: Grid::Heavy(count * chunks),
             loops: m.div_ceil(chunks),
         });
         if let Some(partial) = &partial {
