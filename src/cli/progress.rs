@@ -121,10 +121,14 @@ impl Reporter {
 }
 
 fn scoring(done: u64, total: u64, seconds: f64) -> String {
-    let rate = done as f64 / seconds;
     let percent = if total == 0 { 100.0 } else { 100.0 * done as f64 / total as f64 };
-    let left = duration(total.saturating_sub(done) as f64 / rate);
-    format!("scoring: {percent:.0}% of {total} pairs, {rate:.0} pairs/s, {left} left")
+    let so_far = format!("scoring: {percent:.0}% of {total} pairs");
+    // The clock starts with the first tile's end: until the next there is no rate.
+    if seconds < 1e-2 {
+        return so_far;
+    }
+    let rate = done as f64 / seconds;
+    format!("{so_far}, {rate:.0} pairs/s, {} left", duration(total.saturating_sub(done) as f64 / rate))
 }
 
 fn encoding(done: u64, total: u64, seconds: f64) -> String {
@@ -240,5 +244,6 @@ mod tests {
             assert!(text.contains(part), "{text}");
         }
         assert!(scoring(50, 200, 2.0).contains("25% of 200 pairs, 25 pairs/s, 6s left"));
+        assert_eq!(scoring(50, 200, 1e-9), "scoring: 25% of 200 pairs");
     }
 }

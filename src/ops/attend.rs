@@ -60,6 +60,7 @@ impl Attend {
     /// The weights, in one kernel where a pair fits it. `lens [captions]` are true words of each caption.
     #[track_caller]
     pub fn weights(&self, scores: &Tensor, lens: Option<&Tensor>) -> Tensor {
+        let lens = lens.filter(|_| self.heeds_lens());
         let mut x = vec![scores];
         x.extend(lens);
         let fits = scores
@@ -78,7 +79,7 @@ impl Attend {
             WordsAre::Context => (None, lens),
         };
         let bent = self.leaky.map_or_else(|| scores.clone(), |slope| scores.map(|x| x.leaky_relu(slope)));
-        let kept = match queries.filter(|_| self.over != OverQueries::Nothing) {
+        let kept = match queries.filter(|_| self.heeds_lens()) {
             Some(lens) => {
                 let places: Vec<f32> = (0..s[2]).map(|i| i as f32).collect();
                 let places = scores.device().tensor([s[2], 1], &places);
@@ -145,10 +146,15 @@ impl Attend {
         }
     }
 
+    /// Whether lengths change the weights: a query's padding does so through the norms alone.
+    fn heeds_lens(&self) -> bool {
+        self.words == WordsAre::Context || self.over != OverQueries::Nothing
+    }
+
     /// Queries that take part, and columns that have weight, of a caption of `n` words.
     fn used(&self, n: Option<usize>, rows: usize, columns: usize) -> (usize, usize) {
         match (self.words, n) {
-            (WordsAre::Queries, Some(n)) if self.over != OverQueries::Nothing => (n.min(rows), columns),
+            (WordsAre::Queries, Some(n)) => (n.min(rows), columns),
             (WordsAre::Context, Some(n)) => (rows, n.min(columns)),
             _ => (rows, columns),
         }
@@ -243,11 +249,11 @@ impl Op for AttendGrad {
                 let mean: f64 = row.clone().map(|e| weights[e] * g[e]).sum();
                 row.for_each(|e| d[e] = op.scale * weights[e] * (g[e] - mean));
             }
-            for l in 0..columns {
+            for (l, norm) in norms.iter().enumerate() {
                 let column = || (0..used).map(|r| r * columns + l);
-                let divisor = op.divisor(norms[l]);
+                let divisor = op.divisor(*norm);
                 let dot: f64 = column().map(|e| bent[e] * d[e]).sum();
-                let share = if op.moves(norms[l]) { dot / (norms[l] * divisor) } else { 0.0 };
+                let share = if op.moves(*norm) { dot / (norm * divisor) } else { 0.0 };
                 for e in column() {
                     let slope = if x[0].data[first + e] > 0.0 { 1.0 } else { op.leaky.unwrap_or(1.0) };
                     y.data[first + e] = (d[e] - bent[e] * share) / divisor * slope;
@@ -295,7 +301,7 @@ impl Plan {
         let needed = columns / vector;
         let unrolled = if vector == 4 { needed } else { needed.next_multiple_of(8) };
         let normed = op.over != OverQueries::Nothing;
-        let masked = masked.then_some(op.words).filter(|w| normed || *w == WordsAre::Context);
+        let masked = masked.then_some(op.words);
         let plus = matches!(op.over, OverQueries::NormPlus(_));
         let plan = Self { shared, vector, unrolled, exact: unrolled == needed, normed, plus, masked };
         let fits = match (shared, vector) {

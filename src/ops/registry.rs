@@ -442,10 +442,12 @@ fn attend() -> Vec<Case> {
             let over = OverQueries::NormPlus(1e-8);
             Attend { leaky: None, over, scale: 4.0, words: WordsAre::Context }.weights(&x[0], None)
         }),
-        case("attend", "clipped only", &[&[2, 3, 5, 9]], bound, |x| {
-            let over = OverQueries::Nothing;
-            Attend { leaky: Some(0.1), over, scale: 4.0, words: WordsAre::Context }.weights(&x[0], None)
-        }),
+        case("attend", "clipped only, words padded as queries", &[&[2, 3, 5, 9], &[3]], bound, |x| {
+            let how =
+                Attend { leaky: Some(0.1), over: OverQueries::Nothing, scale: 4.0, words: WordsAre::Queries };
+            how.weights(&x[0], Some(&x[1]))
+        })
+        .with(1, Values::Whole(5)),
         case("attend", "a context past one kernel", &[&[2, 2, 9, 147], &[2]], bound, context)
             .with(1, Values::Whole(147)),
         case("attend", "queries past one kernel", &[&[2, 2, 147, 41], &[2]], bound, queries)

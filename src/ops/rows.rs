@@ -8,8 +8,29 @@ use crate::shape::Shape;
 
 /// Loops over the axis in the longest kernel of this family.
 const LOOPS: usize = 3;
-/// Invocations that share a row on a GPU, where each has at least four values of it. Unmeasured.
+/// Invocations that share a row on a GPU without subgroups of one size, where each has at least four values of it.
+/// Unmeasured.
 const TEAM: usize = 32;
+
+/// Who walks a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Team {
+    /// One invocation.
+    Own,
+    /// A subgroup of this size: its own sums and maxima.
+    Subgroup(usize),
+    /// So many invocations of a workgroup: a tree in its memory.
+    Workgroup(usize),
+}
+
+impl Team {
+    fn size(self) -> usize {
+        match self {
+            Self::Own => 1,
+            Self::Subgroup(n) | Self::Workgroup(n) => n,
+        }
+    }
+}
 
 /// Whether an invocation of `kernel` that loops so often may walk an axis of `n` values; if not, the device's next
 /// flush says so.
@@ -45,15 +66,23 @@ impl Rows {
         Self { lane: Lane::Single, count: outer * inner, steps: n, inner, n }
     }
 
-    /// Invocations that share a row: where neighbours would read long rows apart, a GPU wants them side by side.
-    fn team(&self, gpu: &Gpu) -> usize {
-        let shares = gpu.style() == Style::Workgroup && self.lane == Lane::Axis && self.steps >= TEAM;
-        if shares { TEAM } else { 1 }
+    /// Who walks a row: where neighbours would read long rows apart, a GPU wants them side by side.
+    fn team(&self, gpu: &Gpu) -> Team {
+        let long = |team: &usize| self.lane == Lane::Axis && self.steps >= *team;
+        if gpu.style() != Style::Workgroup || !long(&TEAM) {
+            return Team::Own;
+        }
+        let one_size = gpu.facts().subgroup.filter(|(low, high)| low == high).map(|(n, _)| n as usize);
+        match one_size.filter(|n| [8, 16, 32, 64].contains(n)).filter(long) {
+            Some(n) => Team::Subgroup(n),
+            None => Team::Workgroup(TEAM),
+        }
     }
 
     /// Records `kernel` with parameters count, steps, inner and then `rest`.
     pub(super) fn dispatch(&self, gpu: &Gpu, kernel: Kernel, reads: &[&Buf], y: &Buf, rest: Words) {
-        let team = self.team(gpu);
+        let who = self.team(gpu);
+        let team = who.size();
         let loops = LOOPS * self.steps.div_ceil(team) + if team > 1 { 2 * LOOPS * 5 } else { 0 };
         if !fits(gpu, &kernel, self.n, loops) {
             return;
@@ -65,13 +94,20 @@ impl Rows {
                 "{}{}{}",
                 pointwise(self.lane != Lane::Single),
                 places(self.lane),
-                if team > 1 { shared_folds(team) } else { own_folds(self.lane) }
+                match who {
+                    Team::Own => own_folds(self.lane),
+                    Team::Subgroup(n) => subgroup_folds(n),
+                    Team::Workgroup(n) => shared_folds(n),
+                }
             );
             fill(kernel.text, &[("lane", &lane)])
         };
         gpu.dispatch(&Launch {
             kernel,
-            body: Some(((self.lane as u64) << 8 | team as u64, &text)),
+            body: Some((
+                (self.lane as u64) << 9 | (team as u64) << 1 | u64::from(who == Team::Subgroup(team)),
+                &text,
+            )),
             constants: &[],
             reads,
             writes: &[y],
@@ -102,6 +138,16 @@ fn own_folds(lane: Lane) -> String {
 fn join(local: u32) {{}}
 fn fold_sum(x: T) -> T {{ return {sum}; }}
 fn fold_max(x: T) -> T {{ return {max}; }}"
+    )
+}
+
+/// The same for a subgroup that walks a row together.
+fn subgroup_folds(size: usize) -> String {
+    format!(
+        "const TEAM = {size}u;
+fn join(local: u32) {{}}
+fn fold_sum(x: T) -> T {{ return T(subgroupAdd(x.x + x.y + x.z + x.w)); }}
+fn fold_max(x: T) -> T {{ return T(subgroupMax(max(max(x.x, x.y), max(x.z, x.w)))); }}"
     )
 }
 
