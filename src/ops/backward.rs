@@ -1,6 +1,6 @@
 //! The way back along a tape.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use super::map::{map, materialize};
 use crate::tensor::{Back, Device, Expr, Grad, Tape, Tensor, Viewed};
@@ -21,8 +21,8 @@ impl Tape {
     /// As [`Tape::backward`], from any tensor with its gradient.
     #[track_caller]
     pub fn backward_from(&self, y: &Tensor, g: Tensor) -> Grads {
-        let mut open = Open { terms: HashMap::new(), device: y.device() };
-        let Some(var) = y.var() else { return Grads(HashMap::new()) };
+        let mut open = Open { terms: BTreeMap::new(), device: y.device() };
+        let Some(var) = y.var() else { return Grads(BTreeMap::new()) };
         open.terms.insert(var.id, vec![g.into()]);
         while let Some(node) = self.pop() {
             let ids = node.first..node.first + node.outputs.len();
@@ -47,9 +47,9 @@ impl Tape {
     }
 }
 
-/// Gradients not yet summed, by what they belong to.
+/// Gradients not yet summed, by what they belong to; in order, so that every step takes the same memory.
 struct Open {
-    terms: HashMap<usize, Vec<Grad>>,
+    terms: BTreeMap<usize, Vec<Grad>>,
     device: Device,
 }
 
@@ -95,7 +95,7 @@ fn places(inputs: &[Viewed], term: &Grad) -> (Vec<usize>, Vec<Viewed>) {
 }
 
 /// Gradients by leaf.
-pub struct Grads(HashMap<usize, Tensor>);
+pub struct Grads(BTreeMap<usize, Tensor>);
 
 impl Grads {
     /// The gradient of a leaf; `None` if the result does not depend on it.
