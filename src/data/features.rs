@@ -98,7 +98,7 @@ impl Features {
         check_length(&file, path, header.end)?;
         // SAFETY: the map is read-only and every read rechecks the file's length first; what is left is a file
         // cut short by another process during a read, which ends this process with a signal, not with bad data.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "a map is unsafe as files change")]
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map the features", path, &e))?;
         if map.len() != header.end {
             return Err(wrong_length(path, header.end as u64, map.len() as u64));

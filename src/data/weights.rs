@@ -149,8 +149,8 @@ impl Weights {
     }
 }
 
-#[allow(unsafe_code)]
 /// Maps a file for reading.
+#[allow(unsafe_code, reason = "a map is unsafe as files change; what keeps it sound stands below")]
 pub(crate) fn map(file: &File) -> std::io::Result<Mmap> {
     // Sound as long as nobody shortens the file meanwhile: the offsets used are checked against the map's own
     // length, and our own writers replace files by renaming, which leaves an open map's file alone.

@@ -101,7 +101,7 @@ impl Attend {
 
     fn launch(&self, gpu: &Gpu, grad: bool, reads: &[&Buf], y: &Buf, shapes: &[Shape]) {
         let s = shapes[0];
-        let plan = Plan::of(self, gpu, s, shapes.len() > 1).expect("asked before");
+        let plan = Plan::of(self, gpu, s, shapes.len() > 1).expect("`weights` composes what has no plan");
         let (pairs, rows, columns) = (s[0] * s[1], s[2], s[3] / plan.vector);
         let eps = match self.over {
             OverQueries::Nothing => 0.0,
