@@ -1,6 +1,6 @@
 // One step of Adam or AdamW, in place: the gradient is first clipped by the global norm in `norm`.
 struct Params {
-    count: u32,
+    count: u32, // values, in T
     beta1: f32,
     rest1: f32, // 1 - beta1
     beta2: f32,
@@ -11,11 +11,14 @@ struct Params {
     clip: f32, // largest global norm; 0 or less for none
     kept: f32, // 1 - learning rate * weight decay
 }
-@group(0) @binding(0) var<storage, read> g: array<f32>; // [count]
+//: type
+alias T = vec4<f32>;
+//: end
+@group(0) @binding(0) var<storage, read> g: array<T>; // [count]
 @group(0) @binding(1) var<storage, read> norm: array<f32>; // [1], the sum of all gradients' squares
-@group(0) @binding(2) var<storage, read_write> w: array<f32>; // [count]
-@group(0) @binding(3) var<storage, read_write> m: array<f32>; // [count], mean of gradients
-@group(0) @binding(4) var<storage, read_write> v: array<f32>; // [count], mean of their squares
+@group(0) @binding(2) var<storage, read_write> w: array<T>; // [count]
+@group(0) @binding(3) var<storage, read_write> m: array<T>; // [count], mean of gradients
+@group(0) @binding(4) var<storage, read_write> v: array<T>; // [count], mean of their squares
 @group(0) @binding(5) var<uniform> p: Params;
 
 @compute @workgroup_size(GROUP)
@@ -37,5 +40,5 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     let square = p.beta2 * v[i] + p.rest2 * grad * grad;
     m[i] = mean;
     v[i] = square;
-    w[i] = w[i] * p.kept - p.rate * mean / (sqrt(square) / p.correct2 + p.eps);
+    w[i] = w[i] * p.kept - p.rate * mean / (sqrt(square) / p.correct2 + T(p.eps));
 }

@@ -1,20 +1,17 @@
-// y[to_k + i] = x_k[i]: up to seven tensors into their places in one, each followed by zeros up to a whole
-// number of 64 values.
+// y[to_k + i] = x_k[i]: tensors into their places in one, each followed by zeros up to a whole number of 64 values.
+// Sizes are in fours but for `lengths`. The text between the marks is replaced: a binding and a case a tensor.
 struct Params {
     count: u32, // invocations: the padded lengths' sum
-    parts: u32,
     place: u32, // of the first part in y; the others follow
-    sizes: array<vec4<u32>, 2>,
+    unused0: u32,
+    unused1: u32,
+    lengths: array<vec4<u32>, 8>, // in values; 0 past the last part
 }
-@group(0) @binding(0) var<storage, read> x0: array<f32>; // [sizes[0]]
-@group(0) @binding(1) var<storage, read> x1: array<f32>;
-@group(0) @binding(2) var<storage, read> x2: array<f32>;
-@group(0) @binding(3) var<storage, read> x3: array<f32>;
-@group(0) @binding(4) var<storage, read> x4: array<f32>;
-@group(0) @binding(5) var<storage, read> x5: array<f32>;
-@group(0) @binding(6) var<storage, read> x6: array<f32>;
-@group(0) @binding(7) var<storage, read_write> y: array<f32>; // [total]
-@group(0) @binding(8) var<uniform> p: Params;
+//: bindings
+@group(0) @binding(0) var<storage, read> x0: array<vec4<f32>>; // [lengths[0]], rounded up to fours
+@group(0) @binding(1) var<storage, read_write> y: array<vec4<f32>>; // [total]
+@group(0) @binding(2) var<uniform> p: Params;
+//: end
 
 @compute @workgroup_size(GROUP)
 fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
@@ -24,27 +21,24 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     }
     var part = 0u;
     var local = i;
-    var size = p.sizes[0].x;
+    var length = p.lengths[0].x;
     loop {
-        let padded = (size + 63u) / 64u * 64u;
-        if local < padded || part + 1u >= p.parts {
+        let padded = (length + 63u) / 64u * 16u;
+        if local < padded {
             break;
         }
         local -= padded;
         part++;
-        size = p.sizes[part / 4u][part % 4u];
+        length = p.lengths[part / 4u][part % 4u];
     }
-    var value = 0.0;
-    if local < size {
+    var value = vec4<f32>(0.0);
+    if 4u * local < length {
         switch part {
-            case 0u: { value = x0[local]; }
-            case 1u: { value = x1[local]; }
-            case 2u: { value = x2[local]; }
-            case 3u: { value = x3[local]; }
-            case 4u: { value = x4[local]; }
-            case 5u: { value = x5[local]; }
-            default: { value = x6[local]; }
+//: cases
+            default: { value = x0[local]; }
+//: end
         }
     }
-    y[p.place + i] = value;
+    let inside = vec4<u32>(0u, 1u, 2u, 3u) + 4u * local < vec4<u32>(length);
+    y[p.place + i] = select(vec4<f32>(0.0), value, inside);
 }

@@ -97,6 +97,8 @@ pub struct AdapterFacts {
     pub invocations: u32,
     /// Alignment of storage offsets in bytes.
     pub storage_align: u64,
+    /// Storage buffers that one kernel can bind.
+    pub buffers: usize,
     /// Alignment of uniform offsets in bytes.
     pub uniform_align: u64,
     /// The smallest and largest subgroup, if the adapter has them.
@@ -131,6 +133,7 @@ impl AdapterFacts {
             workgroup_memory: limits.max_compute_workgroup_storage_size,
             invocations: limits.max_compute_invocations_per_workgroup,
             storage_align: u64::from(limits.min_storage_buffer_offset_alignment),
+            buffers: limits.max_storage_buffers_per_shader_stage as usize,
             uniform_align: u64::from(limits.min_uniform_buffer_offset_alignment),
             subgroup: features.contains(wgpu::Features::SUBGROUP).then_some(sizes),
             f16: features.contains(wgpu::Features::SHADER_F16),

@@ -141,7 +141,8 @@ impl Recorder {
 pub(super) fn dispatch(gpu: &Gpu, launch: &Launch) {
     let name = launch.kernel.name;
     assert!(launch.loops <= MAX_LOOP, "{name} would loop {} times in one invocation", launch.loops);
-    assert!(launch.reads.len() + launch.writes.len() <= 8, "{name} binds more than 8 buffers");
+    let buffers = launch.reads.len() + launch.writes.len();
+    assert!(buffers <= gpu.0.facts.buffers, "{name} binds {buffers} buffers");
     let groups = launch.grid.groups(gpu.0.style);
     if groups.contains(&0) || gpu.faulted() {
         return;

@@ -1,5 +1,6 @@
 //! Adam and AdamW with a global norm clip, in place.
 
+use super::walk::fill;
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
 use crate::tensor::Tensor;
 
@@ -89,6 +90,7 @@ fn corrections(step: &AdamStep, t: i32) -> (f64, f64) {
 
 fn on_gpu(gpu: &Gpu, reads: [&Buf; 2], writes: [&Buf; 3], step: &AdamStep, t: i32) {
     let n = reads[0].len();
+    let (width, alias) = if n.is_multiple_of(4) { (4, "alias T = vec4<f32>;") } else { (1, "alias T = f32;") };
     let (first, second) = corrections(step, t);
     let floats = [
         step.beta1,
@@ -104,12 +106,12 @@ fn on_gpu(gpu: &Gpu, reads: [&Buf; 2], writes: [&Buf; 3], step: &AdamStep, t: i3
     .map(|v| v as f32);
     gpu.dispatch(&Launch {
         kernel: KERNEL,
-        body: None,
+        body: Some((width as u64, &|| fill(KERNEL.text, &[("type", alias)]))),
         constants: &[],
         reads: &reads,
         writes: &writes,
-        params: Words::default().sizes(&[n]).floats(&floats),
-        grid: Grid::Invocations(n),
+        params: Words::default().sizes(&[n / width]).floats(&floats),
+        grid: Grid::Invocations(n / width),
         loops: 1,
     });
 }

@@ -1,12 +1,15 @@
 //! Many small tensors in one, for the optimiser: one dispatch then does for all of them.
 
-use crate::gpu::{Buf, Grid, Kernel, Launch, Words};
+use super::walk::fill;
+use crate::gpu::{Buf, Grid, Kernel, Launch, Style, Words};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 
 const KERNEL: Kernel = Kernel { name: "pack", text: include_str!("../../shaders/pack.wgsl") };
-/// Tensors a dispatch takes.
-const PARTS: usize = 7;
+/// Tensors a dispatch takes at most: the lengths its parameters hold.
+const PARTS: usize = 32;
+/// Where the adapter is the CPU, which passes through the loads of every other tensor for each value.
+const PARTS_ON_CORES: usize = 12;
 /// Values between places: 256 bytes, the coarsest alignment WebGPU allows.
 const ALIGN: usize = 64;
 
@@ -22,24 +25,39 @@ fn places(lengths: impl Iterator<Item = usize>) -> (Vec<usize>, usize) {
     (places, total)
 }
 
+/// The kernel's text for a number of tensors.
+fn text(parts: usize) -> String {
+    let binding = |i: usize, access: &str, name: &str| {
+        format!("@group(0) @binding({i}) var<storage, {access}> {name}: array<vec4<f32>>;\n")
+    };
+    let mut bindings: String = (0..parts).map(|i| binding(i, "read", &format!("x{i}"))).collect();
+    bindings += &binding(parts, "read_write", "y");
+    bindings += &format!("@group(0) @binding({}) var<uniform> p: Params;", parts + 1);
+    let case = |i: usize| format!("            case {i}u: {{ value = x{i}[local]; }}\n");
+    let cases = (0..parts - 1).map(case).collect::<String>()
+        + &format!("            default: {{ value = x{}[local]; }}", parts - 1);
+    fill(KERNEL.text, &[("bindings", &bindings), ("cases", &cases)])
+}
+
 /// The tensors behind each other in one, with zeros between; `None` on the host, where there is no need.
 pub fn pack(tensors: &[&Tensor]) -> Option<Tensor> {
     let gpu = tensors.first()?.buf()?.gpu()?;
     let (places, total) = places(tensors.iter().map(|t| t.len()));
     let y = gpu.alloc(total);
-    for (chunk, place) in tensors.chunks(PARTS).zip(places.iter().step_by(PARTS)) {
-        let mut bufs: Vec<&Buf> = chunk.iter().map(|t| t.buf()).collect::<Option<_>>()?;
-        let mut sizes: Vec<usize> = chunk.iter().map(|t| t.len()).collect();
-        let count: usize = sizes.iter().map(|n| n.next_multiple_of(ALIGN)).sum();
-        bufs.resize(PARTS, bufs[0]);
-        sizes.resize(PARTS + 1, 0);
+    let most = if gpu.style() == Style::Workgroup { PARTS } else { PARTS_ON_CORES };
+    let at_once = most.min(gpu.facts().buffers - 1);
+    for (chunk, place) in tensors.chunks(at_once).zip(places.iter().step_by(at_once)) {
+        let bufs: Vec<&Buf> = chunk.iter().map(|t| t.buf()).collect::<Option<_>>()?;
+        let mut lengths: Vec<usize> = chunk.iter().map(|t| t.len()).collect();
+        let count: usize = lengths.iter().map(|n| n.next_multiple_of(ALIGN) / 4).sum();
+        lengths.resize(PARTS, 0);
         gpu.dispatch(&Launch {
             kernel: KERNEL,
-            body: None,
+            body: Some((bufs.len() as u64, &|| text(bufs.len()))),
             constants: &[],
             reads: &bufs,
             writes: &[&y],
-            params: Words::default().sizes(&[count, chunk.len(), *place, 0]).sizes(&sizes),
+            params: Words::default().sizes(&[count, place / 4, 0, 0]).sizes(&lengths),
             grid: Grid::Invocations(count),
             loops: PARTS,
         });
