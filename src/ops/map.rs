@@ -213,11 +213,14 @@ pub(super) fn pullbacks(
             let tensor = if slope.reads(j) { back.x(j).clone() } else { return g.clone() };
             Viewed { tensor, view: views[j].clone() }
         };
-        if views[i].is_identity() {
+        // Past a cut's ends all inputs read zero, which must make the formula zero.
+        let zero = || slope.value(&vec![0.0; n + 1], &mut Vec::new()) == 0.0;
+        if let Some(ends) = views[i].ends().filter(|_| views[i].is_identity() || zero()) {
             let read: Vec<usize> = (0..=n).filter(|j| slope.reads(*j)).collect();
             let place = |j: usize| read.iter().position(|r| *r == j).unwrap_or(0);
             let formula = slope.expr().renumbered(&(0..=n).map(place).collect::<Vec<_>>());
-            return Some(Grad { inputs: read.iter().map(|j| viewed(*j)).collect(), formula });
+            let padded = |v: Viewed| ends.iter().enumerate().fold(v, |v, (k, (a, b))| v.pad(k, *a, *b));
+            return Some(Grad { inputs: read.iter().map(|j| padded(viewed(*j))).collect(), formula });
         }
         let inputs: Vec<Viewed> = (0..=n).map(viewed).collect();
         Some(adjoint(slope, inputs, &views[i]).into())

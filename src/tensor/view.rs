@@ -48,6 +48,18 @@ impl View {
         self.shape == self.source && *self == Self::identity(self.shape)
     }
 
+    /// What it leaves out before and after each axis, if it reads each axis of the source, or a cut of it, in place.
+    pub fn ends(&self) -> Option<Vec<(usize, usize)>> {
+        let whole = self.shape.rank() == self.source.rank();
+        let end = |k: usize| {
+            let a = self.axes[k];
+            let before = usize::try_from(a.shift).ok()?;
+            let in_place = a.source == Some(k) && !self.is_padded(k);
+            in_place.then(|| (before, self.source[k] - before - self.shape[k]))
+        };
+        (0..self.axes.len()).map(end).collect::<Option<_>>().filter(|_| whole)
+    }
+
     /// Whether part of it reads zero instead of the source.
     pub fn is_padded(&self, axis: usize) -> bool {
         let a = self.axes[axis];
