@@ -28,7 +28,7 @@ pub use map::{add, concat, map, materialize};
 pub use matmul::Act;
 pub use pack::{pack, unpack};
 pub use reduce::sum_of;
-pub use route::route;
+pub use route::{route, route_shares};
 pub use write::write;
 
 pub use crate::tensor::Expr;

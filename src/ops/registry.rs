@@ -1,7 +1,7 @@
 //! Every op's cases in one list. The tests, `crossweave selftest` and the benches read it: a new op adds its
 //! rows here and gets the GPU against f64 both ways, finite differences, repeatability and a bench row.
 
-use super::{Act, Attend, Expr, OverQueries, WordsAre, map, route, sum_of};
+use super::{Act, Attend, Expr, OverQueries, WordsAre, map, route, route_shares, sum_of};
 use crate::error::Result;
 use crate::gpu::Precision;
 use crate::host::{Array, Rng, ratios};
@@ -488,6 +488,15 @@ fn routing() -> Vec<Case> {
         let views = y.iter().map(Viewed::from).collect();
         map(views, |y| &y[0] + y[1].tanh() * &y[2] - &y[3] * 2.0)
     };
+    let one: fn(&[Tensor]) -> Tensor = |x| route([&x[0], &x[1], &x[2], &x[3]], &x[4]).remove(0);
+    // A mean of five, of which the last weighs 1.
+    let shares: fn(&[Tensor]) -> Tensor = |x| {
+        let weights = x[4].map(|w| w * w);
+        let total = weights.sum(-1).map(|s| s + 1.0).detach();
+        let share = weights.map2(total.view().repeat(3, 4), |w, t| w / t);
+        let rest = x[5].map2(total.view().repeat(3, 1), |x, t| x / t);
+        route_shares([&x[0], &x[1], &x[2], &x[3]], &share, &rest)
+    };
     let pair: &[usize] = &[3, 5, 7, 8];
     vec![
         case("route", "weights of a pair", &[pair, pair, pair, pair, &[3, 5, 4, 4]], sums(56), mixed).bench(),
@@ -504,6 +513,22 @@ fn routing() -> Vec<Case> {
             &[&[1, 5, 3, 3], &[2, 5, 3, 3], &[1, 5, 3, 3], &[2, 5, 3, 3], &[1, 5, 4, 4]],
             sums(90),
             mixed,
+        ),
+        case("route", "one mixture", &[pair, pair, pair, pair, &[3, 5, 1, 4]], sums(56), one).bench(),
+        case(
+            "route",
+            "one mixture of items, odd",
+            &[&[1, 5, 3, 3], &[2, 5, 3, 3], &[2, 1, 3, 3], &[2, 5, 3, 3], &[1, 5, 1, 4]],
+            sums(90),
+            one,
+        ),
+        case("route", "shares", &[pair, pair, pair, pair, &[3, 5, 1, 4], pair], sums(60), shares),
+        case(
+            "route",
+            "shares of items, odd",
+            &[&[1, 5, 3, 3], &[2, 5, 3, 3], &[2, 1, 3, 3], &[2, 5, 3, 3], &[1, 5, 1, 4], &[2, 5, 3, 3]],
+            sums(90),
+            shares,
         ),
     ]
 }

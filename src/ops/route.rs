@@ -1,12 +1,12 @@
-//! Dense routing: four mixtures of four cells' outputs by the routers' probabilities, one kernel each way.
-//! The composition it replaces reads every cell four times forward and twelve times backward.
+//! Dense routing: mixtures of four cells' outputs by the routers' probabilities, one kernel each way. The
+//! composition of four mixtures reads every cell four times forward and twelve times backward.
 
 use super::reduce::{enough, sum_buffers};
 use super::walk::fill;
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
 use crate::host::Array;
 use crate::shape::Shape;
-use crate::tensor::{Back, Cost, Grad, Keep, Op, Tensor, Viewed, apply, split_with};
+use crate::tensor::{Back, Cost, Expr, Grad, Keep, Op, Tensor, apply, split_with};
 
 const ROUTE: Kernel = Kernel { name: "route", text: include_str!("../../shaders/route.wgsl") };
 const WEIGHTS: Kernel =
@@ -14,18 +14,32 @@ const WEIGHTS: Kernel =
 
 /// For each pair of `[outer, inner]`: mixture `i` is the sum over cells `j` of `w[.., i, j]` times cell `j`.
 /// A cell is `[outer, inner, ..]`, or `[outer, 1, ..]` or `[1, inner, ..]` where it belongs to one side's
-/// item; so are the weights, `[.., 4, 4]`. Returns the four mixtures, each `[outer, inner, ..]`.
+/// item; so are the weights, `[.., 4, 4]` or, for a single mixture, `[.., 1, 4]`. Returns the mixtures, each
+/// `[outer, inner, ..]`.
 #[track_caller]
 pub fn route(cells: [&Tensor; 4], w: &Tensor) -> Vec<Tensor> {
     let [a, b, c, d] = cells;
-    let op = Route { transposed: false };
-    split_with(op, &[a, b, c, d, w], |y| (0..4).map(|i| y.select(i)).collect())
+    let op = Route { transposed: false, shares: false };
+    split_with(op, &[a, b, c, d, w], |y| (0..y.shape()[0]).map(|i| y.select(i)).collect())
+}
+
+/// A single mixture as in [`route`], added to `rest [outer, inner, ..]`, where `shares [.., 1, 4]` are parts of a
+/// whole of which the rest has taken its own: weights over their sum, that sum without a gradient. The gradient of a
+/// share is that of its weight times the sum: of `y = (w x + ..) / (w + ..)` it is `x - y`, in which nothing large
+/// cancels.
+#[track_caller]
+pub fn route_shares(cells: [&Tensor; 4], shares: &Tensor, rest: &Tensor) -> Tensor {
+    let [a, b, c, d] = cells;
+    let op = Route { transposed: false, shares: true };
+    split_with(op, &[a, b, c, d, shares, rest], |y| vec![y.select(0)]).remove(0)
 }
 
 #[derive(Clone, Debug)]
 struct Route {
-    /// Whether the weights are read transposed.
+    /// Whether the weights, of four mixtures, are read transposed.
     transposed: bool,
+    /// Whether the weights are shares and a sixth input is the rest.
+    shares: bool,
 }
 
 /// The sides and the values of a pair.
@@ -59,6 +73,12 @@ impl Pairs {
     }
 }
 
+/// The bindings from the fifth on, where a mixture is added to a rest.
+const REST: &str = "@group(0) @binding(5) var<storage, read> r: array<T>; // [outer, inner, m]
+@group(0) @binding(6) var<storage, read_write> y: array<T>; // [1, outer, inner, m]
+@group(0) @binding(7) var<uniform> p: Params;
+fn rest(i: u32) -> T { return r[i]; }";
+
 fn element(vector: usize, with_fold: bool) -> String {
     let (alias, fold) = match vector {
         4 => ("vec4<f32>", "x.x + x.y + x.z + x.w"),
@@ -74,11 +94,12 @@ impl Op for Route {
     }
 
     fn shape(&self, x: &[Shape]) -> Shape {
-        let pairs = Pairs::of(x);
-        let mut dims = vec![4, pairs.outer, pairs.inner];
+        let pairs = Pairs::of(&x[..5]);
+        let mut dims = vec![x[4][2], pairs.outer, pairs.inner];
         let rest = &x[0].dims()[2..];
         assert!(
-            x[..4].iter().all(|s| &s.dims()[2..] == rest) && x[4].dims()[2..] == [4, 4],
+            x[..4].iter().all(|s| &s.dims()[2..] == rest) && matches!(x[4].dims()[2..], [4 | 1, 4])
+                && (!self.shares || x[4][2] == 1 && x[5].len() == pairs.outer * pairs.inner * pairs.m),
             "route: cells and weights {x:?}"
         );
         dims.push(rest.iter().product());
@@ -86,18 +107,25 @@ impl Op for Route {
     }
 
     fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, shapes: &[Shape]) {
-        let pairs = Pairs::of(shapes);
+        let pairs = Pairs::of(&shapes[..5]);
         let vector = pairs.vector();
         let m = pairs.m / vector;
         let count = pairs.outer * pairs.inner * m;
         let mut params = Words::default().sizes(&[count, m, pairs.inner, count]);
         params.0.extend(pairs.all_strides(&shapes[..4]).0);
         let (outer, inner) = pairs.strides(shapes[4]);
-        let text = || fill(ROUTE.text, &[("type", &element(vector, false))]);
+        let element = element(vector, false);
+        let text = || {
+            let rest = [("type", element.as_str()), ("rest", REST)];
+            fill(ROUTE.text, if self.shares { &rest } else { &rest[..1] })
+        };
         gpu.dispatch(&Launch {
             kernel: ROUTE,
-            body: Some((vector as u64, &text)),
-            constants: &[("transposed", f64::from(u8::from(self.transposed)))],
+            body: Some((2 * vector as u64 + u64::from(self.shares), &text)),
+            constants: &[
+                ("mixtures", shapes[4][2] as f64),
+                ("transposed", f64::from(u8::from(self.transposed))),
+            ],
             reads: x,
             writes: &[y],
             params: params.sizes(&[outer, inner]),
@@ -108,18 +136,18 @@ impl Op for Route {
 
     fn host(&self, x: &[&Array]) -> Array {
         let shapes: Vec<Shape> = x.iter().map(|a| a.shape).collect();
-        let (pairs, shape) = (Pairs::of(&shapes), self.shape(&shapes));
-        let mut y = Array::zeros(shape);
+        let (pairs, shape) = (Pairs::of(&shapes[..5]), self.shape(&shapes));
+        let mut y = x.get(5).map_or_else(|| Array::zeros(shape), |rest| Array::new(shape, rest.data.clone()));
         for o in 0..pairs.outer {
             for n in 0..pairs.inner {
                 let at = |k: usize| {
                     let (so, sn) = pairs.strides(shapes[k]);
                     o * so + n * sn
                 };
-                for i in 0..4 {
+                for i in 0..shape[0] {
                     for j in 0..4 {
                         let place = if self.transposed { 4 * j + i } else { 4 * i + j };
-                        let w = x[4].data[at(4) * 16 + place];
+                        let w = x[4].data[at(4) * 4 * shape[0] + place];
                         for m in 0..pairs.m {
                             y.data[((i * pairs.outer + o) * pairs.inner + n) * pairs.m + m] +=
                                 w * x[j].data[at(j) * pairs.m + m];
@@ -132,7 +160,8 @@ impl Op for Route {
     }
 
     fn keep(&self) -> Keep {
-        Keep::inputs(0..5)
+        let inputs = Keep::inputs(0..5);
+        if self.shares { inputs.and_output() } else { inputs }
     }
 
     fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
@@ -140,19 +169,24 @@ impl Op for Route {
         let pairs = Pairs::of(&(0..5).map(|i| back.shape(i)).collect::<Vec<_>>());
         let g: Vec<Tensor> =
             back.gs().iter().map(|g| g.reshape([pairs.outer, pairs.inner, pairs.m])).collect();
-        let cells = apply(Self { transposed: true }, &[&g[0], &g[1], &g[2], &g[3], back.x(4)]);
-        let mut grads: Vec<Option<Grad>> =
-            (0..4).map(|j| back.needs(j).then(|| to_side(&cells.select(j), back.shape(j)).into())).collect();
+        let mut grads: Vec<Option<Grad>> = match g.as_slice() {
+            [g] => (0..4).map(|j| back.needs(j).then(|| weighted(g, back.x(4), j, back.shape(j)))).collect(),
+            _ => {
+                let all: Vec<&Tensor> = g.iter().chain([back.x(4)]).collect();
+                let cells = apply(Self { transposed: true, shares: false }, &all);
+                let cell = |j: usize| to_side(&cells.select(j), back.shape(j)).into();
+                (0..4).map(|j| back.needs(j).then(|| cell(j))).collect()
+            }
+        };
         grads.push(back.needs(4).then(|| {
-            let rows = |i: usize| {
-                let x: Vec<Tensor> = (0..4).map(|j| flat(back.x(j))).collect();
-                apply(RouteWeights, &[&g[i], &g[i + 1], &x[0], &x[1], &x[2], &x[3]])
-            };
-            let (upper, lower) = (rows(0), rows(2));
-            let pad = |t: &Tensor, before, after| Viewed::from(t).pad(2, before, after);
-            let w = super::map(vec![pad(&upper, 0, 2), pad(&lower, 2, 0)], |x| &x[0] + &x[1]);
-            to_side(&w, back.shape(4)).into()
+            let cells: Vec<Tensor> = (0..4).map(|j| flat(back.x(j))).collect();
+            let mixture = self.shares.then(|| back.y().reshape(g[0].shape()));
+            let x: Vec<&Tensor> = g.iter().chain(&mixture).chain(&cells).collect();
+            to_side(&apply(RouteWeights { shares: self.shares }, &x), back.shape(4)).into()
         }));
+        if self.shares {
+            grads.push(back.needs(5).then(|| g[0].reshape(back.shape(5)).into()));
+        }
         grads
     }
 
@@ -169,6 +203,22 @@ fn flat(x: &Tensor) -> Tensor {
     x.reshape([d[0], d[1], d[2..].iter().product()])
 }
 
+/// The gradient of cell `j`, of `shape`, from that of the only mixture: its weight times that.
+fn weighted(g: &Tensor, w: &Tensor, j: usize, shape: Shape) -> Grad {
+    let mut weight = w.view().slice(3, j, 1).squeeze(3).squeeze(2);
+    let full = [&g.dims()[..2], &shape.dims()[2..]].concat();
+    for (axis, n) in full.iter().enumerate().skip(2) {
+        weight = weight.repeat(axis, *n);
+    }
+    let full = Shape::new(&full);
+    let inputs = vec![g.reshape(full).view(), weight.broadcast(full)];
+    let formula = Expr::input(0) * Expr::input(1);
+    if full == shape {
+        return Grad { inputs, formula };
+    }
+    to_side(&super::map(inputs, |_| formula), shape).into()
+}
+
 /// A gradient of every pair, summed over the side along which `shape` repeats.
 fn to_side(g: &Tensor, shape: Shape) -> Tensor {
     let mut g = g.clone();
@@ -181,8 +231,18 @@ fn to_side(g: &Tensor, shape: Shape) -> Tensor {
     g.reshape(shape)
 }
 
+/// The gradient of the weights from those of the mixtures, and the cells.
 #[derive(Clone, Debug)]
-struct RouteWeights;
+struct RouteWeights {
+    /// Whether the weights are shares; then the single mixture stands behind its gradient.
+    shares: bool,
+}
+
+impl RouteWeights {
+    fn mixtures(&self, inputs: usize) -> usize {
+        if self.shares { 1 } else { inputs - 4 }
+    }
+}
 
 impl Op for RouteWeights {
     fn name(&self) -> &'static str {
@@ -190,7 +250,7 @@ impl Op for RouteWeights {
     }
 
     fn shape(&self, x: &[Shape]) -> Shape {
-        Shape::new(&[x[0][0], x[0][1], 2, 4])
+        Shape::new(&[x[0][0], x[0][1], self.mixtures(x.len()), 4])
     }
 
     fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, shapes: &[Shape]) {
@@ -200,19 +260,29 @@ impl Op for RouteWeights {
         let count = pairs.outer * pairs.inner;
         let chunks = (enough(gpu) / count.max(1)).min(m / 64).max(m.div_ceil(crate::gpu::MAX_LOOP)).max(1);
         let partial = (chunks > 1).then(|| gpu.alloc(chunks * y.len()));
-        let mut params = Words::default().sizes(&[count * chunks, m, pairs.inner, chunks]);
-        params.0.extend(pairs.all_strides(&shapes[2..]).0);
+        let (g, cells) = x.split_at(x.len() - 4);
+        let strides = pairs.all_strides(&shapes[g.len()..]).0;
         let text = || fill(WEIGHTS.text, &[("type", &element(vector, true))]);
-        gpu.dispatch(&Launch {
-            kernel: WEIGHTS,
-            body: Some((vector as u64, &text)),
-            constants: &[],
-            reads: x,
-            writes: &[partial.as_ref().unwrap_or(y)],
-            params,
-            grid: Grid::Heavy(count * chunks),
-            loops: m.div_ceil(chunks),
-        });
+        let mixtures = self.mixtures(x.len());
+        for (i, some) in g.chunks(2).enumerate() {
+            let mut params = Words::default().sizes(&[count * chunks, m, pairs.inner, chunks]);
+            params.0.extend(&strides);
+            let mut reads = vec![some[0], some[some.len() - 1]];
+            reads.extend(cells);
+            gpu.dispatch(&Launch {
+                kernel: WEIGHTS,
+                body: Some((vector as u64, &text)),
+                constants: &[
+                    ("two", f64::from(u8::from(some.len() == 2 && !self.shares))),
+                    ("shares", f64::from(u8::from(self.shares))),
+                ],
+                reads: &reads,
+                writes: &[partial.as_ref().unwrap_or(y)],
+                params: params.sizes(&[mixtures, 2 * i]),
+                grid: Grid::Heavy(count * chunks),
+                loops: m.div_ceil(chunks),
+            });
+        }
         if let Some(partial) = &partial {
             sum_buffers(gpu, partial, y, chunks, y.len());
         }
@@ -220,14 +290,17 @@ impl Op for RouteWeights {
 
     fn host(&self, x: &[&Array]) -> Array {
         let shapes: Vec<Shape> = x.iter().map(|a| a.shape).collect();
-        let pairs = Pairs::of(&shapes);
+        let (pairs, mixtures) = (Pairs::of(&shapes), self.mixtures(x.len()));
         let mut y = Array::zeros(self.shape(&shapes));
         for (n, value) in y.data.iter_mut().enumerate() {
-            let (pair, i, j) = (n / 8, n / 4 % 2, n % 4);
-            let (so, sn) = pairs.strides(shapes[2 + j]);
+            let (pair, i, j) = (n / (4 * mixtures), n / 4 % mixtures, x.len() - 4 + n % 4);
+            let (so, sn) = pairs.strides(shapes[j]);
             let at = (pair / pairs.inner * so + pair % pairs.inner * sn) * pairs.m;
-            let g = &x[i].data[pair * pairs.m..][..pairs.m];
-            *value = g.iter().zip(&x[2 + j].data[at..]).map(|(g, x)| g * x).sum();
+            let of_pair = |k: usize| &x[k].data[pair * pairs.m..][..pairs.m];
+            *value = of_pair(i).iter().zip(&x[j].data[at..]).map(|(g, x)| g * x).sum();
+            if self.shares {
+                *value -= of_pair(0).iter().zip(of_pair(1)).map(|(g, y)| g * y).sum::<f64>();
+            }
         }
         y
     }

@@ -7,7 +7,7 @@ use super::encode::EPS;
 use super::mask::{self, Mask};
 use super::{Captions, Direction, Images, Path, Run};
 use crate::nn::{BatchNorm, Scope, add_all, linear};
-use crate::ops::{Act, concat, map, route, sum_of};
+use crate::ops::{Act, add, concat, map, route, route_shares, sum_of};
 use crate::tensor::{Tensor, Viewed};
 
 /// Below this sum of its probabilities an output falls back to the first cell.
@@ -108,10 +108,7 @@ fn dense(run: &Run, module: &Scope, layer: usize, x: [&Tensor; 4], guides: &Guid
         Path::Fast | Path::Recomputed => {
             let skip = gate.view().repeat(axis, 1).pad(axis, 0, 3);
             let weights = map(vec![p.view(), skip], |x| &x[0] + &x[1]);
-            route([&e[0], &e[1], &e[2], &e[3]], &weights)
-                .into_iter()
-                .map(|y| y.reshape(pair_shape(&e[3])))
-                .collect()
+            mixed([&e[0], &e[1], &e[2], &e[3]], &weights)
         }
         Path::Composed => (0..4).map(|i| mixture(&e, &p, &gate, i)).collect(),
     };
@@ -122,9 +119,10 @@ fn dense(run: &Run, module: &Scope, layer: usize, x: [&Tensor; 4], guides: &Guid
     (outputs, p)
 }
 
-fn pair_shape(cell: &Tensor) -> [usize; 4] {
-    let s = cell.shape();
-    [s[0], s[1], s[2], s[3]]
+/// The mixtures of four cells, of which the last belongs to pairs.
+fn mixed(cells: [&Tensor; 4], weights: &Tensor) -> Vec<Tensor> {
+    let shape = cells[3].shape();
+    route(cells, weights).into_iter().map(|y| y.reshape(shape)).collect()
 }
 
 /// Output `i` of a layer as the sum it is.
@@ -143,23 +141,25 @@ fn last(run: &Run, module: &Scope, x: [&Tensor; 4], guides: &Guides) -> (Tensor,
     let p = side_by_side(&routers);
     let gate = p.detach().map(|p| (p * -1.0).greater(-GATE / 4.0));
     let total = sum_of(vec![p.view(), gate.view()], 3, |x| &x[0] + &x[1]);
-    let over = |w: &Tensor| w.map2(total.view().repeat(3, 4), |w, t| w / t);
-    let (share, pass) = (over(&p), over(&gate));
-    let half = |a: usize, b: usize| {
-        let at = |w: &Tensor, j: usize| w.view().slice(3, j, 1);
-        let views = vec![
-            e[a].view(),
-            at(&share, a),
-            x[a].view(),
-            at(&pass, a),
-            e[b].view(),
-            at(&share, b),
-            x[b].view(),
-            at(&pass, b),
-        ];
-        map(views, |v| &v[0] * &v[1] + &v[2] * &v[3] + &v[4] * &v[5] + &v[6] * &v[7])
+    let cells = [&e[0], &e[1], &e[2], &e[3]];
+    let over = |w: &Tensor, total: &Tensor| w.map2(total.view().repeat(3, 4), |w, t| w / t);
+    let output = match run.path {
+        Path::Composed => {
+            let (share, pass) = (over(&p, &total), over(&gate, &total));
+            let half = |a: usize, b: usize| {
+                let part = |x: &Tensor, w: &Tensor, j: usize| [x.view(), w.view().slice(3, j, 1)];
+                let halves = [a, b].map(|j| [part(cells[j], &share, j), part(x[j], &pass, j)]);
+                let views = halves.into_iter().flatten().flatten().collect();
+                map(views, |v| &v[0] * &v[1] + &v[2] * &v[3] + &v[4] * &v[5] + &v[6] * &v[7])
+            };
+            add(&half(0, 1), &half(2, 3))
+        }
+        _ => {
+            let total = total.detach();
+            let passed = &mixed(x, &over(&gate, &total))[0];
+            route_shares(cells, &over(&p, &total), passed).reshape(e[3].shape())
+        }
     };
-    let output = crate::ops::add(&half(0, 1), &half(2, 3));
     run.tap("path_l2", &p);
     run.tap("aggr_l2", &output);
     (output, p)
@@ -184,7 +184,7 @@ pub fn score(run: &Run, tiles: &[Pairs]) -> Scored {
         .map(|(tile, flat)| {
             let x = statistics.apply(&bn, flat).reshape(tile.output.shape());
             let mask = tile.mask.as_deref();
-            let pooled = crate::ops::add(&mask::mean(&x, mask), &mask::max(&x, mask)).l2norm(-1, EPS);
+            let pooled = add(&mask::mean(&x, mask), &mask::max(&x, mask)).l2norm(-1, EPS);
             sum_of(vec![pooled.view(), tile.target.view()], 2, |v| &v[0] * &v[1])
         })
         .collect();
