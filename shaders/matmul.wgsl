@@ -16,6 +16,7 @@ struct Params {
     b_col: u32,
     scale: f32,
     outer: u32, // outer batch
+    behind: u32, // where biases stand behind b's weights, and sums of a's rows behind c
 }
 //: bindings
 @group(0) @binding(0) var<storage, read> a: array<f32>; // [outer, inner, m, k], by strides

@@ -16,6 +16,7 @@ struct Params {
     b_col: u32,
     scale: f32,
     outer: u32, // outer batch
+    behind: u32, // where biases stand behind b's weights, and sums of a's rows behind c
 }
 //: bindings
 @group(0) @binding(0) var<storage, read> a: array<f32>; // [outer, inner, m, k], by strides
@@ -67,6 +68,7 @@ fn main(
     let fetches_b = !fetches_a && local < 8u * QUADS;
     let item = local % (4u * QUADS);
     let place = select(place_b(item), place_a(item), fetches_a);
+    let biases = outer * p.b.x + inner * p.b.y + p.behind;
     let x = local % SIDE;
     let y = local / SIDE;
 //: start

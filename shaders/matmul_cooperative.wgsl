@@ -19,6 +19,7 @@ struct Params {
     b_col: u32,
     scale: f32,
     outer: u32, // outer batch
+    behind: u32, // where biases stand behind b's weights, and sums of a's rows behind c
 }
 //: bindings
 @group(0) @binding(0) var<storage, read> a: array<f32>; // [outer, inner, m, k], by strides
@@ -94,7 +95,7 @@ fn put_four(of_a: bool, at: u32, v: vec4<f16>) {
 }
 
 // Stores the four matrices in tc, one of each quarter; the first one's corner is (m0, n0).
-fn store(c0: u32, m0: u32, n0: u32, local: u32) {
+fn store(c0: u32, biases: u32, m0: u32, n0: u32, local: u32) {
     for (var i = local; i < SIDE * SIDE; i += SIZE) {
         let quarter = i / (SIDE * SIDE / 4u);
         let m = m0 + quarter / 2u * QUARTER + i / (SIDE / 4u) % SIDE;
@@ -166,10 +167,11 @@ fn main(
         }
     }
     let c0 = outer * p.c.x + inner * p.c.y + split * p.c.z;
+    let biases = outer * p.b.x + inner * p.b.y + p.behind;
 //: store
     coopStoreT(s0_0, &tc[own], SIDE);
     workgroupBarrier();
-    store(c0, m0, n0, local);
+    store(c0, biases, m0, n0, local);
     workgroupBarrier();
 //: end
 }

@@ -1,10 +1,10 @@
-// y[to_k + i] = x_k[i]: tensors into their places in one, each followed by zeros up to a whole number of 64 values.
+// y[to_k + i] = x_k[i]: tensors into their places in one, each followed by zeros up to a multiple of `align`.
 // Sizes are in fours but for `lengths`. The text between the marks is replaced: a binding and a case a tensor.
 struct Params {
     count: u32, // invocations: the padded lengths' sum
     place: u32, // of the first part in y; the others follow
-    unused0: u32,
-    unused1: u32,
+    align: u32,
+    unused: u32,
     lengths: array<vec4<u32>, 8>, // in values; 0 past the last part
 }
 //: bindings
@@ -23,7 +23,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     var local = i;
     var length = p.lengths[0].x;
     loop {
-        let padded = (length + 63u) / 64u * 16u;
+        let padded = (length + 4u * p.align - 1u) / (4u * p.align) * p.align;
         if local < padded {
             break;
         }

@@ -52,6 +52,17 @@ impl Buf {
         self.memory.id == other.memory.id && self.offset == other.offset
     }
 
+    /// This and the values of `next`, if they stand right behind.
+    pub fn joined(&self, next: &Self) -> Option<Self> {
+        let behind = self.memory.id == next.memory.id && self.offset + 4 * self.len as u64 == next.offset;
+        behind.then(|| Self { memory: self.memory.clone(), offset: self.offset, len: self.len + next.len })
+    }
+
+    /// The memory it lies in, and where.
+    pub fn place(&self) -> (u64, u64) {
+        (self.memory.id, self.offset)
+    }
+
     /// `len` values from `start` without a copy, where the adapter can bind at that offset.
     pub fn part(&self, start: usize, len: usize) -> Option<Self> {
         assert!(start + len <= self.len, "part {start}+{len} of a buffer of {}", self.len);

@@ -3,7 +3,7 @@
 pub mod bert;
 mod params;
 
-use crate::ops::{Act, concat, map, sum_of};
+use crate::ops::{Act, Linears, map, sum_of};
 use crate::tensor::Tensor;
 pub use params::{Init, Layout, ParamSpec, Params, Role, Scope, layout, shapes};
 
@@ -17,10 +17,10 @@ pub fn linear_plus(scope: &Scope, x: &Tensor, residual: &Tensor) -> Tensor {
     x.linear_plus(scope.at("weight"), scope.at("bias"), residual)
 }
 
-/// The linear maps of `x` by several scopes of one shape, beside each other on the last axis: one product.
-pub fn linears(scopes: &[Scope], x: &Tensor) -> Tensor {
-    let all = |name: &str| concat(&scopes.iter().map(|s| s.at(name).clone()).collect::<Vec<_>>(), 0);
-    x.linear(&all("weight"), Some(&all("bias")), Act::None)
+/// The linear maps of several scopes of one shape, to be taken in one product.
+pub fn linears(scopes: &[Scope]) -> Linears {
+    let maps: Vec<[&Tensor; 2]> = scopes.iter().map(|s| [s.at("weight"), s.at("bias")]).collect();
+    Linears::new(&maps)
 }
 
 /// `act(max(x w1ᵀ + b1, 0) w2ᵀ + b2) + residual` with the weights and biases of two scopes.

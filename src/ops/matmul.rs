@@ -3,6 +3,7 @@
 mod block;
 mod cooperative;
 mod lanes;
+mod linears;
 mod tile;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -11,6 +12,7 @@ use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
 use crate::host::Array;
 use crate::shape::Shape;
 use crate::tensor::{Back, Cost, Grad, Keep, Op, Tensor, apply};
+pub use linears::Linears;
 use tile::{Form, Tile, plan};
 
 const KERNEL: Kernel = Kernel { name: "matmul", text: include_str!("../../shaders/matmul.wgsl") };
@@ -72,12 +74,16 @@ struct MatMul {
     c: Layout,
     scale: f64,
     bias: bool,
+    /// Whether the biases stand behind the weights in b, instead of by themselves.
+    packed: bool,
+    /// Where biases stand behind b's weights, or the sums of rows behind c, in a batch.
+    behind: usize,
     beside: Beside,
     /// Whether a is the output of a ReLU that leaves its derivative to this op's gradient.
     rectified: bool,
     /// Whether the activation's derivative is left to the op that reads the result.
     open: bool,
-    /// Whether the sum of each row of a, over k, stands behind c.
+    /// Whether the sum of each row of a, over k, is stored behind c.
     sums: bool,
     /// Whether it yields a gradient.
     backward: bool,
@@ -164,6 +170,8 @@ impl Tensor {
                 c,
                 scale: 1.0,
                 bias: false,
+                packed: false,
+                behind: 0,
                 beside: Beside::Nothing,
                 rectified: false,
                 open: false,
@@ -198,6 +206,8 @@ impl Tensor {
             c: Layout { batch: [heads * r * l, r * l], sum: 0, row: l, col: 1 },
             scale,
             bias: false,
+            packed: false,
+            behind: 0,
             beside: Beside::Nothing,
             rectified: false,
             open: false,
@@ -227,6 +237,8 @@ impl Tensor {
             c: Layout { batch: [r * width, d], sum: 0, row: width, col: 1 },
             scale: 1.0,
             bias: false,
+            packed: false,
+            behind: 0,
             beside: Beside::Nothing,
             rectified: false,
             open: false,
@@ -265,6 +277,8 @@ impl MatMul {
             c: flat(n, 1),
             scale: 1.0,
             bias: false,
+            packed: false,
+            behind: 0,
             beside: Beside::Nothing,
             rectified: false,
             open: false,
@@ -290,6 +304,8 @@ impl MatMul {
             b,
             c,
             bias: false,
+            packed: false,
+            behind: 0,
             beside: Beside::Nothing,
             rectified: false,
             open: false,
@@ -359,7 +375,8 @@ impl MatMul {
         let gx = back.needs(0).then(|| self.grad_a(back, &g));
         let c = Layout { row: k, col: 1, ..self.c };
         let shape = Shape::new(&[n * k + n]);
-        let op = Self { sums: true, ..self.product([n, k, m], self.c.transposed(), self.a, c, shape) };
+        let op = self.product([n, k, m], self.c.transposed(), self.a, c, shape);
+        let op = Self { sums: true, behind: n * k, ..op };
         let both = apply(op, &[&g, back.x(0)]);
         let part = |start, dims: &[usize]| Some(both.section(start, Shape::new(dims)).into());
         let mut grads = vec![gx, part(0, &[n, k]), part(n * k, &[n])];
@@ -369,7 +386,7 @@ impl MatMul {
 
     fn is_dense(&self) -> bool {
         let (m, n, inner) = (self.m, self.n, self.batch[1]);
-        let batch = |i: usize, stride| self.batch[i] == 1 || self.c.batch[i] == stride;
+        let batch = |i: usize, stride| self.batch[i] == 1 || self.c.batch[i] == stride || self.sums;
         self.c.col == 1 && self.c.row == n && batch(1, m * n) && batch(0, inner * m * n)
     }
 }
@@ -401,7 +418,7 @@ impl Op for MatMul {
         let splits = if can_split { splits.max(steps.div_ceil(most)) } else { 1 };
         let chunk = steps.div_ceil(splits);
         let splits = steps.div_ceil(chunk.max(1)).max(1);
-        let out = op.m * op.n * op.batches() + if op.sums { op.m } else { 0 };
+        let out = op.shape.len();
         let partial = (splits > 1).then(|| gpu.alloc(splits * out));
         let target = partial.as_ref().unwrap_or(y);
         let (kernel, count, grid) = match form {
@@ -421,7 +438,7 @@ impl Op for MatMul {
             .sizes(&l(op.c, out))
             .sizes(&[op.a.col, op.b.col])
             .floats(&[op.scale as f32])
-            .sizes(&[op.batch[0]]);
+            .sizes(&[op.batch[0], op.behind]);
         let mut hash = DefaultHasher::new();
         tile.hash(&mut hash);
         let text = || match form {
@@ -430,6 +447,7 @@ impl Op for MatMul {
             Form::Cooperative { .. } => cooperative::source(&tile),
         };
         let mut reads = vec![a, b];
+        reads.extend(self.packed.then_some(b));
         reads.extend(&x[2..]);
         gpu.dispatch(&Launch {
             kernel,
@@ -455,7 +473,7 @@ impl Op for MatMul {
                 for m in 0..self.m {
                     if self.sums {
                         let at = a + m * self.a.row;
-                        y.data[self.m * self.n + m] =
+                        y.data[c + self.behind + m] =
                             (0..self.k).map(|k| x[0].data[at + k * self.a.col]).sum();
                     }
                     for n in 0..self.n {
@@ -467,7 +485,12 @@ impl Op for MatMul {
                                 sum += x[0].data[row + k * self.a.col] * x[1].data[col + k * self.b.row];
                             }
                         }
-                        let biased = sum * self.scale + if self.bias { x[2].data[n] } else { 0.0 };
+                        let biased = sum * self.scale
+                            + match (self.bias, self.packed) {
+                                (true, true) => x[1].data[b + self.behind + n],
+                                (true, false) => x[2].data[n],
+                                (false, _) => 0.0,
+                            };
                         let at = c + m * self.c.row + n * self.c.col;
                         let value = match self.act {
                             Act::None => biased,
@@ -502,6 +525,9 @@ impl Op for MatMul {
             Act::TanhRelu => back.g().map2(back.y(), |g, y| g * y.greater(0.0) * (1.0 - y * y)),
         };
         let (m, n, k) = (self.m, self.n, self.k);
+        if self.packed {
+            return self.packed_grads(back, g);
+        }
         if self.bias && back.needs(1) && back.needs(2) {
             return self.linear_grads(back, g);
         }

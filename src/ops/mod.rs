@@ -25,7 +25,7 @@ pub use attend::{Attend, OverQueries, WordsAre};
 pub use backward::Grads;
 pub use checkpoint::checkpoint;
 pub use map::{add, concat, map, materialize};
-pub use matmul::Act;
+pub use matmul::{Act, Linears};
 pub use pack::{pack, unpack};
 pub use reduce::sum_of;
 pub use route::{route, route_shares};

@@ -1,28 +1,120 @@
-//! Many small tensors in one, for the optimiser: one dispatch then does for all of them.
+//! Many small tensors in one: a dispatch then does for all of them. Where they lie in memory so already, it is theirs.
 
 use super::walk::fill;
-use crate::gpu::{Buf, Grid, Kernel, Launch, Style, Words};
+use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Style, Words};
+use crate::host::Array;
 use crate::shape::Shape;
-use crate::tensor::Tensor;
+use crate::tensor::{Back, Device, Grad, Keep, Op, Tensor, apply, record};
+use std::rc::Rc;
 
 const KERNEL: Kernel = Kernel { name: "pack", text: include_str!("../../shaders/pack.wgsl") };
 /// Tensors a dispatch takes at most: the lengths its parameters hold.
 const PARTS: usize = 32;
 /// Where the adapter is the CPU, which passes through the loads of every other tensor for each value.
 const PARTS_ON_CORES: usize = 12;
-/// Values between places: 256 bytes, the coarsest alignment WebGPU allows.
-const ALIGN: usize = 64;
 
-/// The place of each length and the total, every place aligned for binding.
-fn places(lengths: impl Iterator<Item = usize>) -> (Vec<usize>, usize) {
+/// The place of each length and the total, which the device can bind all: a multiple of four.
+pub(super) fn places(device: &Device, lengths: impl IntoIterator<Item = usize>) -> (Vec<usize>, usize) {
+    let align = alignment(device);
     let mut total = 0;
     let places = lengths
+        .into_iter()
         .map(|n| {
-            total += n.next_multiple_of(ALIGN);
-            total - n.next_multiple_of(ALIGN)
+            total += n.next_multiple_of(align);
+            total - n.next_multiple_of(align)
         })
         .collect();
     (places, total)
+}
+
+fn alignment(device: &Device) -> usize {
+    let bytes = device.gpu().map_or(1, |gpu| gpu.facts().storage_align as usize);
+    bytes.div_ceil(4).next_multiple_of(4)
+}
+
+/// The tensors behind each other in one `[total]`, with zeros up to the next place, where the device can bind it;
+/// without a copy where they lie so already.
+#[track_caller]
+pub fn pack(tensors: &[&Tensor]) -> Tensor {
+    let (places, total) = places(&tensors[0].device(), tensors.iter().map(|t| t.len()));
+    let op = Pack { places, total };
+    let pieces: Option<Vec<&Buf>> = tensors.iter().map(|t| t.buf()).collect();
+    if let Some(pieces) = pieces
+        && let [(all, _)] = joined(&pieces, &op.places).as_slice()
+        && all.len() == total
+    {
+        return record(Rc::new(op), tensors, vec![Tensor::on_gpu(Shape::new(&[total]), all.clone())]).remove(0);
+    }
+    apply(op, tensors)
+}
+
+/// The buffers with their places, those as one that lie as their places do.
+fn joined(x: &[&Buf], places: &[usize]) -> Vec<(Buf, usize)> {
+    let mut pieces: Vec<(Buf, usize)> = Vec::new();
+    for (buf, place) in x.iter().zip(places) {
+        let last = pieces.last_mut().filter(|(last, at)| at + last.len() == *place);
+        match last.and_then(|(last, at)| Some((last.joined(buf)?, *at))) {
+            Some(joined) => *pieces.last_mut().expect("it has a last") = joined,
+            None => pieces.push(((*buf).clone(), *place)),
+        }
+    }
+    pieces
+}
+
+/// Tensors of any shapes at their places in one.
+#[derive(Clone, Debug)]
+struct Pack {
+    places: Vec<usize>,
+    total: usize,
+}
+
+impl Op for Pack {
+    fn name(&self) -> &'static str {
+        "pack"
+    }
+
+    fn shape(&self, _: &[Shape]) -> Shape {
+        Shape::new(&[self.total])
+    }
+
+    fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, _: &[Shape]) {
+        let align = alignment(&Device::Gpu(gpu.clone()));
+        let most = if gpu.style() == Style::Workgroup { PARTS } else { PARTS_ON_CORES };
+        let pieces = joined(x, &self.places);
+        for chunk in pieces.chunks(most.min(gpu.facts().buffers - 1)) {
+            let bufs: Vec<&Buf> = chunk.iter().map(|(buf, _)| buf).collect();
+            let mut lengths: Vec<usize> = bufs.iter().map(|buf| buf.len()).collect();
+            let count: usize = lengths.iter().map(|n| n.next_multiple_of(align) / 4).sum();
+            lengths.resize(PARTS, 0);
+            gpu.dispatch(&Launch {
+                kernel: KERNEL,
+                body: Some((bufs.len() as u64, &|| text(bufs.len()))),
+                constants: &[],
+                reads: &bufs,
+                writes: &[y],
+                params: Words::default().sizes(&[count, chunk[0].1 / 4, align / 4, 0]).sizes(&lengths),
+                grid: Grid::Invocations(count),
+                loops: PARTS,
+            });
+        }
+    }
+
+    fn host(&self, x: &[&Array]) -> Array {
+        let mut y = Array::zeros(Shape::new(&[self.total]));
+        for (x, place) in x.iter().zip(&self.places) {
+            y.data[*place..place + x.data.len()].copy_from_slice(&x.data);
+        }
+        y
+    }
+
+    fn keep(&self) -> Keep {
+        Keep::NOTHING
+    }
+
+    fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
+        let part = |i: usize| back.g().section(self.places[i], back.shape(i)).into();
+        (0..self.places.len()).map(|i| back.needs(i).then(|| part(i))).collect()
+    }
 }
 
 /// The kernel's text for a number of tensors.
@@ -39,35 +131,9 @@ fn text(parts: usize) -> String {
     fill(KERNEL.text, &[("bindings", &bindings), ("cases", &cases)])
 }
 
-/// The tensors behind each other in one, with zeros between; `None` on the host, where there is no need.
-pub fn pack(tensors: &[&Tensor]) -> Option<Tensor> {
-    let gpu = tensors.first()?.buf()?.gpu()?;
-    let (places, total) = places(tensors.iter().map(|t| t.len()));
-    let y = gpu.alloc(total);
-    let most = if gpu.style() == Style::Workgroup { PARTS } else { PARTS_ON_CORES };
-    let at_once = most.min(gpu.facts().buffers - 1);
-    for (chunk, place) in tensors.chunks(at_once).zip(places.iter().step_by(at_once)) {
-        let bufs: Vec<&Buf> = chunk.iter().map(|t| t.buf()).collect::<Option<_>>()?;
-        let mut lengths: Vec<usize> = chunk.iter().map(|t| t.len()).collect();
-        let count: usize = lengths.iter().map(|n| n.next_multiple_of(ALIGN) / 4).sum();
-        lengths.resize(PARTS, 0);
-        gpu.dispatch(&Launch {
-            kernel: KERNEL,
-            body: Some((bufs.len() as u64, &|| text(bufs.len()))),
-            constants: &[],
-            reads: &bufs,
-            writes: &[&y],
-            params: Words::default().sizes(&[count, place / 4, 0, 0]).sizes(&lengths),
-            grid: Grid::Invocations(count),
-            loops: PARTS,
-        });
-    }
-    Some(Tensor::on_gpu(Shape::new(&[total]), y))
-}
-
-/// The parts of a packed tensor, without a copy; `None` where the adapter cannot bind them in place.
+/// The parts of a packed tensor, without a copy; `None` on the host.
 pub fn unpack(packed: &Tensor, shapes: &[Shape]) -> Option<Vec<Tensor>> {
-    let (places, _) = places(shapes.iter().map(Shape::len));
+    let (places, _) = places(&packed.device(), shapes.iter().map(Shape::len));
     let part = |(shape, place): (&Shape, usize)| {
         Some(Tensor::on_gpu(*shape, packed.buf()?.part(place, shape.len())?))
     };

@@ -32,7 +32,7 @@ impl Keep {
     }
 
     fn has(self, i: usize) -> bool {
-        self.inputs & (1 << i) != 0
+        i < 32 && self.inputs & (1 << i) != 0
     }
 }
 

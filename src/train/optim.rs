@@ -21,6 +21,19 @@ pub fn take_buffers(params: &mut Params, buffers: &[(String, Tensor)], squares: 
 /// Values of a group of parameters that are stepped together.
 const GROUP: usize = 1 << 20;
 
+/// The names in their order, but those whose tensors share memory together, as they lie there; none on the host.
+fn by_memory(tensors: &BTreeMap<String, Tensor>) -> Vec<String> {
+    let mut first = BTreeMap::new();
+    let mut keyed = Vec::new();
+    for (name, tensor) in tensors {
+        let Some((memory, offset)) = tensor.place() else { return Vec::new() };
+        let next = first.len();
+        keyed.push((*first.entry(memory).or_insert(next), offset, name.clone()));
+    }
+    keyed.sort();
+    keyed.into_iter().map(|(_, _, name)| name).collect()
+}
+
 /// Adam's state of every parameter that has had a gradient, in the names' order.
 ///
 /// On a GPU small parameters lie behind each other in groups, so that a step takes a few dispatches instead of
@@ -51,7 +64,7 @@ impl Optimizer {
         let first = steps.next();
         let together = grads.len() == self.states.len() && steps.all(|s| Some(s) == first);
         if together && self.groups.is_empty() {
-            self.gather();
+            self.gather(grads);
         }
         let squares = match together.then(|| self.step_groups(grads, step)).flatten() {
             Some(squares) => squares,
@@ -79,12 +92,8 @@ impl Optimizer {
         if self.groups.is_empty() {
             return None;
         }
-        let packed: Option<Vec<Tensor>> = self
-            .groups
-            .iter()
-            .map(|group| pack(&group.names.iter().map(|name| &grads[name]).collect::<Vec<_>>()))
-            .collect();
-        let packed = packed?;
+        let of = |group: &Group| pack(&group.names.iter().map(|name| &grads[name]).collect::<Vec<_>>());
+        let packed: Vec<Tensor> = self.groups.iter().map(of).collect();
         let squares = sum_of_squares(&packed.iter().collect::<Vec<_>>());
         for (group, g) in self.groups.iter_mut().zip(&packed) {
             adam(&mut group.state, g, &squares, step);
@@ -95,17 +104,19 @@ impl Optimizer {
         Some(squares)
     }
 
-    /// Lays the states out in groups; leaves them as they are where that is not possible.
-    fn gather(&mut self) {
+    /// Lays the states out in groups on a GPU, as their gradients lie in memory: what a kernel takes or yields in one
+    /// piece then is one.
+    fn gather(&mut self, grads: &BTreeMap<String, Tensor>) {
         let mut runs: Vec<Vec<String>> = Vec::new();
         let mut room = 0;
-        for (name, state) in &self.states {
-            if runs.is_empty() || state.w.len() > room {
+        for name in by_memory(grads) {
+            let len = self.states[&name].w.len();
+            if runs.is_empty() || len > room {
                 runs.push(Vec::new());
-                room = GROUP.max(state.w.len());
+                room = GROUP.max(len);
             }
-            room -= state.w.len();
-            runs.last_mut().expect("just pushed").push(name.clone());
+            room -= len;
+            runs.last_mut().expect("just pushed").push(name);
         }
         let mut groups = Vec::new();
         for names in runs {
@@ -113,7 +124,7 @@ impl Optimizer {
             let shapes: Vec<Shape> = states.iter().map(|s| s.w.shape()).collect();
             let steps = states[0].steps;
             let all = |part: fn(&AdamState) -> &Tensor| {
-                let packed = pack(&states.iter().map(|s| part(s)).collect::<Vec<_>>())?;
+                let packed = pack(&states.iter().map(|s| part(s)).collect::<Vec<_>>());
                 Some((unpack(&packed, &shapes)?, packed))
             };
             let (Some((w, flat_w)), Some((m, flat_m)), Some((v, flat_v))) =

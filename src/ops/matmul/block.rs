@@ -95,7 +95,7 @@ fn start(t: &Tile, side: usize, halves: usize) -> String {
         (0..halves).for_each(|h| _ = writeln!(s, "    var sum{h} = vec4<f32>(0.0);"));
     }
     for g in 0..halves {
-        let column = |l: usize| format!("bias[min(n0 + 4u * (x + {}u) + {l}u, p.n - 1u)]", g * side);
+        let column = |l: usize| format!("bias[biases + min(n0 + 4u * (x + {}u) + {l}u, p.n - 1u)]", g * side);
         let start = if t.bias { four_of(column) } else { "vec4<f32>(0.0)".into() };
         let _ = writeln!(s, "    let start{g} = {start};");
         for r in 0..4 * halves {
@@ -136,7 +136,7 @@ fn store(t: &Tile, side: usize, halves: usize) -> String {
     if t.sums {
         for h in 0..halves {
             let m = format!("m0 + 4u * (y + {}u)", h * side);
-            let at = format!("c0 + p.m * p.n + {m}");
+            let at = format!("c0 + p.behind + {m}");
             if t.c_vector {
                 let store = format!("c[({at}) >> 2u] = sum{h};");
                 let _ = writeln!(s, "    if n0 + x == 0u && {m} < p.m {{ {store} }}");

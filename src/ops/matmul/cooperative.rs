@@ -64,7 +64,7 @@ fn store(each: usize) -> String {
             let _ = writeln!(
                 s,
                 "    coopStoreT(s{r}_{c}, &tc[own], SIDE);\n    workgroupBarrier();\n    \
-                 store(c0, m0 + {r}u * SIDE, n0 + {c}u * SIDE, local);\n    workgroupBarrier();"
+                 store(c0, biases, m0 + {r}u * SIDE, n0 + {c}u * SIDE, local);\n    workgroupBarrier();"
             );
         }
     }
@@ -72,7 +72,7 @@ fn store(each: usize) -> String {
 }
 
 fn epilogue(t: &Tile) -> String {
-    let bias = four_of(|l| format!("bias[min(n + {l}u, p.n - 1u)]"));
+    let bias = four_of(|l| format!("bias[biases + min(n + {l}u, p.n - 1u)]"));
     store_quad(t, "n", &if t.bias { format!("(sum + {bias})") } else { "sum".into() })
 }
 

@@ -114,7 +114,7 @@ fn origin(t: &Tile, size: Size) -> String {
     );
     if t.bias {
         for j in 0..size.shares() {
-            let _ = writeln!(s, "    let own{j} = bias[min(n0 + {}u + lane, p.n - 1u)];", j * lanes);
+            let _ = writeln!(s, "    let own{j} = bias[b0 + p.behind + min(n0 + {}u + lane, p.n - 1u)];", j * lanes);
         }
     }
     for q in 0..quads {
@@ -273,7 +273,7 @@ fn store(t: &Tile, size: Size) -> String {
         let step = if t.c_vector { 4 } else { 1 };
         for r in (0..size.rows).step_by(step) {
             let row = size.row(t, r);
-            let at = format!("c0 + p.m * p.n + m0 + {row}u");
+            let at = format!("c0 + p.behind + m0 + {row}u");
             let store = match step {
                 4 => format!("c[({at}) >> 2u] = {};", four_of(|l| total(r + l))),
                 _ => format!("c[{at}] = {};", total(r)),

@@ -109,7 +109,7 @@ fn intra_modal(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides) -> Tensor 
                 None => scores.softmax(-1, 1.0).head_mix(&v),
             }
         }
-        _ => linears(&maps, &rows).self_attention(heads, scale, mask.map(|m| &m.keys)),
+        _ => linears(&maps).beside(&rows).self_attention(heads, scale, mask.map(|m| &m.keys)),
     };
     let y = add(&rows, &heard);
     let forward = own.sub("feed_forward_layer");
@@ -134,7 +134,8 @@ fn cross_modal(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides) -> Tensor 
             x.map3(&scale, &shift, |x, a, b| x * a + b)
         }
         _ => {
-            let mapped = linears(&[refine.sub("fc_scale"), refine.sub("fc_shift")], &guides.context);
+            let maps = linears(&[refine.sub("fc_scale"), refine.sub("fc_shift")]);
+            let mapped = maps.beside(&guides.context);
             let both = weights.matmul(&mapped, false, false);
             x.map3(both.view().slice(3, 0, d), both.view().slice(3, d, d), |x, a, b| x * a.tanh() + b)
         }

@@ -1,0 +1,90 @@
+//! Several linear maps of one shape in one product.
+
+use super::{Act, Beside, Layout, MatMul};
+use crate::ops::pack::{pack, places};
+use crate::shape::Shape;
+use crate::tensor::{Back, Grad, Tensor, apply};
+
+/// Linear maps of one shape, their weights and biases packed in one tensor.
+pub struct Linears {
+    packed: Tensor,
+    maps: usize,
+    /// Where a map's biases, and the next map, stand behind its weights.
+    behind: usize,
+    stride: usize,
+    weight: Shape,
+}
+
+impl Linears {
+    /// The maps with these weights `[n, k]` and biases `[n]`.
+    #[track_caller]
+    pub fn new(maps: &[[&Tensor; 2]]) -> Self {
+        let (weight, bias) = (maps[0][0].shape(), maps[0][1].shape());
+        let of_one_shape = |m: &[&Tensor; 2]| m[0].shape() == weight && m[1].shape() == bias;
+        assert!(maps.iter().all(of_one_shape) && bias.dims() == [weight[0]], "linears: {weight} and {bias}");
+        let (places, stride) = places(&maps[0][0].device(), [weight.len(), bias.len()]);
+        let packed = pack(&maps.iter().flatten().copied().collect::<Vec<_>>());
+        Self { packed, maps: maps.len(), behind: places[1], stride, weight }
+    }
+
+    /// Every map of `x [.., k]`, beside each other: `[.., maps * n]`.
+    #[track_caller]
+    pub fn beside(&self, x: &Tensor) -> Tensor {
+        let n = self.weight[0];
+        let last = x.shape().rank() - 1;
+        let c = Layout { batch: [n, 0], sum: 0, row: self.maps * n, col: 1 };
+        self.apply(x, MatMul { c, shape: x.shape().with(last, self.maps * n), ..self.of(x.shape(), false) })
+    }
+
+    /// Map `i` of `x [maps, rows, k]`'s entry `i`, or every map of `x [1, rows, k]`, through a ReLU; then map `i` of
+    /// `next` and `act`: `[maps, rows, n]`. The ReLU's derivative is taken on the way to the hidden values' gradient.
+    #[track_caller]
+    pub fn mlps(&self, next: &Self, x: &Tensor, act: Act) -> Tensor {
+        let [_, rows, _] = [0, 1, 2].map(|k| x.shape()[k]);
+        let to = |maps: &Self| Shape::new(&[maps.maps, rows, maps.weight[0]]);
+        let first = self.of(x.shape(), x.shape()[0] > 1);
+        let hidden = self.apply(x, MatMul { act: Act::Relu, open: true, shape: to(self), ..first });
+        let second = next.of(hidden.shape(), true);
+        next.apply(&hidden, MatMul { rectified: true, act, shape: to(next), ..second })
+    }
+
+    fn apply(&self, x: &Tensor, op: MatMul) -> Tensor {
+        apply(op, &[x, &self.packed])
+    }
+
+    /// The product of each map with its own rows, or of all with the same.
+    #[track_caller]
+    fn of(&self, x: Shape, own: bool) -> MatMul {
+        let (n, k) = (self.weight[0], self.weight[1]);
+        let one = MatMul::linear(x, self.weight);
+        assert!(!own || x[0] == self.maps, "linears: {} maps of {x}", self.maps);
+        let m = if own { one.m / self.maps } else { one.m };
+        let batch = |l: Layout, stride| Layout { batch: [stride, 0], ..l };
+        MatMul {
+            m,
+            batch: [self.maps, 1],
+            a: batch(one.a, if own { m * k } else { 0 }),
+            b: batch(one.b, self.stride),
+            c: batch(one.c, m * n),
+            bias: true,
+            packed: true,
+            behind: self.behind,
+            ..one
+        }
+    }
+}
+
+impl MatMul {
+    /// The gradients of packed linear maps: those of the biases are summed on the way to those of the weights.
+    pub(super) fn packed_grads(&self, back: &Back, g: Tensor) -> Vec<Option<Grad>> {
+        let (m, n, k) = (self.m, self.n, self.k);
+        assert_eq!(self.beside, Beside::Nothing, "packed maps take no residual");
+        let gx = back.needs(0).then(|| self.grad_a(back, &g));
+        let gw = back.needs(1).then(|| {
+            let c = Layout { batch: self.b.batch, sum: 0, row: k, col: 1 };
+            let op = self.product([n, k, m], self.c.transposed(), self.a, c, back.shape(1));
+            apply(Self { sums: true, behind: self.behind, ..op }, &[&g, back.x(0)]).into()
+        });
+        vec![gx, gw]
+    }
+}
