@@ -90,7 +90,8 @@ fn corrections(step: &AdamStep, t: i32) -> (f64, f64) {
 
 fn on_gpu(gpu: &Gpu, reads: [&Buf; 2], writes: [&Buf; 3], step: &AdamStep, t: i32) {
     let n = reads[0].len();
-    let (width, alias) = if n.is_multiple_of(4) { (4, "alias T = vec4<f32>;") } else { (1, "alias T = f32;") };
+    let (width, alias) =
+        if n.is_multiple_of(4) { (4, "alias T = vec4<f32>;") } else { (1, "alias T = f32;") };
     let (first, second) = corrections(step, t);
     let floats = [
         step.beta1,

@@ -29,6 +29,10 @@ impl Tape {
             if !ids.clone().any(|id| open.terms.contains_key(&id)) {
                 continue;
             }
+            if node.op.stacks() {
+                open.cut(node.first, &node.inputs);
+                continue;
+            }
             let g = ids.zip(&node.outputs).map(|(id, shape)| open.take(id, *shape)).collect();
             let needs = node.inputs.iter().map(Option::is_some).collect();
             let back = Back::new(node.x, node.y, node.shapes.clone(), needs, g);
@@ -54,6 +58,21 @@ struct Open {
 }
 
 impl Open {
+    /// Hands the gradient of stacked tensors on to each: its entry of the leading axis.
+    fn cut(&mut self, stacked: usize, parts: &[Option<usize>]) {
+        let mut terms = self.terms.remove(&stacked).unwrap_or_default();
+        let is_padded = |g: &Grad| g.inputs.iter().any(|v| v.view.is_padded(0));
+        if terms.iter().any(is_padded) {
+            terms = vec![sum(terms).into()];
+        }
+        for (i, id) in parts.iter().enumerate() {
+            let Some(id) = id else { continue };
+            let entry = |v: &Viewed| v.clone().slice(0, i, 1).squeeze(0);
+            let cut = |g: &Grad| Grad { inputs: g.inputs.iter().map(entry).collect(), ..g.clone() };
+            self.terms.entry(*id).or_default().extend(terms.iter().map(cut));
+        }
+    }
+
     fn take(&mut self, id: usize, shape: crate::shape::Shape) -> Tensor {
         self.terms.remove(&id).map_or_else(|| self.device.full(shape, 0.0), sum)
     }

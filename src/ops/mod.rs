@@ -29,6 +29,7 @@ pub use matmul::{Act, Linears};
 pub use pack::{pack, unpack};
 pub use reduce::sum_of;
 pub use route::{route, route_shares};
+pub use share::stack;
 pub use write::write;
 
 pub use crate::tensor::Expr;

@@ -43,7 +43,8 @@ pub fn pack(tensors: &[&Tensor]) -> Tensor {
         && let [(all, _)] = joined(&pieces, &op.places).as_slice()
         && all.len() == total
     {
-        return record(Rc::new(op), tensors, vec![Tensor::on_gpu(Shape::new(&[total]), all.clone())]).remove(0);
+        return record(Rc::new(op), tensors, vec![Tensor::on_gpu(Shape::new(&[total]), all.clone())])
+            .remove(0);
     }
     apply(op, tensors)
 }

@@ -98,7 +98,8 @@ impl Op for Route {
         let mut dims = vec![x[4][2], pairs.outer, pairs.inner];
         let rest = &x[0].dims()[2..];
         assert!(
-            x[..4].iter().all(|s| &s.dims()[2..] == rest) && matches!(x[4].dims()[2..], [4 | 1, 4])
+            x[..4].iter().all(|s| &s.dims()[2..] == rest)
+                && matches!(x[4].dims()[2..], [4 | 1, 4])
                 && (!self.shares || x[4][2] == 1 && x[5].len() == pairs.outer * pairs.inner * pairs.m),
             "route: cells and weights {x:?}"
         );

@@ -66,6 +66,12 @@ pub trait Op: std::fmt::Debug {
     /// input has none or `back.needs(i)` is false.
     fn grad(&self, back: &Back) -> Vec<Option<Grad>>;
 
+    /// Whether input `i` is entry `i` of the output's leading axis. The terms of its gradient are then cut as they are,
+    /// unsummed, and [`Op::grad`] is not asked.
+    fn stacks(&self) -> bool {
+        false
+    }
+
     /// What it costs: by default each buffer moves once and an output element costs one operation.
     fn cost(&self, x: &[Shape]) -> Cost {
         let y = self.shape(x).len() as f64;

@@ -114,7 +114,11 @@ fn origin(t: &Tile, size: Size) -> String {
     );
     if t.bias {
         for j in 0..size.shares() {
-            let _ = writeln!(s, "    let own{j} = bias[b0 + p.behind + min(n0 + {}u + lane, p.n - 1u)];", j * lanes);
+            let _ = writeln!(
+                s,
+                "    let own{j} = bias[b0 + p.behind + min(n0 + {}u + lane, p.n - 1u)];",
+                j * lanes
+            );
         }
     }
     for q in 0..quads {

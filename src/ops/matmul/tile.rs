@@ -80,7 +80,8 @@ impl Tile {
             && fours(&[a.batch[0], a.batch[1], a.sum]);
         // Sums are stored four rows at a time only where an invocation owns rows in fours.
         let sums_in_fours = !op.sums
-            || (fours(&[op.m, op.behind]) && (matches!(form, Form::Block { .. }) || (a_vector && !a_along_k)));
+            || (fours(&[op.m, op.behind])
+                && (matches!(form, Form::Block { .. }) || (a_vector && !a_along_k)));
         Self {
             form,
             a_along_k,

@@ -7,7 +7,7 @@ use super::encode::EPS;
 use super::mask::{self, Mask};
 use super::{AttentionNorm, Direction, Path, Run};
 use crate::nn::{Params, Scope, linear, linears, mlp};
-use crate::ops::{Act, Attend, Expr, OverQueries, WordsAre, add, checkpoint};
+use crate::ops::{Act, Attend, Expr, OverQueries, WordsAre, add, checkpoint, materialize, stack};
 use crate::tensor::Tensor;
 
 /// What the cells read besides their input.
@@ -58,15 +58,33 @@ fn recomputed(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides, cell: Cell)
     })
 }
 
-/// A router's probabilities `[.., outputs]`: the mean over rows through two linear maps, tanh and ReLU.
-pub(super) fn router(run: &Run, scope: &Scope, x: &Tensor, mask: Option<&Mask>) -> Tensor {
-    let maps = scope.sub("router").sub("mlp");
-    let (first, second) = (maps.sub("0"), maps.sub("2"));
-    let pooled = mask::mean(x, mask);
-    match run.path {
-        Path::Composed => linear(&second, &linear(&first, &pooled, Act::Relu), Act::Tanh).map(Expr::relu),
-        _ => mlp(&first, &second, &pooled, Act::TanhRelu, None),
-    }
+/// The probabilities of a layer's four routers, beside each other: `[.., outputs, 4 cells]`. A router takes the mean
+/// over the rows of its cell's input through two linear maps, tanh and ReLU.
+pub(super) fn routers(run: &Run, scope: &Scope, x: [&Tensor; 4], mask: Option<&Mask>) -> Tensor {
+    let maps = |name: &str| CELLS.map(|cell| scope.sub(cell).sub("router").sub("mlp").sub(name));
+    let (first, second) = (maps("0"), maps("2"));
+    let each = match run.path {
+        Path::Composed => {
+            let router = |j: usize| {
+                let hidden = linear(&first[j], &mask::mean(x[j], mask), Act::Relu);
+                linear(&second[j], &hidden, Act::Tanh).map(Expr::relu)
+            };
+            stack(&[&router(0), &router(1), &router(2), &router(3)])
+        }
+        _ => {
+            // The first layer's four read one input.
+            let one = x.iter().all(|other| std::ptr::eq(*other, x[0]));
+            let pooled = mask::mean(&if one { stack(&[x[0]]) } else { stack(&x) }, mask);
+            let s = pooled.shape();
+            let each = linears(&first).mlps(
+                &linears(&second),
+                &pooled.reshape([s[0], s[1] * s[2], s[3]]),
+                Act::TanhRelu,
+            );
+            each.reshape([4, s[1], s[2], each.shape()[2]])
+        }
+    };
+    materialize(each.view().permute(&[1, 2, 3, 0]))
 }
 
 /// Rectified identity.

@@ -2,12 +2,12 @@
 
 use std::rc::Rc;
 
-use super::cells::{self, CELLS, Guides, router};
+use super::cells::{self, CELLS, Guides, routers};
 use super::encode::EPS;
 use super::mask::{self, Mask};
 use super::{Captions, Direction, Images, Path, Run};
 use crate::nn::{BatchNorm, Scope, add_all, linear};
-use crate::ops::{Act, add, concat, map, route, route_shares, sum_of};
+use crate::ops::{Act, add, concat, map, materialize, route, route_shares, sum_of};
 use crate::tensor::{Tensor, Viewed};
 
 /// Below this sum of its probabilities an output falls back to the first cell.
@@ -70,36 +70,23 @@ fn lift(dims: &[usize], axis: usize) -> [usize; 4] {
     [dims[0], dims[1], dims[2], dims[3]]
 }
 
-/// The four cells' outputs and their routers' probabilities.
-fn cells(
-    run: &Run,
-    module: &Scope,
-    layer: usize,
-    x: [&Tensor; 4],
-    guides: &Guides,
-) -> ([Tensor; 4], [Tensor; 4]) {
+/// The four cells' outputs and their routers' probabilities, `[.., outputs, 4 cells]`.
+fn cells(run: &Run, module: &Scope, layer: usize, x: [&Tensor; 4], guides: &Guides) -> ([Tensor; 4], Tensor) {
     let scope = module.sub(&format!("dynamic_itr_l{layer}"));
     let outputs = cells::outputs(run, &scope, x, guides);
-    let routers = [0, 1, 2, 3].map(|j| router(run, &scope.sub(CELLS[j]), x[j], guides.mask.as_deref()));
-    for (j, name) in CELLS.iter().enumerate() {
+    let routers = routers(run, &scope, x, guides.mask.as_deref());
+    for (j, name) in CELLS.iter().enumerate().filter(|_| run.taps.is_some()) {
         run.tap(&format!("cell_l{layer}.{name}"), &outputs[j]);
-        run.tap(&format!("router_l{layer}.{name}"), &routers[j]);
+        let router = materialize(routers.view().slice(3, j, 1).squeeze(3));
+        run.tap(&format!("router_l{layer}.{name}"), &router);
     }
     (outputs, routers)
-}
-
-/// Probabilities side by side, `[.., outputs, 4 cells]`.
-fn side_by_side(routers: &[Tensor; 4]) -> Tensor {
-    let axis = routers[0].shape().rank();
-    let views: Vec<Viewed> = (0..4).map(|j| routers[j].view().repeat(axis, 1).pad(axis, j, 3 - j)).collect();
-    map(views, |x| &x[0] + &x[1] + &x[2] + &x[3])
 }
 
 /// A layer of four outputs, and its path probabilities `[.., 4 outputs, 4 cells]`. An output whose
 /// probabilities sum to almost nothing takes the first cell's output besides.
 fn dense(run: &Run, module: &Scope, layer: usize, x: [&Tensor; 4], guides: &Guides) -> (Vec<Tensor>, Tensor) {
-    let (e, routers) = cells(run, module, layer, x, guides);
-    let raw = side_by_side(&routers);
+    let (e, raw) = cells(run, module, layer, x, guides);
     let sum = raw.sum(-1);
     let axis = sum.shape().rank();
     let p = raw.map2(sum.view().repeat(axis, 4), |p, s| p / (s + 1e-8));
@@ -137,8 +124,7 @@ fn mixture(e: &[Tensor; 4], p: &Tensor, gate: &Tensor, i: usize) -> Tensor {
 /// The last layer, of one output, and its raw probabilities `[.., 1, 4]`. A cell with almost no probability
 /// passes its input on; the sum is divided by that of all weights.
 fn last(run: &Run, module: &Scope, x: [&Tensor; 4], guides: &Guides) -> (Tensor, Tensor) {
-    let (e, routers) = cells(run, module, 2, x, guides);
-    let p = side_by_side(&routers);
+    let (e, p) = cells(run, module, 2, x, guides);
     let gate = p.detach().map(|p| (p * -1.0).greater(-GATE / 4.0));
     let total = sum_of(vec![p.view(), gate.view()], 3, |x| &x[0] + &x[1]);
     let cells = [&e[0], &e[1], &e[2], &e[3]];
