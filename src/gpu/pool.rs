@@ -58,6 +58,12 @@ impl Buf {
         behind.then(|| Self { memory: self.memory.clone(), offset: self.offset, len: self.len + next.len })
     }
 
+    /// `len` values from where this begins, if its memory has so many.
+    pub fn extended(&self, len: usize) -> Option<Self> {
+        let fits = self.offset + 4 * len as u64 <= self.memory.asked;
+        fits.then(|| Self { memory: self.memory.clone(), offset: self.offset, len })
+    }
+
     /// The memory it lies in, and where.
     pub fn place(&self) -> (u64, u64) {
         (self.memory.id, self.offset)

@@ -3,8 +3,8 @@
 pub mod bert;
 mod params;
 
-use crate::ops::{Act, Linears, map, sum_of};
-use crate::tensor::Tensor;
+use crate::ops::{Act, Expr, Linears, map, scaled_sum_of, sum_of};
+use crate::tensor::{Tensor, Viewed};
 pub use params::{Init, Layout, ParamSpec, Params, Role, Scope, layout, shapes};
 
 /// `act(x wᵀ + b)` with the scope's `weight` and `bias`.
@@ -58,51 +58,43 @@ impl BatchNorm {
     /// that `masks`, each `[rows, 1]`, hold 1 for. The running ones move by a tenth, towards the unbiased
     /// variance.
     pub fn of_batch(scope: &Scope, parts: &[&Tensor], masks: Option<&[Tensor]>) -> Self {
-        if let Some(masks) = masks {
-            return Self::of_rows(scope, parts, masks);
-        }
-        let n: usize = parts.iter().map(|x| x.shape()[0]).sum();
-        let sums = parts.iter().map(|x| x.sum(0)).collect();
-        let mean = add_all(sums).map(|s| s * (1.0 / n as f64));
-        let squares = parts.iter().map(|x| {
-            sum_of(vec![x.view(), mean.view()], 0, |v| {
+        let rows = parts.iter().map(|x| x.shape()[0]).sum::<usize>() as f64;
+        // With masks, the number of rows is known on the device only.
+        let counted = masks.map(|masks| add_all(masks.iter().map(Tensor::sum_all).collect()));
+        let shares: Option<Vec<Tensor>> = masks
+            .zip(counted.as_ref())
+            .map(|(masks, n)| masks.iter().map(|mask| mask.map2(n, |m, n| m / n)).collect());
+        let mean_of = |i: usize, mut views: Vec<Viewed>, f: &dyn Fn(&[Expr]) -> Expr| match &shares {
+            Some(shares) => {
+                let last = views.len();
+                views.push(shares[i].view());
+                sum_of(views, 0, |v| f(v) * &v[last])
+            }
+            None => scaled_sum_of(1.0 / rows, views, 0, f),
+        };
+        let all = |part: &dyn Fn(usize) -> Tensor| add_all((0..parts.len()).map(part).collect());
+        let mean = all(&|i| mean_of(i, vec![parts[i].view()], &|v| v[0].clone()));
+        // The variance does not change with the mean it is taken around: no gradient goes that way.
+        let around = mean.detach();
+        let var = all(&|i| {
+            mean_of(i, vec![parts[i].view(), around.view()], &|v| {
                 let centred = &v[0] - &v[1];
                 &centred * &centred
             })
         });
-        let squares = add_all(squares.collect());
-        let var = squares.map(|s| s * (1.0 / n as f64));
-        let moved = |name: &str, batch: &Tensor, factor: f64| {
-            scope
-                .at(name)
-                .detach()
-                .map2(&batch.detach(), |old, new| old * (1.0 - MOMENTUM) + new * (MOMENTUM * factor))
+        let old = |name: &str| scope.at(name).detach();
+        let moved = |old: &Expr, new: Expr| old * (1.0 - MOMENTUM) + new * MOMENTUM;
+        let new = var.detach();
+        let running_mean = old("running_mean").map2(&around, |old, new| moved(old, new.clone()));
+        let running_var = match &counted {
+            Some(n) => {
+                old("running_var").map3(&new, n, |old, new, n| moved(old, new * (n / (n - 1.0).max(1.0))))
+            }
+            None => {
+                old("running_var").map2(&new, |old, new| moved(old, new * (rows / (rows - 1.0).max(1.0))))
+            }
         };
-        let unbiased = n as f64 / (n as f64 - 1.0).max(1.0);
-        let running = [moved("running_mean", &mean, 1.0), moved("running_var", &var, unbiased)];
-        Self { mean, var, running: Some(running) }
-    }
-
-    /// As [`BatchNorm::of_batch`] with masks: the number of rows is known on the device only.
-    fn of_rows(scope: &Scope, parts: &[&Tensor], masks: &[Tensor]) -> Self {
-        let n = add_all(masks.iter().map(Tensor::sum_all).collect());
-        let parts = || parts.iter().zip(masks);
-        let sums = parts().map(|(x, m)| sum_of(vec![x.view(), m.view()], 0, |v| &v[0] * &v[1]));
-        let mean = add_all(sums.collect()).map2(&n, |s, n| s / n);
-        let squares = parts().map(|(x, m)| {
-            sum_of(vec![x.view(), mean.view(), m.view()], 0, |v| {
-                let centred = &v[0] - &v[1];
-                &centred * &centred * &v[2]
-            })
-        });
-        let var = add_all(squares.collect()).map2(&n, |s, n| s / n);
-        let unbiased = var.detach().map2(&n, |v, n| v * (n / (n - 1.0).max(1.0)));
-        let moved = |name: &str, batch: &Tensor| {
-            let old = scope.at(name).detach();
-            old.map2(&batch.detach(), |old, new| old * (1.0 - MOMENTUM) + new * MOMENTUM)
-        };
-        let running = [moved("running_mean", &mean), moved("running_var", &unbiased)];
-        Self { mean, var, running: Some(running) }
+        Self { mean, var, running: Some([running_mean, running_var]) }
     }
 
     /// `x [.., channels]`, normalised, with the scope's `weight` and `bias`.

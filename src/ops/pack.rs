@@ -32,21 +32,30 @@ fn alignment(device: &Device) -> usize {
     bytes.div_ceil(4).next_multiple_of(4)
 }
 
-/// The tensors behind each other in one `[total]`, with zeros up to the next place, where the device can bind it;
-/// without a copy where they lie so already.
+/// The tensors behind each other in one `[total]`, each where the device can bind it, without a copy where they lie so
+/// already. What stands between them is nobody's.
 #[track_caller]
 pub fn pack(tensors: &[&Tensor]) -> Tensor {
-    let (places, total) = places(&tensors[0].device(), tensors.iter().map(|t| t.len()));
-    let op = Pack { places, total };
-    let pieces: Option<Vec<&Buf>> = tensors.iter().map(|t| t.buf()).collect();
-    if let Some(pieces) = pieces
-        && let [(all, _)] = joined(&pieces, &op.places).as_slice()
-        && all.len() == total
-    {
-        return record(Rc::new(op), tensors, vec![Tensor::on_gpu(Shape::new(&[total]), all.clone())])
-            .remove(0);
+    let op = Pack::of(tensors);
+    let whole = || {
+        let first = tensors[0].buf()?;
+        let (memory, start) = first.place();
+        let lies = |(t, place): (&&Tensor, &usize)| t.place() == Some((memory, start + 4 * *place as u64));
+        tensors.iter().zip(&op.places).all(lies).then(|| first.extended(op.total)).flatten()
+    };
+    match whole() {
+        Some(buf) => {
+            let y = Tensor::on_gpu(Shape::new(&[op.total]), buf);
+            record(Rc::new(op), tensors, vec![y]).remove(0)
+        }
+        None => apply(op, tensors),
     }
-    apply(op, tensors)
+}
+
+/// As [`pack`], in memory of its own and with zeros between the tensors.
+#[track_caller]
+pub fn pack_with_zeros(tensors: &[&Tensor]) -> Tensor {
+    apply(Pack::of(tensors), tensors)
 }
 
 /// The buffers with their places, those as one that lie as their places do.
@@ -67,6 +76,13 @@ fn joined(x: &[&Buf], places: &[usize]) -> Vec<(Buf, usize)> {
 struct Pack {
     places: Vec<usize>,
     total: usize,
+}
+
+impl Pack {
+    fn of(tensors: &[&Tensor]) -> Self {
+        let (places, total) = places(&tensors[0].device(), tensors.iter().map(|t| t.len()));
+        Self { places, total }
+    }
 }
 
 impl Op for Pack {
@@ -132,11 +148,8 @@ fn text(parts: usize) -> String {
     fill(KERNEL.text, &[("bindings", &bindings), ("cases", &cases)])
 }
 
-/// The parts of a packed tensor, without a copy; `None` on the host.
-pub fn unpack(packed: &Tensor, shapes: &[Shape]) -> Option<Vec<Tensor>> {
+/// The parts of a packed tensor; on a GPU without a copy.
+pub fn unpack(packed: &Tensor, shapes: &[Shape]) -> Vec<Tensor> {
     let (places, _) = places(&packed.device(), shapes.iter().map(Shape::len));
-    let part = |(shape, place): (&Shape, usize)| {
-        Some(Tensor::on_gpu(*shape, packed.buf()?.part(place, shape.len())?))
-    };
-    shapes.iter().zip(places).map(part).collect()
+    shapes.iter().zip(places).map(|(shape, place)| packed.section(place, *shape)).collect()
 }

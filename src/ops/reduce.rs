@@ -45,8 +45,14 @@ impl Kind {
 /// The sum over `axis` of `f(x0, x1, ..)`, the inputs broadcast; the axis is removed.
 #[track_caller]
 pub fn sum_of(x: Vec<Viewed>, axis: usize, f: impl FnOnce(&[Expr]) -> Expr) -> Tensor {
+    scaled_sum_of(1.0, x, axis, f)
+}
+
+/// `factor` times [`sum_of`].
+#[track_caller]
+pub fn scaled_sum_of(factor: f64, x: Vec<Viewed>, axis: usize, f: impl FnOnce(&[Expr]) -> Expr) -> Tensor {
     let inputs: Vec<Expr> = (0..x.len()).map(Expr::input).collect();
-    reduce(Kind::Sum, x, axis, Program::new(f(&inputs)), 1.0)
+    reduce(Kind::Sum, x, axis, Program::new(f(&inputs)), factor)
 }
 
 pub(super) fn sum_axis(x: &Tensor, axis: usize) -> Tensor {

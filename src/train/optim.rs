@@ -3,18 +3,26 @@
 use std::collections::BTreeMap;
 
 use crate::nn::Params;
-use crate::ops::{AdamState, AdamStep, adam, pack, sum_of_squares, unpack, write};
+use crate::ops::{AdamState, AdamStep, adam, pack, pack_with_zeros, sum_of_squares, unpack, write};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 
 /// Takes up what a batch makes of the model's buffers (running statistics and counters), in place. Where the
 /// squared gradient norm is NaN or infinite they stay as they were, as the parameters do.
+///
+/// On a GPU they come to lie behind each other, so that this takes a few dispatches for all.
 pub fn take_buffers(params: &mut Params, buffers: &[(String, Tensor)], squares: &Tensor) {
-    for (name, value) in buffers {
-        let mut kept = params.named(name).clone();
-        let value = kept.map3(value, squares, |old, new, s| s.is_finite().select(new, old));
-        write(&mut kept, 0, &value);
-        params.insert(name, kept);
+    if buffers.is_empty() {
+        return;
+    }
+    let old: Vec<Tensor> = buffers.iter().map(|(name, _)| params.named(name).clone()).collect();
+    let new: Vec<&Tensor> = buffers.iter().map(|(_, value)| value).collect();
+    let mut kept = pack(&old.iter().collect::<Vec<_>>());
+    let taken = kept.map3(&pack(&new), squares, |old, new, s| s.is_finite().select(new, old));
+    write(&mut kept, 0, &taken);
+    let shapes: Vec<Shape> = new.iter().map(|t| t.shape()).collect();
+    for ((name, _), value) in buffers.iter().zip(unpack(&kept, &shapes)) {
+        params.insert(name, value);
     }
 }
 
@@ -92,7 +100,8 @@ impl Optimizer {
         if self.groups.is_empty() {
             return None;
         }
-        let of = |group: &Group| pack(&group.names.iter().map(|name| &grads[name]).collect::<Vec<_>>());
+        let of =
+            |group: &Group| pack_with_zeros(&group.names.iter().map(|name| &grads[name]).collect::<Vec<_>>());
         let packed: Vec<Tensor> = self.groups.iter().map(of).collect();
         let squares = sum_of_squares(&packed.iter().collect::<Vec<_>>());
         for (group, g) in self.groups.iter_mut().zip(&packed) {
@@ -124,14 +133,10 @@ impl Optimizer {
             let shapes: Vec<Shape> = states.iter().map(|s| s.w.shape()).collect();
             let steps = states[0].steps;
             let all = |part: fn(&AdamState) -> &Tensor| {
-                let packed = pack(&states.iter().map(|s| part(s)).collect::<Vec<_>>());
-                Some((unpack(&packed, &shapes)?, packed))
+                let packed = pack_with_zeros(&states.iter().map(|s| part(s)).collect::<Vec<_>>());
+                (unpack(&packed, &shapes), packed)
             };
-            let (Some((w, flat_w)), Some((m, flat_m)), Some((v, flat_v))) =
-                (all(|s| &s.w), all(|s| &s.m), all(|s| &s.v))
-            else {
-                return;
-            };
+            let ((w, flat_w), (m, flat_m), (v, flat_v)) = (all(|s| &s.w), all(|s| &s.m), all(|s| &s.v));
             for (name, ((w, m), v)) in names.iter().zip(w.into_iter().zip(m).zip(v)) {
                 self.states.insert(name.clone(), AdamState { w, m, v, steps });
             }

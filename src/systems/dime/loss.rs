@@ -3,7 +3,7 @@
 use super::encode::EPS;
 use super::routing::path_embedding;
 use super::{Run, Scored};
-use crate::ops::{materialize, sum_of};
+use crate::ops::{materialize, scaled_sum_of};
 use crate::systems::hinge::hinge;
 use crate::tensor::Tensor;
 
@@ -29,11 +29,11 @@ pub fn losses(run: &Run, scored: &Scored, label: &Tensor) -> Losses {
     let label = if images < captions { materialize(label.view().slice(0, 0, images)) } else { label.clone() };
     let wanted = label.matmul(&label, false, true).detach();
     let n = agreement.len();
-    let squares = sum_of(vec![agreement.reshape([n]).view(), wanted.reshape([n]).view()], 0, |x| {
+    let views = vec![agreement.reshape([n]).view(), wanted.reshape([n]).view()];
+    let path = scaled_sum_of(1.0 / config.batch_size as f64, views, 0, |x| {
         let off = &x[0] - &x[1];
         &off * &off
     });
-    let path = squares.map(|s| s * (1.0 / config.batch_size as f64));
     let total = rank.map2(&path, |r, p| r + p * config.trade_off);
     run.tap("sim_paths", &agreement);
     run.tap("sim_label", &wanted);
