@@ -13,6 +13,8 @@ use crate::tensor::{Back, Cost, Expr, Grad, Keep, Op, Program, Tensor, View, Vie
 const KERNEL: Kernel = Kernel { name: "reduce", text: include_str!("../../shaders/reduce.wgsl") };
 const MAX_GRAD: Kernel = Kernel { name: "max_grad", text: include_str!("../../shaders/max_grad.wgsl") };
 
+/// Values that are summed before their sum is added to the rest: rounding grows with the longer of both.
+const PART: usize = 32;
 /// Iterations of one invocation before the axis is split into chunks.
 const LONG: usize = 512;
 /// Invocations that keep a GPU busy, and each core of a CPU.
@@ -141,9 +143,11 @@ impl Reduce {
             let place = |i: usize| format!("in{}", used.iter().position(|u| *u == i).unwrap_or(0));
             let constant = |i: usize| format!("bitcast<f32>({})", param(constants + i));
             let (formula, result) = self.program.wgsl(place, constant);
-            let (start, join) = match self.kind {
-                Kind::Sum => ("0.0", format!("acc + {result}")),
-                Kind::Max => ("-0x1.fffffep+127", format!("max(acc, {result})")),
+            let (start, [join, join_parts]) = match self.kind {
+                Kind::Sum => ("0.0", [format!("part + {result}"), "acc + part".to_owned()]),
+                Kind::Max => {
+                    ("-0x1.fffffep+127", [format!("max(part, {result})"), "max(acc, part)".to_owned()])
+                }
             };
             let fold = match (walk.lane, self.kind) {
                 (Lane::Axis, Kind::Sum) => "acc.x + acc.y + acc.z + acc.w",
@@ -154,8 +158,9 @@ impl Reduce {
             let body = format!(
                 "    let chunk = i / {per};\n{coordinates}    var acc = T({start});\n    \
                  let end = min(chunk * {len} + {len}, {all});\n    \
-                 for (var step = chunk * {len}; step < end; step++) {{\n    let n = step * {times};\n\
-                 {loads}{formula}    acc = {join};\n    }}\n    y[i] = ({fold}) * bitcast<f32>({factor});",
+                 for (var first = chunk * {len}; first < end; first += {PART}u) {{\n    var part = T({start});\n    \
+                 for (var step = first; step < min(first + {PART}u, end); step++) {{\n    let n = step * {times};\n\
+                 {loads}{formula}    part = {join};\n    }}\n    acc = {join_parts};\n    }}\n    y[i] = ({fold}) * bitcast<f32>({factor});",
                 per = param(4),
                 coordinates = walk.coordinates(FIRST, &format!("i % {}", param(4))),
                 len = param(2),

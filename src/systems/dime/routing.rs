@@ -126,26 +126,12 @@ fn mixture(e: &[Tensor; 4], p: &Tensor, gate: &Tensor, i: usize) -> Tensor {
 fn last(run: &Run, module: &Scope, x: [&Tensor; 4], guides: &Guides) -> (Tensor, Tensor) {
     let (e, p) = cells(run, module, 2, x, guides);
     let gate = p.detach().map(|p| (p * -1.0).greater(-GATE / 4.0));
-    let total = sum_of(vec![p.view(), gate.view()], 3, |x| &x[0] + &x[1]);
-    let cells = [&e[0], &e[1], &e[2], &e[3]];
-    let over = |w: &Tensor, total: &Tensor| w.map2(total.view().repeat(3, 4), |w, t| w / t);
-    let output = match run.path {
-        Path::Composed => {
-            let (share, pass) = (over(&p, &total), over(&gate, &total));
-            let half = |a: usize, b: usize| {
-                let part = |x: &Tensor, w: &Tensor, j: usize| [x.view(), w.view().slice(3, j, 1)];
-                let halves = [a, b].map(|j| [part(cells[j], &share, j), part(x[j], &pass, j)]);
-                let views = halves.into_iter().flatten().flatten().collect();
-                map(views, |v| &v[0] * &v[1] + &v[2] * &v[3] + &v[4] * &v[5] + &v[6] * &v[7])
-            };
-            add(&half(0, 1), &half(2, 3))
-        }
-        _ => {
-            let total = total.detach();
-            let passed = &mixed(x, &over(&gate, &total))[0];
-            route_shares(cells, &over(&p, &total), passed).reshape(e[3].shape())
-        }
-    };
+    let total = sum_of(vec![p.detach().view(), gate.view()], 3, |x| &x[0] + &x[1]);
+    // On every path: of plain products and a division, the gradient of `p` is a difference of large sums, which f32
+    // does not hold.
+    let over = |w: &Tensor| w.map2(total.view().repeat(3, 4), |w, t| w / t);
+    let passed = &mixed(x, &over(&gate))[0];
+    let output = route_shares([&e[0], &e[1], &e[2], &e[3]], &over(&p), passed).reshape(e[3].shape());
     run.tap("path_l2", &p);
     run.tap("aggr_l2", &output);
     (output, p)
