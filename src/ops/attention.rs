@@ -4,8 +4,8 @@
 use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::materialize;
 use super::walk::{fill, pointwise};
+use super::{add, materialize};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Style, Words};
 use crate::host::Array;
 use crate::shape::Shape;
@@ -15,6 +15,11 @@ const TEXT: &str = include_str!("../../shaders/attention.wgsl");
 
 /// Passes over the other side in the longest of the three kernels.
 const PASSES: usize = 3;
+/// Scores that an invocation holds in registers, where a subgroup's invocations load for each other: of longer rows it
+/// computes them again in each pass. Unrolled, so a text for each two steps.
+const HELD: usize = 40;
+/// And for heads of so many channels, in fours: wider ones make long texts.
+const HELD_QUADS: usize = 4;
 /// Below this a score has no weight.
 const NOWHERE: &str = "-3e38";
 
@@ -24,7 +29,7 @@ impl Tensor {
     /// [masks, l]`, which gets no gradient; -1e30 leaves a key out.
     #[track_caller]
     pub fn attention(&self, k: &Self, v: &Self, heads: usize, scale: f64, bias: Option<&Self>) -> Self {
-        let op = Attention { heads, scale, stacked: false };
+        let op = Attention { heads, scale, stacked: false, masked: bias.is_some(), plus: false };
         let mut x = vec![self, k, v];
         x.extend(bias);
         // Kernels read four channels of a head at a time.
@@ -32,17 +37,19 @@ impl Tensor {
     }
 
     /// [`Tensor::attention`] of a sequence over itself: this, `[n, r, 3 * heads * d]`, holds queries, keys and values
-    /// beside each other. The result is `[n, r, heads * d]`.
+    /// beside each other. The result, with `plus` added, is `[n, r, heads * d]`.
     #[track_caller]
-    pub fn self_attention(&self, heads: usize, scale: f64, bias: Option<&Self>) -> Self {
-        let op = Attention { heads, scale, stacked: true };
+    pub fn self_attention(&self, heads: usize, scale: f64, bias: Option<&Self>, plus: Option<&Self>) -> Self {
+        let op = Attention { heads, scale, stacked: true, masked: bias.is_some(), plus: plus.is_some() };
         let width = self.shape().last() / 3;
         if !(width / heads.max(1)).is_multiple_of(4) {
             let [q, k, v] = [0, 1, 2].map(|i| materialize(self.view().slice(2, i * width, width)));
-            return q.attention(&k, &v, heads, scale, bias);
+            let y = q.attention(&k, &v, heads, scale, bias);
+            return plus.map_or_else(|| y.clone(), |x| add(x, &y));
         }
         let mut x = vec![self];
         x.extend(bias);
+        x.extend(plus);
         apply(op, &x)
     }
 }
@@ -53,6 +60,10 @@ struct Attention {
     scale: f64,
     /// Whether one input holds queries, keys and values.
     stacked: bool,
+    /// Whether a bias comes after them.
+    masked: bool,
+    /// Whether the last input is added to the result.
+    plus: bool,
 }
 
 /// Sequences, queries, keys and the width of a head.
@@ -64,9 +75,14 @@ struct Sizes {
 }
 
 impl Attention {
+    /// How many inputs hold queries, keys and values.
+    fn sides(&self) -> usize {
+        if self.stacked { 1 } else { 3 }
+    }
+
     /// The bias among the inputs, if there is one.
     fn bias<T: Copy>(&self, x: &[T]) -> Option<T> {
-        x.get(if self.stacked { 1 } else { 3 }).copied()
+        x.get(self.sides()).copied().filter(|_| self.masked)
     }
 
     #[track_caller]
@@ -105,8 +121,12 @@ impl Attention {
         let Sizes { n, r, l, d } = self.sizes(shapes);
         let lanes = if gpu.style() == Style::Subgroup { gpu.facts().lanes().unwrap_or(1) } else { 1 };
         let bias = self.bias(shapes);
-        let plan = Plan { part, lanes, quads: d / 4, masked: bias.is_some(), stacked: self.stacked };
         let (own, other) = if part == Part::Keys { (l, r) } else { (r, l) };
+        let plus = self.plus && part == Part::Forward;
+        let plan =
+            Plan { part, lanes, quads: d / 4, masked: self.masked, stacked: self.stacked, plus, held: None };
+        let holds = lanes > 1 && part != Part::Keys && other <= HELD && plan.quads <= HELD_QUADS;
+        let plan = Plan { held: holds.then(|| other.div_ceil(plan.chunk()).next_multiple_of(2)), ..plan };
         let padded = own.next_multiple_of(lanes);
         let masks = bias.map_or(1, |b| b[0]);
         let count = n * self.heads * padded;
@@ -128,6 +148,7 @@ impl Attention {
 
     /// Queries, keys, values and the bias, each by itself.
     fn apart(&self, x: &[&Array]) -> Vec<Array> {
+        let x = &x[..self.sides() + usize::from(self.masked)];
         if !self.stacked {
             return x.iter().map(|x| (*x).clone()).collect();
         }
@@ -199,8 +220,9 @@ impl Op for Attention {
     }
 
     fn host(&self, x: &[&Array]) -> Array {
+        let plus = self.plus.then(|| x[x.len() - 1].clone());
         let x = &self.apart(x)[..];
-        let mut y = Array::zeros(x[0].shape);
+        let mut y = plus.unwrap_or_else(|| Array::zeros(x[0].shape));
         let (r, l, width) = (x[0].shape[1], x[1].shape[1], x[0].shape[2]);
         let d = width / self.heads;
         self.weights(x, |s, h, i, p| {
@@ -214,18 +236,18 @@ impl Op for Attention {
     }
 
     fn keep(&self) -> Keep {
-        Keep::inputs(0..4)
+        Keep::inputs(0..self.sides() + usize::from(self.masked))
     }
 
     fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
-        let x: Vec<&Tensor> = (0..back.inputs()).map(|i| back.x(i)).collect();
+        let x: Vec<&Tensor> = (0..self.sides() + usize::from(self.masked)).map(|i| back.x(i)).collect();
         let shapes: Vec<Shape> = x.iter().map(|t| t.shape()).collect();
         let bias = self.bias(&x);
         let grads: Vec<Tensor> = match back.g().buf() {
             Some(g) => {
                 let gpu = g.gpu().expect("a tensor never outlives its device");
                 let Sizes { n, r, .. } = self.sizes(&shapes);
-                let of = x.len() - usize::from(bias.is_some());
+                let of = self.sides();
                 let grads: Vec<Buf> = shapes[..of].iter().map(|s| gpu.alloc(s.len())).collect();
                 let (first, rest) = grads.split_at(if self.stacked { 0 } else { 1 });
                 let rest: Vec<&Buf> = rest.iter().collect();
@@ -257,6 +279,9 @@ impl Op for Attention {
         };
         let mut grads: Vec<Option<Grad>> = grads.into_iter().map(|g| Some(g.into())).collect();
         grads.resize(back.inputs(), None);
+        if self.plus {
+            grads[back.inputs() - 1] = Some(back.g().clone().into());
+        }
         grads
     }
 
@@ -302,6 +327,9 @@ struct Plan {
     quads: usize,
     masked: bool,
     stacked: bool,
+    plus: bool,
+    /// Steps whose scores are held.
+    held: Option<usize>,
 }
 
 impl Plan {
@@ -342,7 +370,8 @@ impl Plan {
             bound
         };
         let masked = if self.masked { &["bias"][..] } else { &[] };
-        let (reads, writes) = (bound(&[reads, masked].concat()), bound(writes));
+        let plus = if self.plus { &["plus"][..] } else { &[] };
+        let (reads, writes) = (bound(&[reads, masked, plus].concat()), bound(writes));
         let all = reads.iter().map(|name| (name, "read"));
         for (i, (name, access)) in all.chain(writes.iter().map(|name| (name, "read_write"))).enumerate() {
             let element = if *name == "bias" { "f32" } else { "vec4<f32>" };
@@ -469,7 +498,64 @@ impl Plan {
         s
     }
 
+    /// The steps' texts, each for its own `first`.
+    fn each_held(&self, steps: usize, body: impl Fn(usize) -> String) -> String {
+        let step = |t: usize| format!("    {{ let first = {}u;\n{}    }}\n", t * self.chunk(), body(t));
+        (0..steps).map(step).collect()
+    }
+
+    /// Declares `{name}{i}` for each row of so many steps.
+    fn held(&self, name: &str, steps: usize) -> String {
+        (0..steps * self.chunk()).map(|i| format!("    var {name}{i} = 0.0;\n")).collect()
+    }
+
+    /// e to each score of all steps less the largest as `e{i}`, their `sum`, and `extra` beside each score.
+    fn held_scores(&self, steps: usize, arrays: &[&str], extra: impl Fn(usize, usize) -> String) -> String {
+        let chunk = self.chunk();
+        let scores = self.each_held(steps, |t| {
+            let mut s: String = arrays.iter().map(|array| self.rows(array, array)).collect();
+            s += &self.biases();
+            for c in 0..chunk {
+                let (i, score) = (t * chunk + c, self.dot("q", &format!("k{c}_")));
+                let _ = writeln!(s, "    e{i} = {score} * p.scale + b{c};\n    most = max(most, e{i});");
+                s += &extra(i, c);
+            }
+            s
+        });
+        let weights: String = (0..steps * chunk)
+            .map(|i| format!("    e{i} = precise_exp(e{i} - most);\n    sum += e{i};\n"))
+            .collect();
+        format!("{}{scores}{weights}", self.held("e", steps))
+    }
+
     fn forward(&self) -> String {
+        let passes = match self.held {
+            Some(steps) => {
+                let chunk = self.chunk();
+                let values = self.each_held(steps, |t| {
+                    let add =
+                        |c: usize| self.add("y", &format!("(e{} * share)", t * chunk + c), &format!("v{c}_"));
+                    self.rows("v", "v") + &(0..chunk).map(add).collect::<String>()
+                });
+                let scores = self.held_scores(steps, &["k"], |_, _| String::new());
+                format!("{scores}    let share = 1.0 / sum;\n{values}")
+            }
+            None => self.streamed(),
+        };
+        let plus = if self.plus { self.own("plus", "plus") } else { String::new() };
+        let added: String =
+            (0..self.quads).filter(|_| self.plus).map(|j| format!("    y{j} += plus{j};\n")).collect();
+        format!(
+            "{}{}    var most = {NOWHERE};\n    var sum = 0.0;\n{passes}    \
+             if owned >= p.own {{ return; }}\n{plus}{added}{}",
+            self.own("q", "q"),
+            self.zeros("y"),
+            self.store("y", "y")
+        )
+    }
+
+    /// The forward passes over keys that are too many to hold their scores.
+    fn streamed(&self) -> String {
         let (keys, values) = (format!("{}{}", self.rows("k", "k"), self.biases()), self.rows("v", "v"));
         let (mut first, mut second, mut third) = (keys.clone(), keys.clone(), keys + &values);
         for c in 0..self.chunk() {
@@ -480,18 +566,50 @@ impl Plan {
             third += &self.add("y", &format!("p{c}"), &format!("v{c}_"));
         }
         format!(
-            "{}{}    var most = {NOWHERE};\n    var sum = 0.0;\n{}{}    let share = 1.0 / sum;\n{}    \
-             if owned >= p.own {{ return; }}\n{}",
-            self.own("q", "q"),
-            self.zeros("y"),
+            "{}{}    let share = 1.0 / sum;\n{}",
             self.each_step(&first),
             self.each_step(&second),
-            self.each_step(&third),
-            self.store("y", "y")
+            self.each_step(&third)
         )
     }
 
     fn queries(&self) -> String {
+        let passes = match self.held {
+            Some(steps) => {
+                let chunk = self.chunk();
+                let slope =
+                    |i: usize, c: usize| format!("    d{i} = {};\n", self.dot("g", &format!("v{c}_")));
+                let slopes: String =
+                    (0..steps * chunk).map(|i| format!("    slope = fma(e{i}, d{i}, slope);\n")).collect();
+                let sums = self.each_held(steps, |t| {
+                    let add = |c: usize| {
+                        let i = t * chunk + c;
+                        let d = format!("(e{i} * share * (d{i} - mean) * p.scale)");
+                        self.add("gq", &d, &format!("k{c}_"))
+                    };
+                    self.rows("k", "k") + &(0..chunk).map(add).collect::<String>()
+                });
+                let scores = self.held_scores(steps, &["k", "v"], slope);
+                format!(
+                    "{}{scores}{slopes}    let share = 1.0 / sum;\n    let mean = slope * share;\n{sums}",
+                    self.held("d", steps)
+                )
+            }
+            None => self.streamed_queries(),
+        };
+        format!(
+            "{}{}{}    var most = {NOWHERE};\n    var sum = 0.0;\n    var slope = 0.0;\n{passes}    \
+             if owned >= p.own {{ return; }}\n{}    \
+             about[(n * p.heads + head) * p.own + row] = vec4<f32>(most, share, mean, 0.0);\n",
+            self.own("q", "q"),
+            self.own("g", "g"),
+            self.zeros("gq"),
+            self.store("gq", "gq"),
+        )
+    }
+
+    /// The passes of [`Plan::queries`] over keys that are too many to hold their scores.
+    fn streamed_queries(&self) -> String {
         let mut first = format!("{}{}{}", self.rows("k", "k"), self.rows("v", "v"), self.scores());
         first += "    sum *= kept;\n    slope *= kept;\n";
         let mut second = format!("{}{}{}", self.rows("k", "k"), self.rows("v", "v"), self.biases());
@@ -510,15 +628,9 @@ impl Plan {
             second += &self.add("gq", &format!("d{c}"), &format!("k{c}_"));
         }
         format!(
-            "{}{}{}    var most = {NOWHERE};\n    var sum = 0.0;\n    var slope = 0.0;\n{}    \
-             let share = 1.0 / sum;\n    let mean = slope * share;\n{}    if owned >= p.own {{ return; }}\n{}    \
-             about[(n * p.heads + head) * p.own + row] = vec4<f32>(most, share, mean, 0.0);\n",
-            self.own("q", "q"),
-            self.own("g", "g"),
-            self.zeros("gq"),
+            "{}    let share = 1.0 / sum;\n    let mean = slope * share;\n{}",
             self.each_step(&first),
-            self.each_step(&second),
-            self.store("gq", "gq"),
+            self.each_step(&second)
         )
     }
 

@@ -406,15 +406,23 @@ fn attention() -> Vec<Case> {
         )
         .with(3, Values::Whole(2)),
         case("attention", "of a sequence over itself", &[&[6, 13, 96]], sums(32), |x| {
-            x[0].self_attention(4, 0.35, None)
+            x[0].self_attention(4, 0.35, None, None)
         }),
-        case("attention", "over itself, keys left out", &[&[6, 10, 96], &[3, 10]], sums(32), |x| {
-            x[0].self_attention(2, 0.35, Some(&x[1].map(|m| (m - 1.0) * 1e30)))
-        })
+        case(
+            "attention",
+            "over itself, keys left out, added",
+            &[&[6, 10, 96], &[3, 10], &[6, 10, 32]],
+            sums(32),
+            |x| x[0].self_attention(2, 0.35, Some(&x[1].map(|m| (m - 1.0) * 1e30)), Some(&x[2])),
+        )
         .with(1, Values::Whole(2)),
-        case("attention", "over itself, heads of odd width", &[&[4, 5, 42]], sums(14), |x| {
-            x[0].self_attention(2, 0.35, None)
-        }),
+        case(
+            "attention",
+            "over itself, heads of odd width, added",
+            &[&[4, 5, 42], &[4, 5, 14]],
+            sums(14),
+            |x| x[0].self_attention(2, 0.35, None, Some(&x[1])),
+        ),
         case("attention", "large scores", &[&[2, 9, 16], &[2, 6, 16], &[2, 6, 16]], sums(16), |x| {
             x[0].map(|x| x * 1e-2).attention(&x[1].map(|x| x * 1e-4), &x[2].map(|x| x * 1e-4), 4, 1.0, None)
         })

@@ -118,18 +118,21 @@ fn intra_modal(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides) -> Tensor 
     let maps = [0, 1, 2].map(|i| own.sub(&format!("att_layer.linears.{i}")));
     let heads = run.config.num_head_IMRC;
     let scale = 1.0 / ((s[3] / heads) as f64).sqrt();
-    let heard = match run.path {
+    let y = match run.path {
         Path::Composed => {
             let [q, k, v] = maps.map(|scope| linear(&scope, &rows, Act::None));
             let scores = q.head_scores(&k, heads, scale);
-            match mask {
-                Some(mask) => scores.softmax_to(-1, 1.0, &mask.lengths, heads * s[2]).head_mix(&v),
-                None => scores.softmax(-1, 1.0).head_mix(&v),
-            }
+            let weights = match mask {
+                Some(mask) => scores.softmax_to(-1, 1.0, &mask.lengths, heads * s[2]),
+                None => scores.softmax(-1, 1.0),
+            };
+            add(&rows, &weights.head_mix(&v))
         }
-        _ => linears(&maps).beside(&rows).self_attention(heads, scale, mask.map(|m| &m.keys)),
+        _ => {
+            let bias = mask.map(|m| &m.keys);
+            linears(&maps).beside(&rows).self_attention(heads, scale, bias, Some(&rows))
+        }
     };
-    let y = add(&rows, &heard);
     let forward = own.sub("feed_forward_layer");
     feed_forward(run, &forward.sub("fc1"), &forward.sub("fc2"), &y, &y).reshape(s)
 }
