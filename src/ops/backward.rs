@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::map::{map, materialize};
-use crate::tensor::{Back, Device, Expr, Grad, Tape, Tensor, Viewed};
+use crate::shape::Shape;
+use crate::tensor::{Back, Device, Expr, Grad, Holds, Tape, Tensor, Viewed};
 
 /// Tensors that one pass reads.
 const AT_ONCE: usize = 7;
@@ -29,8 +30,8 @@ impl Tape {
             if !ids.clone().any(|id| open.terms.contains_key(&id)) {
                 continue;
             }
-            if node.op.stacks() {
-                open.cut(node.first, &node.inputs);
+            if let Some(holds) = node.op.holds() {
+                open.hand_on(node.first, holds, &node.inputs, &node.shapes);
                 continue;
             }
             let g = ids.zip(&node.outputs).map(|(id, shape)| open.take(id, *shape)).collect();
@@ -58,22 +59,28 @@ struct Open {
 }
 
 impl Open {
-    /// Hands the gradient of stacked tensors on to each: its entry of the leading axis.
-    fn cut(&mut self, stacked: usize, parts: &[Option<usize>]) {
-        let mut terms = self.terms.remove(&stacked).unwrap_or_default();
-        let is_padded = |g: &Grad| g.inputs.iter().any(|v| v.view.is_padded(0));
-        if terms.iter().any(is_padded) {
+    /// Hands the gradient of tensors held in one on to each.
+    fn hand_on(&mut self, of: usize, holds: Holds, parts: &[Option<usize>], shapes: &[Shape]) {
+        let mut terms = self.terms.remove(&of).unwrap_or_default();
+        let fits = |v: &Viewed| match holds {
+            Holds::Stacked => !v.view.is_padded(0),
+            Holds::Reshaped => v.view.is_identity(),
+        };
+        if !terms.iter().all(|g| g.inputs.iter().all(fits)) {
             terms = vec![sum(terms).into()];
         }
         for (i, id) in parts.iter().enumerate() {
             let Some(id) = id else { continue };
-            let entry = |v: &Viewed| v.clone().slice(0, i, 1).squeeze(0);
-            let cut = |g: &Grad| Grad { inputs: g.inputs.iter().map(entry).collect(), ..g.clone() };
-            self.terms.entry(*id).or_default().extend(terms.iter().map(cut));
+            let part = |v: &Viewed| match holds {
+                Holds::Stacked => v.clone().slice(0, i, 1).squeeze(0),
+                Holds::Reshaped => v.tensor.reshape(shapes[i]).view(),
+            };
+            let part = |g: &Grad| Grad { inputs: g.inputs.iter().map(part).collect(), ..g.clone() };
+            self.terms.entry(*id).or_default().extend(terms.iter().map(part));
         }
     }
 
-    fn take(&mut self, id: usize, shape: crate::shape::Shape) -> Tensor {
+    fn take(&mut self, id: usize, shape: Shape) -> Tensor {
         self.terms.remove(&id).map_or_else(|| self.device.full(shape, 0.0), sum)
     }
 }

@@ -6,7 +6,7 @@ use super::materialize;
 use crate::gpu::{Buf, Gpu};
 use crate::host::Array;
 use crate::shape::Shape;
-use crate::tensor::{Back, Grad, Keep, Op, Tensor, View, Viewed, apply, record};
+use crate::tensor::{Back, Grad, Holds, Keep, Op, Tensor, View, Viewed, apply, record};
 
 /// Only the gradient of a shared result needs an op.
 #[derive(Clone, Debug)]
@@ -112,12 +112,12 @@ impl Op for Stack {
         Keep::NOTHING
     }
 
-    fn stacks(&self) -> bool {
-        true
+    fn holds(&self) -> Option<Holds> {
+        Some(Holds::Stacked)
     }
 
     fn grad(&self, _: &Back) -> Vec<Option<Grad>> {
-        unreachable!("its gradient is cut")
+        unreachable!("its gradient is handed on")
     }
 }
 
@@ -142,13 +142,13 @@ impl Op for Share {
         Keep::NOTHING
     }
 
+    fn holds(&self) -> Option<Holds> {
+        matches!(self, Self::Reshape).then_some(Holds::Reshaped)
+    }
+
     fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
-        vec![Some(match self {
-            Self::Reshape => back.g().reshape(back.shape(0)).into(),
-            Self::Section(view) => {
-                let (_, view) = view.adjoint();
-                Viewed { tensor: back.g().reshape(view.source), view }.into()
-            }
-        })]
+        let Self::Section(view) = self else { unreachable!("its gradient is handed on") };
+        let (_, view) = view.adjoint();
+        vec![Some(Viewed { tensor: back.g().reshape(view.source), view }.into())]
     }
 }

@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 pub use expr::{Expr, Program};
 pub(crate) use op::record;
-pub use op::{Back, Cost, Grad, Keep, Op, apply, split_with};
+pub use op::{Back, Cost, Grad, Holds, Keep, Op, apply, split_with};
 pub use tape::Tape;
 pub use view::{Axis, View, Viewed};
 

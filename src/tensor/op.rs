@@ -45,6 +45,15 @@ pub struct Cost {
     pub bytes: f64,
 }
 
+/// How an output holds its inputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holds {
+    /// Input `i` is entry `i` of the leading axis.
+    Stacked,
+    /// The only input has another shape.
+    Reshaped,
+}
+
 /// One differentiable operation: its kernel, its f64 definition and its gradient, declared in one place.
 pub trait Op: std::fmt::Debug {
     /// The op's name: its file's, its kernel's and its registry row's.
@@ -66,10 +75,10 @@ pub trait Op: std::fmt::Debug {
     /// input has none or `back.needs(i)` is false.
     fn grad(&self, back: &Back) -> Vec<Option<Grad>>;
 
-    /// Whether input `i` is entry `i` of the output's leading axis. The terms of its gradient are then cut as they are,
-    /// unsummed, and [`Op::grad`] is not asked.
-    fn stacks(&self) -> bool {
-        false
+    /// Whether the output holds its inputs as they are. The terms of its gradient are then handed on unsummed where
+    /// that is possible, and [`Op::grad`] is not asked.
+    fn holds(&self) -> Option<Holds> {
+        None
     }
 
     /// What it costs: by default each buffer moves once and an output element costs one operation.
