@@ -1,7 +1,9 @@
 //! Every op's cases in one list. The tests, `crossweave selftest` and the benches read it: a new op adds its
 //! rows here and gets the GPU against f64 both ways, finite differences, repeatability and a bench row.
 
-use super::{Act, Attend, Expr, OverQueries, WordsAre, map, route, route_shares, sum_of};
+use super::{
+    Act, Attend, Expr, Linears, OverQueries, WordsAre, map, pack, route, route_shares, stack, sum_of, unpack,
+};
 use crate::error::Result;
 use crate::gpu::Precision;
 use crate::host::{Array, Rng, ratios};
@@ -252,6 +254,10 @@ fn pointwise() -> Vec<Case> {
         case("map", "sliced and padded", &[&[4, 12], &[4, 6]], POINT, |x| {
             map(vec![x[0].view().slice(1, 3, 8), x[1].view().pad(1, 2, 0)], |x| &x[0] * 2.0 + &x[1] * &x[0])
         }),
+        case("map", "cuts whose slopes have no value past their ends", &[&[4, 12], &[4, 5]], POINT, |x| {
+            let cut = x[0].map(|x| x * x + 1.0).view().slice(1, 4, 5);
+            map(vec![cut, x[1].view()], |x| &x[1] / &x[0] + x[0].rsqrt())
+        }),
         case("map", "windows over words", &[&[3, 7, 8]], POINT, |x| {
             map(vec![x[0].view().slice(1, 1, 6).pad(1, 0, 1), x[0].view()], |x| &x[0] * &x[1])
         }),
@@ -265,6 +271,23 @@ fn pointwise() -> Vec<Case> {
         case("map", "empty", &[&[0, 4]], POINT, |x| x[0].map(Expr::exp)),
         case("select", "entries of the leading axis", &[&[3, 5, 64]], POINT, |x| {
             x[0].select(2).map2(&x[0].select(0), |a, b| a * b)
+        }),
+        case("stack", "of its entries", &[&[3, 64], &[3, 64]], POINT, |x| {
+            let y = stack(&[&x[0], &x[1], &x[0]]);
+            let z = y.map(Expr::tanh);
+            z.select(1).map3(&y.select(0), &z.select(2), |a, b, c| a * b + c)
+        }),
+        case("stack", "of what lies stacked, summed over rows", &[&[2, 5, 7, 64]], sums(7), |x| {
+            stack(&[&x[0].select(0), &x[0].select(1)]).sum(2).map(|s| s * s)
+        }),
+        case("stack", "under other shapes", &[&[6, 5], &[6, 5]], sums(12), |x| {
+            let y = stack(&[&x[0].reshape([5, 6]), &x[1].reshape([5, 6])]).reshape([10, 6]);
+            y.linear(&x[0].reshape([5, 6]), None, Act::None)
+        }),
+        case("pack", "odd lengths", &[&[5, 7], &[3], &[64]], POINT, |x| {
+            let y = pack(&[&x[0], &x[1], &x[2]]).map(Expr::tanh);
+            // What stands between the tensors is nobody's.
+            unpack(&y, &[x[0].shape(), x[1].shape()])[0].map2(&x[1].sum_all(), |y, s| y * s)
         }),
         case("dropout", "half", &[&[33, 8]], POINT, |x| x[0].dropout(0.5, 0x1234_5678_9abc)),
         case("gather", "repeated ids", &[&[5, 7], &[11, 12]], POINT, |x| x[1].gather(&x[0]))
@@ -292,6 +315,16 @@ fn reductions() -> Vec<Case> {
         case("reduce", "the longest maximum", &[&[16_384]], POINT, |x| x[0].max(0)),
         case("reduce", "maximum with ties", &[&[7, 12]], POINT, |x| x[0].max(-1)).all(Values::Grid),
     ]
+}
+
+/// Rows, and weights and biases of two maps and of two that follow them.
+const MAPS_OF_ROWS: &[&[usize]] =
+    &[&[2, 30, 12], &[8, 12], &[8], &[8, 12], &[8], &[4, 8], &[4], &[4, 8], &[4]];
+const MAPS_OF_ONE: &[&[usize]] = &[&[1, 30, 7], &[5, 7], &[5], &[5, 7], &[5], &[3, 5], &[3], &[3, 5], &[3]];
+
+fn two_layers(x: &[Tensor]) -> Tensor {
+    let maps = |i: usize| Linears::new(&[[&x[i], &x[i + 1]], [&x[i + 2], &x[i + 3]]]);
+    maps(1).mlps(&maps(5), &x[0], Act::TanhRelu)
 }
 
 fn products() -> Vec<Case> {
@@ -363,6 +396,22 @@ fn products() -> Vec<Case> {
         case("matmul", "one head of odd width", &[&[2, 5, 7], &[2, 3, 7]], sums(7), |x| {
             x[0].head_scores(&x[1], 1, 0.5).head_mix(&x[1])
         }),
+        case(
+            "matmul",
+            "maps beside each other",
+            &[&[5, 7, 12], &[8, 12], &[8], &[8, 12], &[8]],
+            sums(70),
+            |x| Linears::new(&[[&x[1], &x[2]], [&x[3], &x[4]]]).beside(&x[0]),
+        ),
+        case(
+            "matmul",
+            "maps beside each other, odd",
+            &[&[9, 5], &[3, 5], &[3], &[3, 5], &[3], &[3, 5], &[3]],
+            sums(27),
+            |x| Linears::new(&[[&x[1], &x[2]], [&x[3], &x[4]], [&x[5], &x[6]]]).beside(&x[0]),
+        ),
+        case("matmul", "two layers of maps with rows of their own", MAPS_OF_ROWS, sums(60), two_layers),
+        case("matmul", "two layers of maps, odd, of the same rows", MAPS_OF_ONE, sums(60), two_layers),
         case("matmul", "large", &[&[1152, 256], &[256, 256], &[256]], sums(1152), linear).bench(),
     ]
 }
