@@ -8,8 +8,6 @@
 //! of `tools/demo.toml`, whose small BERT is trained along. After `composed` it takes the plain composition, after
 //! `recomputed` it runs the cells again on the way back.
 
-use std::collections::BTreeMap;
-
 use crossweave::data::tokenizer::WordPiece;
 use crossweave::host::{Rng, ratios};
 use crossweave::nn::bert::{self, Tokens};
@@ -438,7 +436,7 @@ fn step(mut model: Model, device: &Device, batch: usize, extra: usize) -> Job {
         let (images, captions) = batch.encode(&run, &device, dropouts.as_ref());
         let outcome = dime::forward(&run, &images, &captions, tile);
         let grads = tape.backward(&outcome.losses.total);
-        let named: BTreeMap<String, Tensor> = model
+        let named: Vec<(String, Tensor)> = model
             .specs
             .iter()
             .filter_map(|s| Some((s.name.clone(), grads.of(params.named(&s.name))?.clone())))

@@ -40,7 +40,9 @@ pub fn pack(tensors: &[&Tensor]) -> Tensor {
     let whole = || {
         let first = tensors[0].buf()?;
         let (memory, start) = first.place();
-        let lies = |(t, place): (&&Tensor, &usize)| t.place() == Some((memory, start + 4 * *place as u64));
+        let lies = |(t, place): (&&Tensor, &usize)| {
+            t.buf().is_some_and(|buf| buf.place() == (memory, start + 4 * *place as u64))
+        };
         tensors.iter().zip(&op.places).all(lies).then(|| first.extended(op.total)).flatten()
     };
     match whole() {

@@ -166,11 +166,6 @@ impl Tensor {
         self.var.is_some()
     }
 
-    /// The memory it lies in on a GPU, and where.
-    pub(crate) fn place(&self) -> Option<(u64, u64)> {
-        self.buf().map(Buf::place)
-    }
-
     /// The GPU buffer of its values, for kernels outside the tape.
     pub(crate) fn buf(&self) -> Option<&Buf> {
         match &self.data {

@@ -29,20 +29,7 @@ pub fn take_buffers(params: &mut Params, buffers: &[(String, Tensor)], squares: 
 /// Values of a group of parameters that are stepped together.
 const GROUP: usize = 1 << 20;
 
-/// The names in their order, but those whose tensors share memory together, as they lie there; none on the host.
-fn by_memory(tensors: &BTreeMap<String, Tensor>) -> Vec<String> {
-    let mut first = BTreeMap::new();
-    let mut keyed = Vec::new();
-    for (name, tensor) in tensors {
-        let Some((memory, offset)) = tensor.place() else { return Vec::new() };
-        let next = first.len();
-        keyed.push((*first.entry(memory).or_insert(next), offset, name.clone()));
-    }
-    keyed.sort();
-    keyed.into_iter().map(|(_, _, name)| name).collect()
-}
-
-/// Adam's state of every parameter that has had a gradient, in the names' order.
+/// Adam's state of every parameter that has had a gradient.
 ///
 /// On a GPU small parameters lie behind each other in groups, so that a step takes a few dispatches instead of
 /// several a parameter.
@@ -60,9 +47,10 @@ struct Group {
 
 impl Optimizer {
     /// Takes one step: clips all gradients by their global norm, moves the parameters in `params`, and
-    /// returns the squared norm before clipping, still on the device.
-    pub fn step(&mut self, params: &mut Params, grads: &BTreeMap<String, Tensor>, step: &AdamStep) -> Tensor {
-        for name in grads.keys() {
+    /// returns the squared norm before clipping, still on the device. Parameters come to lie in memory in the order of
+    /// `grads`: what a kernel takes or yields in one piece then is one.
+    pub fn step(&mut self, params: &mut Params, grads: &[(String, Tensor)], step: &AdamStep) -> Tensor {
+        for (name, _) in grads {
             if !self.states.contains_key(name) {
                 self.states.insert(name.clone(), AdamState::new(params.named(name)));
                 self.groups.clear();
@@ -84,8 +72,8 @@ impl Optimizer {
         squares
     }
 
-    fn step_each(&mut self, grads: &BTreeMap<String, Tensor>, step: &AdamStep) -> Tensor {
-        let squares = sum_of_squares(&grads.values().collect::<Vec<_>>());
+    fn step_each(&mut self, grads: &[(String, Tensor)], step: &AdamStep) -> Tensor {
+        let squares = sum_of_squares(&grads.iter().map(|(_, g)| g).collect::<Vec<_>>());
         for (name, g) in grads {
             let state = self.states.get_mut(name).expect("a state for every gradient");
             adam(state, g, &squares, step);
@@ -96,12 +84,13 @@ impl Optimizer {
     }
 
     /// A step by groups; `None` where there are none.
-    fn step_groups(&mut self, grads: &BTreeMap<String, Tensor>, step: &AdamStep) -> Option<Tensor> {
+    fn step_groups(&mut self, grads: &[(String, Tensor)], step: &AdamStep) -> Option<Tensor> {
         if self.groups.is_empty() {
             return None;
         }
+        let named: BTreeMap<&String, &Tensor> = grads.iter().map(|(name, g)| (name, g)).collect();
         let of =
-            |group: &Group| pack_with_zeros(&group.names.iter().map(|name| &grads[name]).collect::<Vec<_>>());
+            |group: &Group| pack_with_zeros(&group.names.iter().map(|name| named[name]).collect::<Vec<_>>());
         let packed: Vec<Tensor> = self.groups.iter().map(of).collect();
         let squares = sum_of_squares(&packed.iter().collect::<Vec<_>>());
         for (group, g) in self.groups.iter_mut().zip(&packed) {
@@ -113,19 +102,21 @@ impl Optimizer {
         Some(squares)
     }
 
-    /// Lays the states out in groups on a GPU, as their gradients lie in memory: what a kernel takes or yields in one
-    /// piece then is one.
-    fn gather(&mut self, grads: &BTreeMap<String, Tensor>) {
+    /// Lays the states out in groups, in the order of the gradients; leaves them as they are on the host.
+    fn gather(&mut self, grads: &[(String, Tensor)]) {
+        if grads.iter().any(|(_, g)| g.buf().is_none()) {
+            return;
+        }
         let mut runs: Vec<Vec<String>> = Vec::new();
         let mut room = 0;
-        for name in by_memory(grads) {
-            let len = self.states[&name].w.len();
+        for (name, g) in grads {
+            let len = g.len();
             if runs.is_empty() || len > room {
                 runs.push(Vec::new());
                 room = GROUP.max(len);
             }
             room -= len;
-            runs.last_mut().expect("just pushed").push(name);
+            runs.last_mut().expect("just pushed").push(name.clone());
         }
         let mut groups = Vec::new();
         for names in runs {

@@ -1,6 +1,6 @@
 //! The training loop: the authors' schedule, with a true resume.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -325,7 +325,7 @@ impl<'a> Session<'a> {
         let captions = captions_of(&run, batch, states, dropouts.as_ref(), &self.device)?;
         let outcome = dime::forward(&run, &images, &captions, self.state.tile);
         let grads = tape.backward(&outcome.losses.total);
-        let named: BTreeMap<String, Tensor> = self
+        let named: Vec<(String, Tensor)> = self
             .model
             .specs
             .iter()

@@ -106,7 +106,8 @@ fn run(fixture: &Fixture, config: &Config, device: &Device, path: Path) -> Resul
             decay: 0.0,
             clip: fixture.number("grad_clip")?,
         };
-        let squares = Optimizer::default().step(&mut params, &named, &step);
+        let ordered: Vec<(String, Tensor)> = named.clone().into_iter().collect();
+        let squares = Optimizer::default().step(&mut params, &ordered, &step);
         out.insert("grad_norm".to_string(), squares.map(crate::ops::Expr::sqrt));
         for (name, value) in outcome.buffers {
             params.insert(&name, value);

@@ -78,10 +78,10 @@ pub(super) fn adam(fixture: &Fixture, device: &Device) -> Result<Vec<Row>> {
     let (mut rows, mut norms) = (Vec::new(), Vec::new());
     for t in 0..fixture.number("steps")? as usize {
         let rate = fixture.number(if t < FIRST_RATE_STEPS { "learning_rate" } else { "lr_from_step_4" })?;
-        let mut grads = BTreeMap::new();
+        let mut grads = Vec::new();
         for name in &names {
             if fixture.tensors.contains_key(&format!("in.grad.{t}.{name}")) {
-                grads.insert(name.clone(), fixture.upload(device, &format!("in.grad.{t}.{name}"))?);
+                grads.push((name.clone(), fixture.upload(device, &format!("in.grad.{t}.{name}"))?));
             }
         }
         let clip = fixture.number("grad_clip")?;

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::cells::CELLS;
 use crate::error::{Error, Result};
 use crate::nn::{Init, ParamSpec, Role, bert, layout};
 
@@ -158,7 +159,8 @@ impl Config {
     }
 
     /// Every parameter, named as in the authors' state dicts behind `img_enc`, `txt_enc` and `itr_module`.
-    /// Those without a use in the direction, or any (`fc_2` of the guidance cell), are there too.
+    /// Those without a use in the direction, or any (`fc_2` of the guidance cell), are there too. Maps that one product
+    /// takes follow each other: training lays them out so.
     pub fn parameters(&self) -> Vec<ParamSpec> {
         let d = self.embed_size;
         layout(|l| {
@@ -194,8 +196,10 @@ impl Config {
     fn layer_parameters(&self, l: &mut crate::nn::Layout, layer: usize, paths: usize) {
         let d = self.embed_size;
         let at = format!("itr_module.dynamic_itr_l{layer}");
-        for cell in ["ric", "imrc", "glgc", "cmrc"] {
+        for cell in CELLS {
             l.linear(&format!("{at}.{cell}.router.mlp.0"), d, self.hid_router);
+        }
+        for cell in CELLS {
             l.linear(&format!("{at}.{cell}.router.mlp.2"), self.hid_router, paths);
             l.begin_last(Init::Const(1.5));
         }
