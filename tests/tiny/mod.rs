@@ -1,7 +1,6 @@
 //! A few images of emojitiny with their captions, the smallest DIME over them, and the program run on both.
 
-// Each test program uses its own part.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test program uses its own part")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

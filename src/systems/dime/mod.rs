@@ -25,7 +25,7 @@ use crate::tensor::Tensor;
 /// How the model is computed. All forms give the same numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Path {
-    /// Literally as the paper and its code do: the reference for bisecting.
+    /// Literally as the paper and its code do, but for the last layer's mixture: the reference for bisecting.
     Composed,
     /// With what does not depend on the pair taken out of the pair loop, and attention and routing fused.
     Fast,
