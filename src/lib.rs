@@ -46,25 +46,30 @@
 //! | layer | holds | may name |
 //! |---|---|---|
 //! | [`error`], [`shape`] | the one error; shapes up to rank 5 and broadcasting | nothing |
-//! | [`host`] | f64 arrays, their comparison, the counter-based generator | error, shape |
+//! | [`host`] | f64 arrays, named columns of items, comparison, the counter-based generator | error, shape |
 //! | [`gpu`] | adapter, memory, kernels, recording, counters: bytes, no tensors | error, shape |
 //! | [`tensor`] | tensors, views, the tape, what an op is | gpu, host |
 //! | [`ops`] | the ops and the registry of all their cases | tensor |
 //! | [`nn`] | parameters by name, linear layers, norms, BERT | ops |
-//! | [`systems`] | what the papers add: DIME | nn |
+//! | [`systems`] | the trait [`systems::System`], and a folder for each published system | nn |
 //! | [`data`] | features, captions, tokens, batches, weights files; no GPU | error, shape, host |
-//! | [`train`] | the loop, checkpoints, scoring in tiles, ranking | systems, data |
-//! | [`cli`] | the program: arguments, progress, tables, plots | train |
+//! | [`eval`] | models in their folders, a split encoded and scored in tiles, ranks, ensembles | systems, data |
+//! | [`parity`] | any system against reference fixtures | eval |
+//! | [`train`] | options, the loop, checkpoints, metrics | eval |
+//! | `cli` | the program: arguments, progress, tables, plots; behind the feature `cli` | parity, train |
 
 #![warn(missing_docs)]
 
+#[cfg(feature = "cli")]
 pub mod cli;
 pub mod data;
 pub mod error;
+pub mod eval;
 pub mod gpu;
 pub mod host;
 pub mod nn;
 pub mod ops;
+pub mod parity;
 pub mod shape;
 pub mod systems;
 pub mod tensor;

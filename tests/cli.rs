@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
 use crossweave::data::weights::Weights;
+use crossweave::eval::sims::{Matrix, Scores};
 use crossweave::gpu::Options;
-use crossweave::train::sims::{Matrix, Scores};
 use half::half;
 
 const EMOJITINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/emojitiny_precomp");
@@ -102,13 +102,15 @@ fn a_configuration_file_goes_before_the_command_line() {
 }
 
 #[test]
-fn the_demo_configuration_is_sound() {
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/demo.toml");
-    // A contradiction with an option of the file shows that the file was read whole.
-    refused(
-        &["train", "--config", file, "--cache-text", "--bert-dropout", "none"],
-        &["--cache-text contradicts --bert-init random"],
-    );
+fn the_demo_configurations_are_sound() {
+    for kind in crossweave::systems::kinds() {
+        let file = format!("{}/tools/demo-{}.toml", env!("CARGO_MANIFEST_DIR"), kind.name);
+        // A contradiction with an option of the file shows that the file was read whole.
+        refused(
+            &["train", "--config", &file, "--vocab-size", "9", "--bert-config", "x"],
+            &["--bert-config contradicts --bert-layers"],
+        );
+    }
 }
 
 #[test]

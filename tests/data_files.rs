@@ -5,12 +5,13 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crossweave::data::batches::{BatchPlan, Sampler, SamplerOptions, assemble};
+use crossweave::data::batches::{Batch, BatchPlan, Sampler, SamplerOptions, Varied, assemble};
 use crossweave::data::check::scan;
 use crossweave::data::dataset::{Dataset, Options};
 use crossweave::data::features::Features;
 use crossweave::data::prefetch::Prefetch;
 use crossweave::data::tokenizer::{TokenTable, WordPiece, build_vocab};
+use crossweave::host::Inputs;
 use half::f16;
 
 const EMOJITINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/emojitiny_precomp");
@@ -273,11 +274,55 @@ fn a_check_tells_of_half_repeated_rows() {
 }
 
 /// Data, tokens and a sampler over `images` images of 2 x 2, five captions each.
+fn inputs() -> Inputs {
+    let captions = &["input_ids", "attention_mask", "lengths"];
+    Inputs { images: &["images"], captions, pad_to_max: true, ..Inputs::default() }
+}
+
+/// Regions are left out and words changed as often as asked, anew in every epoch, and the same for the same seed.
+#[test]
+fn training_varies_regions_and_words() {
+    let text = "red green blue white black grey pink gold\n".repeat(40);
+    let folder = Folder::new(&floats(8, 30, 2, |i| 1.0 + i as f32), &text);
+    let (data, sampler) = made(&folder, 40);
+    let inputs = Inputs {
+        images: &["images", "image_lengths"],
+        captions: &["captions", "lengths"],
+        drop_regions: 0.2,
+        mask_words: 0.2,
+        pad_to_max: false,
+        ..inputs()
+    };
+    let plan = BatchPlan { captions: (0..40).collect(), images: (0..40).map(|c| c / 5).collect() };
+    let batch =
+        |epoch| assemble(&data, sampler.tokens(), &inputs, &plan, Some(Varied { seed: 3, epoch })).unwrap();
+    let first = batch(0);
+    assert_eq!(first, batch(0));
+    assert_ne!(first, batch(1));
+    let lengths = &first.images.at("image_lengths").values;
+    let mean = lengths.iter().sum::<f32>() / 40.0;
+    // 30 regions, each kept with probability 0.8: deviation of the mean of 40 is 0.35.
+    assert!((22.5..25.5).contains(&mean), "{mean}");
+    let column = first.images.at("images");
+    assert_eq!(column.row[0], lengths.iter().fold(0.0f32, |a, b| a.max(*b)) as usize);
+    for (image, n) in column.values.chunks(column.width()).zip(lengths) {
+        let (kept, padding) = image.split_at(2 * *n as usize);
+        assert!(kept.iter().all(|v| *v > 0.0) && kept.is_sorted() && padding.iter().all(|v| *v == 0.0));
+    }
+    let plain = assemble(&data, sampler.tokens(), &inputs, &plan, None).unwrap();
+    assert!(plain.images.at("image_lengths").values.iter().all(|n| *n == 30.0));
+    let words = |b: &Batch| b.captions.at("lengths").values.iter().sum::<f32>();
+    // Of 320 words 8 % are deleted: 26, deviation 5.
+    assert!((8.0..44.0).contains(&(words(&plain) - words(&first))), "{}", words(&plain) - words(&first));
+    assert!(first.captions.at("captions").values.iter().all(|id| *id >= 0.0));
+}
+
 fn made(folder: &Folder, batch_size: usize) -> (Arc<Dataset>, Sampler) {
     let data = Arc::new(folder.open().unwrap());
     let pieces = WordPiece::from_vocab(build_vocab(data.texts(), 100)).unwrap();
     let tokens = Arc::new(TokenTable::new(&pieces, data.texts(), 6));
-    let options = SamplerOptions { batch_size, extra_stc: 1, extra_img: 0, seed: 3, exclude_own: true };
+    let options =
+        SamplerOptions::new(&Inputs { extra_captions: 1, exclude_own: true, ..inputs() }, batch_size, 3);
     let sampler = Sampler::new(data.captions_per_image(), tokens, options).unwrap();
     (data, sampler)
 }
@@ -288,33 +333,38 @@ fn a_batch_holds_the_features_and_tokens_of_its_plan() {
         Folder::new(&floats(3, 2, 2, |i| i as f32), "a dog\na\n\na b c d e f\na\n".repeat(3).as_str());
     let (data, sampler) = made(&folder, 4);
     let plan = BatchPlan { captions: vec![3, 0, 2], images: vec![2, 0, 2] };
-    let batch = assemble(&data, sampler.tokens(), &plan).unwrap();
-    assert_eq!((batch.n_images, batch.regions, batch.dim, batch.n_captions, batch.words), (3, 2, 2, 3, 6));
-    assert_eq!(batch.images, [8., 9., 10., 11., 0., 1., 2., 3., 8., 9., 10., 11.]);
-    assert_eq!(batch.lengths, [6., 4., 2.]);
-    assert_eq!(batch.mask, [[1.; 6], [1., 1., 1., 1., 0., 0.], [1., 1., 0., 0., 0., 0.]].concat());
-    assert_eq!(batch.ids[12..], [2., 3., 0., 0., 0., 0.]);
-    assert_eq!((batch.ids[6], batch.ids[9], batch.ids[10]), (2., 3., 0.));
+    let batch = assemble(&data, sampler.tokens(), &inputs(), &plan, None).unwrap();
+    let (images, captions) = (&batch.images, &batch.captions);
+    assert_eq!((images.len(), images.at("images").row.as_slice()), (3, &[2, 2][..]));
+    assert_eq!((captions.len(), batch.words), (3, 6));
+    assert_eq!(images.at("images").values, [8., 9., 10., 11., 0., 1., 2., 3., 8., 9., 10., 11.]);
+    assert_eq!(captions.at("lengths").values, [6., 4., 2.]);
+    let mask = [[1.; 6], [1., 1., 1., 1., 0., 0.], [1., 1., 0., 0., 0., 0.]].concat();
+    assert_eq!(captions.at("attention_mask").values, mask);
+    let ids = &captions.at("input_ids").values;
+    assert_eq!(ids[12..], [2., 3., 0., 0., 0., 0.]);
+    assert_eq!((ids[6], ids[9], ids[10]), (2., 3., 0.));
     assert_eq!((batch.caption_ids, batch.image_ids), (plan.captions, plan.images));
-    assert!(assemble(&data, sampler.tokens(), &BatchPlan { captions: vec![15], images: vec![] }).is_err());
+    let missing = BatchPlan { captions: vec![15], images: vec![] };
+    assert!(assemble(&data, sampler.tokens(), &inputs(), &missing, None).is_err());
 }
 
 #[test]
 fn prefetched_batches_are_those_of_the_plan_from_any_step() {
     let folder = Folder::new(&floats(4, 2, 2, |i| i as f32), &lines(20));
     let (data, mut sampler) = made(&folder, 6);
-    let mut running = Prefetch::start(data.clone(), sampler.clone(), 0, 0, 2).unwrap();
-    let mut resumed = Prefetch::start(data.clone(), sampler.clone(), 0, 3, 1).unwrap();
+    let mut running = Prefetch::start(data.clone(), inputs(), sampler.clone(), 0, 0, 2).unwrap();
+    let mut resumed = Prefetch::start(data.clone(), inputs(), sampler.clone(), 0, 3, 1).unwrap();
     for i in 0..11 {
         let placed = running.next_batch().unwrap();
         assert_eq!((placed.epoch, placed.step), (i / 4, i % 4));
         let plan = sampler.plan(placed.epoch, placed.step);
-        assert_eq!(placed.batch, assemble(&data, sampler.tokens(), &plan).unwrap());
+        assert_eq!(placed.batch, assemble(&data, sampler.tokens(), &inputs(), &plan, None).unwrap());
         if i >= 3 {
             assert_eq!(resumed.next_batch().unwrap(), placed);
         }
     }
-    let mut next = Prefetch::start(data, sampler, 5, 4, 1).unwrap();
+    let mut next = Prefetch::start(data, inputs(), sampler, 5, 4, 1).unwrap();
     let placed = next.next_batch().unwrap();
     assert_eq!((placed.epoch, placed.step), (6, 0), "past an epoch's end is the next one");
 }
@@ -323,12 +373,12 @@ fn prefetched_batches_are_those_of_the_plan_from_any_step() {
 fn prefetch_forwards_errors_and_ends_when_dropped() {
     let folder = Folder::new(&floats(2, 2, 2, |i| if i == 5 { f32::NAN } else { 0.0 }), &lines(10));
     let (data, sampler) = made(&folder, 10);
-    let mut prefetch = Prefetch::start(data.clone(), sampler.clone(), 0, 0, 2).unwrap();
+    let mut prefetch = Prefetch::start(data.clone(), inputs(), sampler.clone(), 0, 0, 2).unwrap();
     assert!(prefetch.next_batch().unwrap_err().to_string().contains("NaN in row 1"));
     assert!(prefetch.next_batch().is_err(), "and does not hang");
     let clean = Folder::new(&floats(2, 2, 2, |i| i as f32), &lines(10));
     let (data, sampler) = made(&clean, 1);
-    let prefetch = Prefetch::start(data.clone(), sampler, 0, 0, 1).unwrap();
+    let prefetch = Prefetch::start(data.clone(), inputs(), sampler, 0, 0, 1).unwrap();
     drop(prefetch);
     assert_eq!(Arc::strong_count(&data), 1, "its thread is gone");
 }

@@ -4,49 +4,29 @@ use std::collections::BTreeMap;
 
 use crossweave::gpu::{Gpu, Options};
 use crossweave::host::Rng;
-use crossweave::nn::bert::{self, Tokens};
 use crossweave::nn::{Params, Role};
-use crossweave::systems::dime::{self, AttentionNorm, Config, Direction, Path, Run};
+use crossweave::systems::{Batch, Form, Items, Pass, Step, kind};
 use crossweave::tensor::{Device, Tape};
+use serde_json::{Value, json};
 
 const IMAGES: usize = 4;
 const REGIONS: usize = 5;
 const LENGTHS: [usize; 4] = [12, 3, 7, 2];
 
-fn config(direction: Direction, norm: AttentionNorm, mask_padding: bool) -> Config {
-    Config {
-        direction,
-        max_words: 20,
-        img_dim: 6,
-        embed_size: 8,
-        num_head_IMRC: 2,
-        hid_IMRC: 10,
-        hid_router: 6,
-        raw_feature_norm_CMRC: norm,
-        lambda_softmax_CMRC: 4.0,
-        use_abs: false,
-        no_imgnorm: false,
-        margin: 0.2,
-        max_violation: false,
-        trade_off: 0.5,
-        batch_size: 4,
-        path_hid: 7,
-        mask_padding,
-        bert_config: bert::Config {
-            vocab_size: 30,
-            hidden_size: 12,
-            num_hidden_layers: 2,
-            num_attention_heads: 2,
-            intermediate_size: 16,
-            hidden_act: "gelu".into(),
-            hidden_dropout_prob: 0.0,
-            attention_probs_dropout_prob: 0.0,
-            max_position_embeddings: 20,
-            type_vocab_size: 2,
-            initializer_range: 0.3,
-            layer_norm_eps: 1e-12,
+const DIM: usize = 6;
+
+/// DIME's configuration, as a run's folder keeps it.
+fn config(direction: &str, norm: &str, mask_padding: bool) -> Value {
+    json!({
+        "direction": direction, "max_words": 20, "img_dim": DIM, "embed_size": 8, "num_head_IMRC": 2,
+        "hid_IMRC": 10, "hid_router": 6, "raw_feature_norm_CMRC": norm, "lambda_softmax_CMRC": 4.0,
+        "use_abs": false, "no_imgnorm": false, "margin": 0.2, "max_violation": false, "trade_off": 0.5,
+        "batch_size": 4, "path_hid": 7, "mask_padding": mask_padding,
+        "bert_config": {
+            "vocab_size": 30, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "intermediate_size": 16, "max_position_embeddings": 20, "initializer_range": 0.3
         },
-    }
+    })
 }
 
 /// How the same captions are given and processed.
@@ -56,12 +36,13 @@ struct Way {
     /// The id that stands in the padding.
     filler: usize,
     tile: usize,
-    path: Path,
+    form: Form,
 }
 
 /// Similarities of an evaluation, and all that a training step gives, by name.
-fn results(device: &Device, config: &Config, way: Way) -> BTreeMap<String, Vec<f64>> {
-    let specs = config.parameters();
+fn results(device: &Device, config: &Value, way: Way) -> BTreeMap<String, Vec<f64>> {
+    let system = (kind("dime").expect("a system").open)(config).expect("a configuration");
+    let specs = system.parameters();
     let params = Params::begin(&specs, device, 3);
     let (mut ids, mut mask) = (Vec::new(), Vec::new());
     for (caption, n) in LENGTHS.into_iter().enumerate() {
@@ -73,32 +54,35 @@ fn results(device: &Device, config: &Config, way: Way) -> BTreeMap<String, Vec<f
         }
     }
     let shape = [LENGTHS.len(), way.words];
-    let tokens = Tokens { ids: device.tensor(shape, &ids), mask: device.tensor(shape, &mask), types: None };
-    let lengths = device.tensor([LENGTHS.len()], &LENGTHS.map(|n| n as f32));
+    let texts = Items::default()
+        .with("input_ids", device.tensor(shape, &ids))
+        .with("attention_mask", device.tensor(shape, &mask))
+        .with("lengths", device.tensor([LENGTHS.len()], &LENGTHS.map(|n| n as f32)));
     let mut rng = Rng::of(5, &[99]);
-    let features: Vec<f32> =
-        (0..IMAGES * REGIONS * config.img_dim).map(|_| rng.normal().abs() as f32).collect();
-    let features = device.tensor([IMAGES, REGIONS, config.img_dim], &features);
+    let features: Vec<f32> = (0..IMAGES * REGIONS * DIM).map(|_| rng.normal().abs() as f32).collect();
+    let pictures = Items::default().with("images", device.tensor([IMAGES, REGIONS, DIM], &features));
 
     let tape = Tape::new();
     let trained =
         |name: &str| specs.iter().any(|s| s.name == name && [Role::Weight, Role::Encoder].contains(&s.role));
     let tracked = params.tracked(&tape, trained);
-    let run = |train| Run { scope: tracked.root(), config, path: way.path, train, taps: None };
-    let encoded = |run: &Run| {
-        let captions = dime::encode_captions(run, &tokens, &lengths, None);
-        (dime::encode_images(run, &features), captions)
-    };
-    let (images, captions) = encoded(&run(false));
-    let sims = dime::score_tiles(&run(false), &images, &captions, way.tile).sims;
-    let mut all = BTreeMap::from([("eval".to_string(), sims.to_f64().expect("read"))]);
+    let pass = Pass::evaluation(tracked.root()).computed(way.form, way.tile);
+    let captions = system.captions(&pass, &texts);
+    let images = system.images(&pass, &pictures);
+    let sims: Vec<Vec<f64>> = (0..LENGTHS.len())
+        .step_by(way.tile)
+        .map(|start| captions.part(start, way.tile.min(LENGTHS.len() - start)))
+        .map(|part| system.score(&pass, &images, &part).to_f64().expect("read"))
+        .collect();
+    let mut all = BTreeMap::from([("eval".to_string(), sims.concat())]);
 
-    let (images, captions) = encoded(&run(true));
-    let outcome = dime::forward(&run(true), &images, &captions, way.tile);
-    let grads = tape.backward(&outcome.losses.total);
-    all.insert("train".into(), outcome.scored.sims.to_f64().expect("read"));
-    all.insert("loss".into(), outcome.losses.total.to_f64().expect("read"));
-    for (name, value) in outcome.buffers {
+    let step = Step { seed: 1, epoch: 0, step: 0, text_dropout: false };
+    let pass = Pass::training(tracked.root(), step).computed(way.form, way.tile);
+    let (images, captions) = (system.images(&pass, &pictures), system.captions(&pass, &texts));
+    let loss = system.loss(&pass, &images, &captions, &Batch { image_ids: &[0, 1, 2, 3], given: None });
+    let grads = tape.backward(&loss.total);
+    all.insert("loss".into(), loss.total.to_f64().expect("read"));
+    for (name, value) in pass.into_buffers() {
         all.insert(name, value.to_f64().expect("read"));
     }
     for spec in &specs {
@@ -127,27 +111,20 @@ fn furthest(a: &BTreeMap<String, Vec<f64>>, b: &BTreeMap<String, Vec<f64>>) -> (
 
 #[test]
 fn padding_changes_no_score_and_no_gradient() {
-    use AttentionNorm::{ClippedL2norm, L2norm, Softmax};
     let gpu = Gpu::open(&Options::default()).expect("the tests need an adapter");
-    let cases = [
-        (Direction::I2t, ClippedL2norm),
-        (Direction::T2i, ClippedL2norm),
-        (Direction::T2i, L2norm),
-        (Direction::T2i, Softmax),
-    ];
+    let cases = [("i2t", "clipped_l2norm"), ("t2i", "clipped_l2norm"), ("t2i", "l2norm"), ("t2i", "softmax")];
     for (direction, norm) in cases {
         let config = config(direction, norm, true);
         // Sums in another order differ by rounding; what cancels in batch norm magnifies it some thousand times.
         for (device, bound) in [(Device::Host, 1e-9), (Device::Gpu(gpu.clone()), 1e-3)] {
-            let short = Way { words: 12, filler: 0, tile: 4, path: Path::Composed };
+            let short = Way { words: 12, filler: 0, tile: 4, form: Form::Composed };
             let truth = results(&device, &config, short);
             assert!(truth.keys().filter(|name| name.starts_with("grad.")).count() > 100);
-            for path in [Path::Composed, Path::Fast] {
+            for form in [Form::Composed, Form::Fast] {
                 for (words, filler, tile) in [(12, 17, 4), (20, 0, 3), (20, 9, 4)] {
-                    let way = Way { words, filler, tile, path };
+                    let way = Way { words, filler, tile, form };
                     let (worst, name) = furthest(&results(&device, &config, way), &truth);
-                    let what =
-                        format!("{direction:?} {norm:?} {path:?} {words} words, {filler}, tile {tile}");
+                    let what = format!("{direction} {norm} {form:?} {words} words, {filler}, tile {tile}");
                     assert!(worst < bound, "{what}, bound {bound:e}: {name} {worst:e}");
                 }
             }
@@ -157,13 +134,13 @@ fn padding_changes_no_score_and_no_gradient() {
 
 #[test]
 fn without_the_mask_padding_counts() {
-    for direction in [Direction::I2t, Direction::T2i] {
-        let config = config(direction, AttentionNorm::ClippedL2norm, false);
-        let way = Way { words: 12, filler: 0, tile: 4, path: Path::Fast };
+    for direction in ["i2t", "t2i"] {
+        let config = config(direction, "clipped_l2norm", false);
+        let way = Way { words: 12, filler: 0, tile: 4, form: Form::Fast };
         let short = results(&Device::Host, &config, way);
         for other in [Way { words: 20, ..way }, Way { filler: 9, ..way }] {
             let (worst, _) = furthest(&results(&Device::Host, &config, other), &short);
-            assert!(worst > 1e-3, "{direction:?}: {worst:e}");
+            assert!(worst > 1e-3, "{direction}: {worst:e}");
         }
     }
 }

@@ -4,8 +4,8 @@ mod half;
 
 use std::path::{Path, PathBuf};
 
-use crossweave::cli::parity::check;
 use crossweave::gpu::{Gpu, Options, Style};
+use crossweave::parity::check;
 use crossweave::tensor::Device;
 use half::half;
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use crossweave::data::weights::{self, Entry};
+use crossweave::eval::Progress;
 use crossweave::host::Rng;
 use crossweave::nn::bert::Config;
 use crossweave::train::options::TrainOptions;
@@ -69,28 +70,23 @@ impl World {
         weights::write(&folder.join("model.safetensors"), &entries, &Default::default()).expect("weights");
     }
 
-    fn options(&self, run: &str, cached: bool) -> TrainOptions {
-        let options = TrainOptions {
-            data_path: self.folder.path().into(),
-            data_name: "data".into(),
-            bert_path: self.at("bert"),
-            logger_name: self.at(run),
-            cache_text: cached,
-            max_words: 8,
-            embed_size: 8,
-            num_head_IMRC: 2,
-            hid_IMRC: 8,
-            hid_router: 8,
-            batch_size: 6,
-            extra_stc: 1,
-            val_step: 3,
-            log_step: 1,
-            max_steps: Some(6),
-            learning_rate: 1e-2,
-            device: std::env::var("CROSSWEAVE_DEVICE").ok(),
-            ..TrainOptions::default()
-        };
-        options.resolve().expect("sound options").0
+    fn options(&self, run: &str, more: &str) -> TrainOptions {
+        let at = |name: &str| self.at(name).display().to_string();
+        let line = format!(
+            "--data_path {} --data_name data --bert_path {} --logger_name {} --max_words 8 --embed_size 8 \
+             --num_head_IMRC 2 --hid_IMRC 8 --hid_router 8 --batch_size 6 --extra_stc 1 --val_step 3 --log_step 1 \
+             --max-steps 6 --learning_rate 1e-2 {more}",
+            self.folder.path().display(),
+            at("bert"),
+            at(run),
+        );
+        TrainOptions::of(&line.split_whitespace().collect::<Vec<_>>()).expect("sound options")
+    }
+
+    /// Options that go on with a run up to a step.
+    fn resumed(&self, run: &str, steps: u64) -> TrainOptions {
+        let run_folder = self.at(run).display().to_string();
+        self.options(run, &format!("--cache-text --resume {run_folder} --max-steps {steps}"))
     }
 
     /// The files of kept states in a run's folder, with their bytes.
@@ -103,10 +99,10 @@ impl World {
 }
 
 /// Trains, and counts the captions that the encoder ran over for a file.
-fn train(options: &TrainOptions) -> u64 {
+fn train(options: TrainOptions) -> u64 {
     let mut encoded = 0;
     let tell = &mut |event| {
-        if let Event::Encoding { done, total } = event {
+        if let Event::Progress(Progress::Encoding { done, total }) = event {
             encoded += if done == total { total } else { 0 };
         }
     };
@@ -122,9 +118,9 @@ fn metrics(folder: &Path) -> Vec<Value> {
 #[test]
 fn kept_states_train_as_the_encoder_does() {
     let world = World::new();
-    assert_eq!(train(&world.options("direct", false)), 0);
+    assert_eq!(train(world.options("direct", "")), 0);
     assert!(world.kept("direct").is_empty());
-    assert_eq!(train(&world.options("cached", true)), 80);
+    assert_eq!(train(world.options("cached", "--cache-text")), 80);
     let (direct, cached) = (metrics(&world.at("direct")), metrics(&world.at("cached")));
     assert_eq!(direct.len(), 8, "six steps and two validations");
     assert_eq!(direct.len(), cached.len());
@@ -140,22 +136,18 @@ fn kept_states_train_as_the_encoder_does() {
 #[test]
 fn files_are_taken_up_only_where_they_fit() {
     let world = World::new();
-    assert_eq!(train(&TrainOptions { max_steps: Some(1), ..world.options("run", true) }), 80);
+    assert_eq!(train(world.options("run", "--cache-text --max-steps 1")), 80);
     let first = world.kept("run");
     assert_eq!(first.len(), 2);
-    let mut on = TrainOptions { resume: Some(world.at("run")), ..world.options("run", true) };
-    on.max_steps = Some(2);
-    assert_eq!(train(&on), 0, "the files are there");
+    assert_eq!(train(world.resumed("run", 2)), 0, "the files are there");
 
     let (torn, whole) = &first[0];
     fs::write(torn, &whole[..whole.len() - 4]).expect("a torn file");
-    on.max_steps = Some(3);
-    assert_eq!(train(&on), if whole.len() > first[1].1.len() { 60 } else { 20 });
+    assert_eq!(train(world.resumed("run", 3)), if whole.len() > first[1].1.len() { 60 } else { 20 });
     assert!(world.kept("run") == first, "made anew as it was");
 
     world.bert(4);
-    on.max_steps = Some(4);
-    assert_eq!(train(&on), 80, "other weights");
+    assert_eq!(train(world.resumed("run", 4)), 80, "other weights");
     let second = world.kept("run");
     assert_eq!(second.len(), 2, "stale files are gone");
     assert!(second.iter().all(|(path, bytes)| first.iter().all(|(p, b)| p != path && b != bytes)));

@@ -7,10 +7,10 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crossweave::data::weights::{Dtype, Weights};
+use crossweave::eval::model::read_system;
+use crossweave::eval::sims::{Matrix, Scores};
 use crossweave::gpu::Options;
 use crossweave::nn::Role;
-use crossweave::train::model::read_config;
-use crossweave::train::sims::{Matrix, Scores};
 use half::half;
 use serde_json::Value;
 use tiny::{SHAPE, STEPS_PER_EPOCH, Tiny, npy_header, said, write_features};
@@ -197,10 +197,10 @@ fn what_decides_the_numbers_cannot_change_on_resuming() {
 fn files_carry_the_authors_names_and_the_run_its_curves() {
     let tiny = Tiny::new();
     tiny.train("run", "--num_epochs 1");
-    let config = read_config(&tiny.path("run")).expect("a configuration");
+    let (_, system) = read_system(&tiny.path("run")).expect("a configuration");
     let weights = Weights::open(&tiny.path("run/model.safetensors")).expect("weights");
     let state = Weights::open(&tiny.path("run/last.safetensors")).expect("a state");
-    let specs = config.parameters();
+    let specs = system.parameters();
     assert_eq!(weights.names().count(), specs.len());
     let mut moved = 0;
     for spec in &specs {

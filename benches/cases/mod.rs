@@ -1,23 +1,34 @@
 //! Whole jobs by name: what `cargo bench --bench jobs` times, and what `tools/bench-table` asks for.
 //!
 //! A name is words: `matmul 1024 768 768` (rows, inner, columns), `bert 32 32` (captions, words; the whole of
-//! BERT-base), `bert_layer 8 32 forward` or `.. both` (one layer of it), `dime_tile i2t 16 16` (images,
-//! captions), `dime_set i2t 64 64` (the same, scored in tiles as `evaluate` does, from the host and back),
-//! `dime_step i2t 32 32` (batch, extra captions or images; the same number again if left out). DIME
-//! has the paper's sizes and gets text states, since a frozen BERT runs once a caption; after `demo` it has those
-//! of `tools/demo.toml`, whose small BERT is trained along. After `composed` it takes the plain composition, after
-//! `recomputed` it runs the cells again on the way back.
+//! BERT-base), `bert_layer 8 32 forward` or `.. both` (one layer of it), and for every system of [`SIZES`], such as
+//! `dime`: `dime_tile i2t 16 16` (images, captions), `dime_set i2t 64 64` (the same, scored in tiles as `evaluate`
+//! does, from the host and back), `dime_step i2t 32 32` (batch, extra captions or images; for systems with extras the
+//! same number again if left out). A system has the paper's sizes and, if its BERT is frozen, gets text states; after
+//! `demo` it has the demo's sizes, whose small BERT is trained along. After `composed` it takes the plain composition,
+//! after `recomputed` it runs parts again on the way back.
 
 use crossweave::data::tokenizer::WordPiece;
-use crossweave::host::{Rng, ratios};
+use crossweave::eval::encoded::{Encoded, training_tile};
+use crossweave::eval::model::is_trained;
+use crossweave::host::{Columns, Rng, ratios};
 use crossweave::nn::bert::{self, Tokens};
-use crossweave::nn::{Dropouts, ParamSpec, Params, Role};
+use crossweave::nn::optim::{Optimizer, take_buffers};
+use crossweave::nn::{ParamSpec, Params, Role};
 use crossweave::ops::AdamStep;
-use crossweave::systems::dime::{self, Captions, Config, Direction, Images, Path, Run};
+use crossweave::systems::{
+    self, Encoders, Form, Items, Kind as SystemKind, Pass, Rates, Step, System, kinds,
+};
 use crossweave::tensor::{Device, Tape, Tensor};
-use crossweave::train::encoded::{Encoded, training_tile};
-use crossweave::train::optim::{Optimizer, take_buffers};
+use crossweave::train::options::TrainOptions;
 
+/// Of each system: the options of the demo's sizes; the paper's are its defaults.
+const SIZES: [(&str, &str); 1] = [(
+    "dime",
+    "--max_words 24 --embed_size 32 --num_head_IMRC 4 --hid_IMRC 64 --hid_router 32 --batch_size 8",
+)];
+/// Width of a region's features at the paper's sizes and at the demo's.
+const DIMS: [usize; 2] = [2048, 64];
 /// Regions of an image, at both sizes.
 const REGIONS: usize = 36;
 
@@ -35,7 +46,7 @@ pub fn prepare(name: &str, device: &Device) -> Result<Job, String> {
         Kind::Bert { captions, words, layers, backward } => {
             bert_job(device, captions, words, layers, backward)
         }
-        Kind::Tile(images, captions) => tile(&Model::new(&wish, device), device, images, captions),
+        Kind::Tile(images, captions) => tile(Model::new(&wish, device), device, images, captions),
         Kind::Set(images, captions) => set(Model::new(&wish, device), device, images, captions),
         Kind::Step(batch, extra) => step(Model::new(&wish, device), device, batch, extra),
     })
@@ -60,9 +71,9 @@ pub fn check(name: &str, device: &Device) -> Result<(), String> {
         }
         Kind::Tile(..) | Kind::Set(..) | Kind::Step(..) => {
             let trains = matches!(wish.kind, Kind::Step(..));
-            let run = |d: &Device, path| Model::new(&Wish { path, ..wish.clone() }, d).values(d, trains);
-            let fast = run(device, wish.path);
-            let plain = run(host.as_ref().unwrap_or(device), Path::Composed);
+            let run = |d: &Device, form| Model::new(&Wish { form, ..wish.clone() }, d).values(d, trains);
+            let fast = run(device, wish.form);
+            let plain = run(host.as_ref().unwrap_or(device), Form::Composed);
             (ratios(&fast, &plain).worst(), 1e-3)
         }
     };
@@ -90,31 +101,38 @@ enum Kind {
 #[derive(Clone)]
 struct Wish {
     kind: Kind,
-    direction: Direction,
-    path: Path,
+    system: &'static str,
+    /// More options of the system.
+    options: String,
+    form: Form,
     demo: bool,
 }
 
 impl Wish {
     fn of(name: &str) -> Result<Self, String> {
-        let mut wish =
-            Self { kind: Kind::Tile(0, 0), direction: Direction::I2t, path: Path::Fast, demo: false };
+        let options = String::new();
+        let mut wish = Self { kind: Kind::Tile(0, 0), system: "", options, form: Form::Fast, demo: false };
         let (mut numbers, mut backward) = (Vec::new(), false);
         let mut words = name.split_whitespace();
         let first = words.next().unwrap_or_default();
         for word in words {
             match word {
-                "i2t" => wish.direction = Direction::I2t,
-                "t2i" => wish.direction = Direction::T2i,
+                "i2t" => wish.options += " --direction i2t --lambda_softmax 4",
+                "t2i" => wish.options += " --direction t2i --lambda_softmax 9",
                 "demo" => wish.demo = true,
-                "composed" => wish.path = Path::Composed,
-                "recomputed" => wish.path = Path::Recomputed,
+                "composed" => wish.form = Form::Composed,
+                "recomputed" => wish.form = Form::Recomputed,
                 "forward" => backward = false,
                 "both" => backward = true,
                 number => numbers.push(number.parse().map_err(|_| format!("{number} is not understood"))?),
             }
         }
-        wish.kind = match (first, numbers.as_slice()) {
+        let (system, job) = match SIZES.iter().find(|(system, _)| first.starts_with(&format!("{system}_"))) {
+            Some((system, _)) => (*system, &first[system.len() + 1..]),
+            None => ("", first),
+        };
+        wish.system = system;
+        wish.kind = match (job, numbers.as_slice()) {
             ("matmul", [m, k, n]) => Kind::Matmul(*m, *k, *n),
             ("bert", [captions, words]) => {
                 Kind::Bert { captions: *captions, words: *words, layers: 12, backward }
@@ -122,10 +140,10 @@ impl Wish {
             ("bert_layer", [captions, words]) => {
                 Kind::Bert { captions: *captions, words: *words, layers: 1, backward }
             }
-            ("dime_tile", [images, captions]) => Kind::Tile(*images, *captions),
-            ("dime_set", [images, captions]) => Kind::Set(*images, *captions),
-            ("dime_step", [batch]) => Kind::Step(*batch, *batch),
-            ("dime_step", [batch, extra]) => Kind::Step(*batch, *extra),
+            ("tile", [images, captions]) if !system.is_empty() => Kind::Tile(*images, *captions),
+            ("set", [images, captions]) if !system.is_empty() => Kind::Set(*images, *captions),
+            ("step", [batch]) if !system.is_empty() => Kind::Step(*batch, *batch),
+            ("step", [batch, extra]) if !system.is_empty() => Kind::Step(*batch, *extra),
             _ => return Err(format!("no job `{name}`")),
         };
         Ok(wish)
@@ -166,17 +184,21 @@ fn bert_base(layers: usize) -> bert::Config {
 }
 
 /// Token rows of all lengths from two words on, the longest first.
-fn tokens(device: &Device, captions: usize, words: usize, vocab: usize) -> (Tokens, Tensor) {
+fn token_rows(captions: usize, words: usize, vocab: usize) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
     let mut rng = Rng::of(3, &[captions as u64]);
     let lengths: Vec<usize> = (0..captions).map(|i| (words - i * words / (2 * captions)).max(1)).collect();
     let row = |i: usize| (0..words).map(move |w| (i, w));
     let mask: Vec<f32> =
         (0..captions).flat_map(row).map(|(i, w)| f32::from(u8::from(w < lengths[i]))).collect();
     let ids: Vec<f32> = mask.iter().map(|m| if *m > 0.0 { rng.below(vocab) as f32 } else { 0.0 }).collect();
+    let lengths = lengths.iter().map(|n| *n as f32).collect();
+    (ids, mask, lengths)
+}
+
+fn tokens(device: &Device, captions: usize, words: usize, vocab: usize) -> Tokens {
+    let (ids, mask, _) = token_rows(captions, words, vocab);
     let shape = [captions, words];
-    let tokens = Tokens { ids: device.tensor(shape, &ids), mask: device.tensor(shape, &mask), types: None };
-    let lengths: Vec<f32> = lengths.iter().map(|n| *n as f32).collect();
-    (tokens, device.tensor([captions], &lengths))
+    Tokens { ids: device.tensor(shape, &ids), mask: device.tensor(shape, &mask), types: None }
 }
 
 /// What a layer's backward gives: its own gradients, and through the norm below it that of its input.
@@ -187,7 +209,7 @@ fn in_layer(name: &str) -> bool {
 fn bert_job(device: &Device, captions: usize, words: usize, layers: usize, backward: bool) -> Job {
     let config = bert_base(layers);
     let params = Params::begin(&config.parameters(""), device, 1);
-    let (tokens, _) = tokens(device, captions, words, config.vocab_size);
+    let tokens = tokens(device, captions, words, config.vocab_size);
     if !backward {
         return Box::new(move || drop(bert::encode(&params.root(), &config, &tokens, None)));
     }
@@ -210,7 +232,7 @@ fn bert_values(device: &Device, backward: bool) -> Vec<f64> {
         ..bert_base(1)
     };
     let params = Params::begin(&config.parameters(""), device, 1);
-    let (tokens, _) = tokens(device, 3, 11, config.vocab_size);
+    let tokens = tokens(device, 3, 11, config.vocab_size);
     let tape = Tape::new();
     let tracked = params.tracked(&tape, in_layer);
     let states = bert::encode(&tracked.root(), &config, &tokens, None);
@@ -227,189 +249,187 @@ fn bert_values(device: &Device, backward: bool) -> Vec<f64> {
         .collect()
 }
 
-/// DIME with random weights, at one of the two sizes.
+/// A system with random weights, at one of the two sizes.
 struct Model {
-    config: Config,
-    path: Path,
+    name: &'static str,
+    system: Box<dyn System>,
+    form: Form,
     specs: Vec<ParamSpec>,
     params: Params,
     /// Whether BERT is part of a step.
-    with_bert: bool,
+    with_text: bool,
+    /// Whether the captions, not the images, get extras.
+    extra_captions: bool,
 }
 
 impl Model {
     fn new(wish: &Wish, device: &Device) -> Self {
-        let config = if wish.demo { demo(wish.direction) } else { paper(wish.direction) };
-        let specs: Vec<ParamSpec> =
-            config.parameters().into_iter().filter(|s| wish.demo || s.role != Role::Encoder).collect();
+        let is_own = |kind: &SystemKind| kind.name == wish.system;
+        let kind = kinds().into_iter().find(is_own).expect("SIZES names systems");
+        let (_, demo_sizes) = SIZES.iter().find(|(name, _)| *name == wish.system).expect("a job's system");
+        let i2t = !wish.options.contains("t2i");
+        let line =
+            format!("--system {} {} {}", wish.system, if wish.demo { demo_sizes } else { "" }, wish.options);
+        let options = TrainOptions::of(&line.split_whitespace().collect::<Vec<_>>()).expect("sound options");
+        let bert = if wish.demo { bert_demo() } else { bert_base(12) };
+        let (dim, batch_size) = (DIMS[usize::from(wish.demo)], options.fixed.batch_size);
+        let encoders = Encoders { dim, bert, batch_size, faithful: false };
+        let system = options.own.system(&encoders).expect("sound sizes");
+        let with_text = wish.demo || kind.trains_text;
+        let of_step = |s: &ParamSpec| with_text || s.role != Role::Encoder;
+        let specs: Vec<ParamSpec> = system.parameters().into_iter().filter(of_step).collect();
         let params = Params::begin(&specs, device, 1);
-        Self { config, path: wish.path, specs, params, with_bert: wish.demo }
+        Self { name: wish.system, system, form: wish.form, specs, params, with_text, extra_captions: i2t }
     }
 
-    fn run<'a>(&'a self, params: &'a Params, train: bool) -> Run<'a> {
-        Run { scope: params.root(), config: &self.config, path: self.path, train, taps: None }
+    /// Images and captions of a batch with its extra ones.
+    fn counts(&self, batch: usize, extra: usize) -> (usize, usize) {
+        if self.extra_captions { (batch, batch + extra) } else { (batch + extra, batch) }
+    }
+
+    fn pass<'a>(&self, params: &'a Params, step: Option<u64>, tile: usize) -> Pass<'a> {
+        let at = |step| Step { seed: 1, epoch: 0, step, text_dropout: self.with_text };
+        let pass = match step {
+            Some(step) => Pass::training(params.root(), at(step)),
+            None => Pass::evaluation(params.root()),
+        };
+        pass.computed(self.form, tile)
+    }
+
+    fn is_trained(&self, name: &str) -> bool {
+        self.specs.iter().any(|s| s.name == name && is_trained(s, self.with_text))
+    }
+
+    /// The items of a batch, encoded.
+    fn encode(
+        &self,
+        pass: &Pass,
+        (images, captions): &(Columns, Columns),
+        device: &Device,
+    ) -> (Items, Items) {
+        let [images, captions] = [images, captions].map(|columns| Items::upload(columns, device));
+        (self.system.images(pass, &images), self.system.captions(pass, &captions))
+    }
+
+    /// A batch as the loader gives it, on the CPU; text states where BERT does not run.
+    fn batch(&self, images: usize, captions: usize) -> (Columns, Columns) {
+        let inputs = self.system.inputs();
+        let values = |n: usize, seed| {
+            let mut rng = Rng::new(seed);
+            (0..n).map(|_| rng.normal() as f32).collect::<Vec<_>>()
+        };
+        let mut rows = Columns::new(images);
+        for name in inputs.images {
+            match *name {
+                "images" => {
+                    rows.insert(name, &[REGIONS, inputs.dim], values(images * REGIONS * inputs.dim, 5))
+                }
+                _ => rows.insert(name, &[], vec![REGIONS as f32; images]),
+            }
+        }
+        let words = inputs.max_words.min(32);
+        let encoder =
+            self.system.text_encoder().map(|e| e.config.clone()).expect("every system here has one");
+        let (ids, mask, lengths) = token_rows(captions, words, encoder.vocab_size);
+        let mut texts = Columns::new(captions);
+        for name in inputs.captions {
+            match *name {
+                "lengths" => texts.insert(name, &[], lengths.clone()),
+                "attention_mask" => texts.insert(name, &[words], mask.clone()),
+                _ => texts.insert(name, &[words], ids.clone()),
+            }
+        }
+        if !self.with_text {
+            let hidden = encoder.hidden_size;
+            texts.insert("states", &[words, hidden], values(captions * words * hidden, 6));
+        }
+        (rows, texts)
     }
 
     /// Similarities of a few items, or the loss and the gradients of some weights, for comparison.
     fn values(&self, device: &Device, trains: bool) -> Vec<f64> {
-        let (images, captions) = counts(self.config.direction, 2, 1);
-        let batch = Batch::new(self, images, captions);
+        let (images, captions) = self.counts(2, 1);
+        let batch = self.batch(images, captions);
         if !trains {
-            let run = self.run(&self.params, false);
-            let (images, captions) = batch.encode(&run, device, None);
-            let sims = dime::score_tiles(&run, &images, &captions, 2).sims;
-            return sims.to_f64().expect("the device works");
+            let pass = self.pass(&self.params, None, 2);
+            let (images, captions) = self.encode(&pass, &batch, device);
+            return self.system.score(&pass, &images, &captions).to_f64().expect("the device works");
         }
         let tape = Tape::new();
         let params = self.params.tracked(&tape, |name| self.is_trained(name));
-        let run = self.run(&params, true);
-        let (images, captions) = batch.encode(&run, device, None);
-        let total = dime::forward(&run, &images, &captions, 2).losses.total;
+        let mut pass = self.pass(&params, Some(0), 2);
+        pass.dropouts = None;
+        let (images, captions) = self.encode(&pass, &batch, device);
+        let total = self.system.loss(&pass, &images, &captions, &about(&IDS[..2])).total;
         let grads = tape.backward(&total);
         let mut values = total.to_f64().expect("the device works");
-        for at in ["img_enc.fc.weight", "itr_module.dynamic_itr_l0.cmrc.refine.fc_1.weight"] {
-            let grad = grads.of(params.named(at)).expect("it has a gradient");
+        // The first and the middle one of the larger weights.
+        let with_grad: Vec<&Tensor> = self
+            .specs
+            .iter()
+            .filter(|s| s.shape.rank() == 2)
+            .filter_map(|s| grads.of(params.named(&s.name)))
+            .collect();
+        for grad in [with_grad[0], with_grad[with_grad.len() / 2]] {
             let grad = grad.to_f64().expect("the device works");
             let norm = grad.iter().map(|g| g * g).sum::<f64>().sqrt();
             values.extend(grad.iter().map(|g| g / norm));
         }
         values
     }
+}
 
-    fn is_trained(&self, name: &str) -> bool {
-        self.specs.iter().any(|s| s.name == name && matches!(s.role, Role::Weight | Role::Encoder))
+/// Each sample has an image of its own.
+const IDS: [usize; 256] = {
+    let mut ids = [0; 256];
+    let mut i = 0;
+    while i < 256 {
+        ids[i] = i;
+        i += 1;
     }
+    ids
+};
+
+fn about(image_ids: &[usize]) -> systems::Batch<'_> {
+    systems::Batch { image_ids, given: None }
 }
 
-/// Images and captions of a batch with its extra ones.
-fn counts(direction: Direction, batch: usize, extra: usize) -> (usize, usize) {
-    match direction {
-        Direction::I2t => (batch, batch + extra),
-        Direction::T2i => (batch + extra, batch),
-    }
-}
-
-fn lambda(direction: Direction) -> f64 {
-    if direction == Direction::I2t { 4.0 } else { 9.0 }
-}
-
-fn paper(direction: Direction) -> Config {
-    Config {
-        direction,
-        max_words: 32,
-        img_dim: 2048,
-        embed_size: 256,
-        num_head_IMRC: 16,
-        hid_IMRC: 512,
-        hid_router: 512,
-        raw_feature_norm_CMRC: dime::AttentionNorm::ClippedL2norm,
-        lambda_softmax_CMRC: lambda(direction),
-        use_abs: false,
-        no_imgnorm: false,
-        margin: 0.2,
-        max_violation: true,
-        trade_off: 0.5,
-        batch_size: 32,
-        path_hid: 128,
-        mask_padding: false,
-        bert_config: bert_base(12),
-    }
-}
-
-fn demo(direction: Direction) -> Config {
-    Config {
-        max_words: 24,
-        img_dim: 64,
-        embed_size: 32,
-        num_head_IMRC: 4,
-        hid_IMRC: 64,
-        hid_router: 32,
-        batch_size: 8,
-        bert_config: bert::Config {
-            vocab_size: 560,
-            hidden_size: 64,
-            num_hidden_layers: 2,
-            num_attention_heads: 4,
-            intermediate_size: 128,
-            hidden_dropout_prob: 0.1,
-            attention_probs_dropout_prob: 0.1,
-            max_position_embeddings: 24,
-            ..bert_base(2)
-        },
-        ..paper(direction)
-    }
-}
-
-/// A batch as the loader gives it: on the CPU.
-struct Batch {
-    images: usize,
-    captions: usize,
-    features: Vec<f32>,
-    /// Text states; none where BERT runs.
-    states: Vec<f32>,
-    dim: usize,
-    words: usize,
-    hidden: usize,
-    vocab: usize,
-}
-
-impl Batch {
-    fn new(model: &Model, images: usize, captions: usize) -> Self {
-        let config = &model.config;
-        let (dim, words, hidden) = (config.img_dim, config.max_words, config.bert_config.hidden_size);
-        let states = if model.with_bert { 0 } else { captions * words * hidden };
-        let values = |n: usize, seed| {
-            let mut rng = Rng::new(seed);
-            (0..n).map(|_| rng.normal() as f32).collect()
-        };
-        Self {
-            images,
-            captions,
-            features: values(images * REGIONS * dim, 5),
-            states: values(states, 6),
-            dim,
-            words,
-            hidden,
-            vocab: config.bert_config.vocab_size,
-        }
-    }
-
-    fn encode(&self, run: &Run, device: &Device, dropouts: Option<&Dropouts>) -> (Images, Captions) {
-        let features = device.tensor([self.images, REGIONS, self.dim], &self.features);
-        let (tokens, lengths) = tokens(device, self.captions, self.words, self.vocab);
-        let captions = if self.states.is_empty() {
-            dime::encode_captions(run, &tokens, &lengths, dropouts)
-        } else {
-            let states = device.tensor([self.captions, self.words, self.hidden], &self.states);
-            dime::encode_states(run, &states, &lengths)
-        };
-        (dime::encode_images(run, &features), captions)
+/// The demo's small BERT.
+fn bert_demo() -> bert::Config {
+    bert::Config {
+        vocab_size: 560,
+        hidden_size: 64,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        intermediate_size: 128,
+        hidden_dropout_prob: 0.1,
+        attention_probs_dropout_prob: 0.1,
+        max_position_embeddings: 64,
+        ..bert_base(2)
     }
 }
 
 /// Scores encoded items, as a tile of the similarity matrix is.
-fn tile(model: &Model, device: &Device, images: usize, captions: usize) -> Job {
-    let (config, path, params) = (model.config.clone(), model.path, model.params.clone());
-    let (images, captions) = {
-        let run = model.run(&params, false);
-        Batch::new(model, images, captions).encode(&run, device, None)
-    };
+fn tile(model: Model, device: &Device, images: usize, captions: usize) -> Job {
+    let batch = model.batch(images, captions);
+    let (images, captions) = model.encode(&model.pass(&model.params, None, usize::MAX), &batch, device);
     Box::new(move || {
-        let run = Run { scope: params.root(), config: &config, path, train: false, taps: None };
-        let pairs = dime::interact(&run, &images, &captions);
-        drop(dime::score(&run, &[pairs]));
+        let pass = model.pass(&model.params, None, usize::MAX);
+        drop(model.system.score(&pass, &images, &captions));
     })
 }
 
 /// Scores a set of encoded items that wait on the host, all pairs, and brings the scores back.
 fn set(model: Model, device: &Device, images: usize, captions: usize) -> Job {
-    let mut encoded = Encoded::none(&model.config, REGIONS, model.config.max_words);
-    let (images, captions) =
-        Batch::new(&model, images, captions).encode(&model.run(&model.params, false), device, None);
-    encoded.add_images(&images).and_then(|()| encoded.add_captions(&captions)).expect("the device works");
+    let batch = model.batch(images, captions);
+    let words = model.system.inputs().max_words.min(32);
+    let (images, captions) = model.encode(&model.pass(&model.params, None, usize::MAX), &batch, device);
+    let [images, captions] = [images, captions].map(|items| items.to_host().expect("the device works"));
+    let encoded = Encoded::of(images, captions, REGIONS, words);
     let pieces = ["[UNK]", "[CLS]", "[SEP]"].map(String::from).to_vec();
-    let model = crossweave::train::model::Model {
-        config: model.config,
+    let model = crossweave::eval::model::Model {
+        name: model.name.into(),
+        system: model.system,
         specs: model.specs,
         params: model.params,
         pieces: WordPiece::from_vocab(pieces).expect("a vocabulary"),
@@ -423,26 +443,35 @@ fn set(model: Model, device: &Device, images: usize, captions: usize) -> Job {
 
 /// One training step, as the training loop takes it, from a batch on the CPU to new parameters.
 fn step(mut model: Model, device: &Device, batch: usize, extra: usize) -> Job {
-    let (images, captions) = counts(model.config.direction, batch, extra);
-    let batch = Batch::new(&model, images, captions);
-    let tile = training_tile(&model.config, images, captions, REGIONS, device);
+    let (images, captions) = model.counts(batch, extra);
+    let items = model.batch(images, captions);
+    let tile = training_tile(&*model.system, images, captions, REGIONS, device);
     let (device, mut optimizer, mut done) = (device.clone(), Optimizer::default(), 0);
-    let adam = AdamStep { lr: 2e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: 0.0, clip: 2.0 };
+    let rates = Rates { learning_rate: 2e-4, grad_clip: 2.0 };
     Box::new(move || {
         let tape = Tape::new();
         let params = model.params.tracked(&tape, |name| model.is_trained(name));
-        let run = model.run(&params, true);
-        let dropouts = model.with_bert.then(|| Dropouts::new(done));
-        let (images, captions) = batch.encode(&run, &device, dropouts.as_ref());
-        let outcome = dime::forward(&run, &images, &captions, tile);
-        let grads = tape.backward(&outcome.losses.total);
+        let pass = model.pass(&params, Some(done), tile);
+        let (images, captions) = model.encode(&pass, &items, &device);
+        let loss = model.system.loss(&pass, &images, &captions, &about(&IDS[..batch]));
+        let buffers = pass.into_buffers();
+        let grads = tape.backward(&loss.total);
         let named: Vec<(String, Tensor)> = model
             .specs
             .iter()
             .filter_map(|s| Some((s.name.clone(), grads.of(params.named(&s.name))?.clone())))
             .collect();
+        let schedule = model.system.schedule(&rates, 0, done);
+        let adam = AdamStep {
+            lr: rates.learning_rate,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            decay: schedule.decay,
+            clip: schedule.clip,
+        };
         let squares = optimizer.step(&mut model.params, &named, &adam);
-        take_buffers(&mut model.params, &outcome.buffers, &squares);
+        take_buffers(&mut model.params, &buffers, &squares);
         done += 1;
     })
 }

@@ -7,16 +7,18 @@ use std::path::Path;
 use serde_json::Value as Json;
 
 use crate::error::{Error, Result};
-use crate::train::model::read_description;
+use crate::eval::model::read_description;
+use crate::systems::Kind;
+use crate::train::options;
 
 /// No list of options comes near.
 const LARGEST: u64 = 1 << 16;
 
-/// The arguments that a file stands for, each checked by itself so that an error names its line.
+/// The text of a file of options.
 ///
 /// # Errors
-/// A file that cannot be read or is no such file, unknown or repeated names, values that do not parse.
-pub fn arguments(path: &Path) -> Result<Vec<OsString>> {
+/// A file that cannot be read, is too large, or is no text.
+pub fn read(path: &Path) -> Result<String> {
     let io = |e| Error::io("read the configuration", path, &e);
     let mut bytes = Vec::new();
     std::fs::File::open(path).map_err(io)?.take(LARGEST + 1).read_to_end(&mut bytes).map_err(io)?;
@@ -25,14 +27,25 @@ pub fn arguments(path: &Path) -> Result<Vec<OsString>> {
             .at(path.display())
             .expected(format!("at most {LARGEST} bytes")));
     }
-    let text = String::from_utf8(bytes)
-        .map_err(|e| Error::new("the configuration is no UTF-8 text").at(path.display()).found(e))?;
-    parse(&text, &path.display().to_string())
+    String::from_utf8(bytes)
+        .map_err(|e| Error::new("the configuration is no UTF-8 text").at(path.display()).found(e))
 }
 
-fn parse(text: &str, place: &str) -> Result<Vec<OsString>> {
-    let command = super::command();
-    let train = command.find_subcommand("train").expect("the program has a train command");
+/// The system that a file of options names.
+pub fn system(text: &str) -> Option<String> {
+    let of = |line| match entry(line) {
+        Ok(Some(("system", Value::Text(name)))) => Some(name),
+        _ => None,
+    };
+    text.lines().find_map(of)
+}
+
+/// The arguments that a file's text stands for, each checked by itself so that an error names its line.
+///
+/// # Errors
+/// Unknown or repeated names, values that do not parse.
+pub fn parse(kind: Kind, text: &str, place: &str) -> Result<Vec<OsString>> {
+    let train = options::command(kind);
     let (mut seen, mut arguments) = (Vec::new(), Vec::new());
     for (i, line) in text.lines().enumerate() {
         let at = format!("{place}, line {}", i + 1);
@@ -44,8 +57,8 @@ fn parse(text: &str, place: &str) -> Result<Vec<OsString>> {
         let Some(option) = option else {
             return Err(Error::new(format!("no such option: {key}"))
                 .at(&at)
-                .expected("an option of `crossweave train`")
-                .cure("`crossweave train --help` lists them"));
+                .expected(format!("an option of `crossweave train --system {}`", kind.name))
+                .cure(format!("`crossweave train --system {} --help` lists them", kind.name)));
         };
         if seen.contains(option.get_id()) {
             return Err(Error::new(format!("{key} stands there twice")).at(&at).cure("remove one"));
@@ -63,7 +76,7 @@ fn parse(text: &str, place: &str) -> Result<Vec<OsString>> {
                     .expected(expected));
             }
         };
-        try_alone(&argument, key).map_err(|e| e.at(&at))?;
+        try_alone(&train, &argument, key).map_err(|e| e.at(&at))?;
         arguments.push(argument.into());
     }
     Ok(arguments)
@@ -92,8 +105,8 @@ pub fn of_run(folder: &Path) -> Result<Vec<OsString>> {
     Ok(options.iter().filter_map(argument).collect())
 }
 
-fn try_alone(argument: &str, key: &str) -> Result<()> {
-    let parsed = super::command().try_get_matches_from(["crossweave", "train", argument]);
+fn try_alone(train: &clap::Command, argument: &str, key: &str) -> Result<()> {
+    let parsed = train.clone().try_get_matches_from(["train", argument]);
     let first = |e: clap::Error| {
         let text = e.to_string();
         let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
@@ -173,6 +186,10 @@ fn string(text: &str, quote: char) -> Option<(String, &str)> {
 mod tests {
     use super::*;
 
+    fn dime() -> Kind {
+        crate::systems::kind(crate::systems::DEFAULT).expect("the default is a system")
+    }
+
     #[test]
     fn lines_become_arguments() {
         let text = "# a comment\n\nbatch_size = 8 # eight\nlearning-rate=1e-3\ndirection = \"t2i\"\n\
@@ -185,7 +202,7 @@ mod tests {
             "--strict",
             "--lambda_softmax_CMRC=9",
         ];
-        assert_eq!(parse(text, "x.toml").expect("a good file"), want.map(OsString::from));
+        assert_eq!(parse(dime(), text, "x.toml").expect("a good file"), want.map(OsString::from));
     }
 
     #[test]
@@ -205,7 +222,7 @@ mod tests {
             ("data name = 1", &["the name is none"]),
         ];
         for (text, parts) in cases {
-            let error = parse(text, "x.toml").expect_err(text).to_string();
+            let error = parse(dime(), text, "x.toml").expect_err(text).to_string();
             for part in parts {
                 assert!(error.contains(part), "{text}: no {part:?} in {error}");
             }

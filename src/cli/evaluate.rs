@@ -6,9 +6,8 @@ use super::progress::Reporter;
 use super::recall::{json, text};
 use super::{Verdict, interrupt, note, show};
 use crate::error::Result;
-use crate::train::options::EvaluateOptions;
-use crate::train::score;
-use crate::train::sims::Matrix;
+use crate::eval::sims::Matrix;
+use crate::eval::{EvaluateOptions, score};
 
 /// Evaluates runs or matrices.
 ///
@@ -43,7 +42,7 @@ fn sources(options: &EvaluateOptions) -> &[PathBuf] {
 
 fn scored(options: &EvaluateOptions) -> Result<Vec<Matrix>> {
     let mut reporter = Reporter::new();
-    let scored = score::score(options, interrupt::watch()?, &mut |event| reporter.tell(event));
+    let scored = score::score(options, interrupt::watch()?, &mut |progress| reporter.progress(progress));
     reporter.finish();
     scored
 }

@@ -7,9 +7,8 @@ mod check;
 mod config;
 mod devices;
 mod evaluate;
-mod fixtures;
 mod interrupt;
-pub mod parity;
+mod parity;
 pub mod plot;
 mod progress;
 mod recall;
@@ -23,15 +22,18 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use comfy_table::{CellAlignment, Table, presets};
 
-use crate::error::{Error, Kind, Result};
-use crate::train::options::{EvaluateOptions, TrainOptions, both_spellings};
+use crate::error::{Kind, Result};
+use crate::eval::EvaluateOptions;
+use crate::systems::{self, kind, kinds};
+use crate::train::options::{self, TrainOptions, both_spellings, value_of};
 
 const ABOUT: &str = "\
 Crossweave trains and evaluates image-text matching models on any GPU that wgpu reaches, or on a software Vulkan \
 driver where there is none.
 
 It reads image features and captions in the layout of SCAN's \"precomp\" folders, and takes the command lines of \
-DIME's authors as they are. `crossweave COMMAND --help` describes a command.";
+the systems' authors as they are. `crossweave COMMAND --help` describes a command, `crossweave train --system NAME \
+--help` the options of one system.";
 
 const AFTER: &str = "\
 Examples:
@@ -66,7 +68,7 @@ Examples:
       --direction i2t --extra_stc 1 --lambda_softmax 4
   crossweave train --data_path data --data_name f30k_precomp --bert_path bert --logger_name runs/t2i \\
       --direction t2i --extra_img 1 --lambda_softmax 9 --cache-text
-  crossweave train --config tools/demo.toml --seed 2";
+  crossweave train --config tools/demo-dime.toml --seed 2";
 
 const EVALUATE_AFTER: &str = "\
 The table has the recalls at 1, 5 and 10 in percent, median and mean rank (from 1), both ways, rsum (the six \
@@ -103,10 +105,7 @@ enum Command {
     /// Scans a data folder whole and reports everything wrong with it
     Check(check::Options),
     /// Compares the systems with reference fixtures, tensor by tensor
-    Parity(fixtures::Options),
-    /// Trains a system
-    #[command(after_long_help = TRAIN_AFTER)]
-    Train(Box<TrainOptions>),
+    Parity(parity::Options),
     /// Evaluates runs, imported checkpoints or saved similarities
     #[command(after_long_help = EVALUATE_AFTER)]
     Evaluate(Box<EvaluateOptions>),
@@ -135,40 +134,65 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-fn command() -> clap::Command {
+/// The program's commands; `train` with the options of one system.
+fn command(kind: systems::Kind) -> clap::Command {
+    let names: Vec<String> = kinds().iter().map(|k| format!("  {:8}{}", k.name, k.title)).collect();
+    let after = format!("Systems (--system):\n{}\n\n{TRAIN_AFTER}", names.join("\n"));
+    let train = options::command(kind).about("Trains a system").after_long_help(after);
     // Every subcommand's options get both spellings; the help shows the declared one.
-    Cli::command().mut_subcommands(both_spellings)
+    Cli::command().mut_subcommands(both_spellings).subcommand(train)
 }
 
-/// Parses the arguments; those of a run to resume and of a `--config` file go in front of the subcommand's own.
-fn parse(args: Vec<OsString>) -> Result<Command> {
-    let parsed = |args: &[OsString]| {
-        // A wrong usage ends here, with clap's own message and status 2; so do --help and --version.
-        let matches = command().get_matches_from(args);
-        Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit()).command
-    };
-    let command = parsed(&args);
-    let Command::Train(options) = &command else { return Ok(command) };
-    let mut first = match &options.resume {
-        Some(run) => config::of_run(run)?,
+/// What the arguments ask for.
+enum Asked {
+    Train(Box<TrainOptions>),
+    Other(Command),
+}
+
+fn parse(args: Vec<OsString>) -> Result<Asked> {
+    if args.get(1).is_some_and(|arg| arg == "train") {
+        return Ok(Asked::Train(Box::new(train_options(&args[2..])?)));
+    }
+    // A wrong usage ends here, with clap's own message and status 2; so do --help and --version.
+    let matches = command(kind(systems::DEFAULT)?).get_matches_from(args);
+    Ok(Asked::Other(Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit()).command))
+}
+
+/// The options of `train`; those of a run to resume and of a `--config` file go before the arguments.
+fn train_options(args: &[OsString]) -> Result<TrainOptions> {
+    let run = match value_of(args, "resume") {
+        Some(run) => config::of_run(run.as_ref())?,
         None => Vec::new(),
     };
-    if let Some(file) = &options.config {
-        first.extend(config::arguments(file)?);
+    let file = value_of(args, "config").map(std::path::PathBuf::from);
+    let text = file.as_deref().map(config::read).transpose()?;
+    let named = |args: &[OsString]| value_of(args, "system");
+    let in_file = text.as_deref().and_then(config::system);
+    let name = named(args).or(in_file).or_else(|| named(&run));
+    let kind = kind(name.as_deref().unwrap_or(systems::DEFAULT)).map_err(|e| e.at("--system"))?;
+    let mut all = run;
+    if let (Some(file), Some(text)) = (&file, &text) {
+        all.extend(config::parse(kind, text, &file.display().to_string())?);
     }
-    let at = args.iter().position(|arg| arg == "train").ok_or_else(|| Error::new("no train command"))?;
-    let (before, after) = args.split_at(at + 1);
-    Ok(parsed(&[before, &first, after].concat()))
+    all.extend_from_slice(args);
+    TrainOptions::parse(kind, &all, |e| {
+        // As the whole program would say it: its usage, its help, its status.
+        let line = [&["crossweave".into(), "train".into()], all.as_slice()].concat();
+        match command(kind).try_get_matches_from(line) {
+            Err(same) => same.exit(),
+            Ok(_) => e.exit(),
+        }
+    })
 }
 
-fn run(command: Command) -> Result<Verdict> {
-    match command {
-        Command::Devices(options) => devices::run(&options),
-        Command::Selftest(options) => selftest::run(&options),
-        Command::Check(options) => check::run(&options),
-        Command::Parity(options) => fixtures::run(&options),
-        Command::Train(options) => train::run(*options),
-        Command::Evaluate(options) => evaluate::run(&options),
+fn run(asked: Asked) -> Result<Verdict> {
+    match asked {
+        Asked::Train(options) => train::run(*options),
+        Asked::Other(Command::Devices(options)) => devices::run(&options),
+        Asked::Other(Command::Selftest(options)) => selftest::run(&options),
+        Asked::Other(Command::Check(options)) => check::run(&options),
+        Asked::Other(Command::Parity(options)) => parity::run(&options),
+        Asked::Other(Command::Evaluate(options)) => evaluate::run(&options),
     }
 }
 
@@ -204,7 +228,9 @@ fn text_of(table: &Table) -> String {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_declaration_is_sound() {
-        super::command().debug_assert();
+    fn every_systems_declaration_is_sound() {
+        for kind in crate::systems::kinds() {
+            super::command(kind).debug_assert();
+        }
     }
 }

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::train::rank::Metrics;
+use crate::eval::Progress;
+use crate::eval::rank::Metrics;
 use crate::train::{Ending, Event};
 
 /// Between two plain lines at least.
@@ -95,22 +96,30 @@ impl Reporter {
 
     /// Shows one event.
     pub fn tell(&mut self, event: Event) {
-        if !matches!(event, Event::Evaluating { .. } | Event::Encoding { .. }) {
-            self.counting = None;
+        let event = match event {
+            Event::Progress(progress) => return self.progress(progress),
+            event => event,
+        };
+        self.counting = None;
+        match moving(&event) {
+            Some(text) => self.line.update(text, false),
+            None => self.line.say(&lasting(&event)),
         }
-        match event {
-            Event::Evaluating { done, total } => {
-                let started = *self.counting.get_or_insert_with(Instant::now);
-                self.line.update(scoring(done, total, started.elapsed().as_secs_f64()), false);
+    }
+
+    /// Shows how far work over a split is.
+    pub fn progress(&mut self, progress: Progress) {
+        if let Progress::Notice(text) = progress {
+            self.counting = None;
+            return self.line.say(&format!("notice: {text}"));
+        }
+        let seconds = self.counting.get_or_insert_with(Instant::now).elapsed().as_secs_f64();
+        match progress {
+            Progress::Evaluating { done, total } => self.line.update(scoring(done, total, seconds), false),
+            Progress::Encoding { done, total } => {
+                self.line.update(encoding(done, total, seconds), done == total);
             }
-            Event::Encoding { done, total } => {
-                let started = *self.counting.get_or_insert_with(Instant::now);
-                self.line.update(encoding(done, total, started.elapsed().as_secs_f64()), done == total);
-            }
-            event => match moving(&event) {
-                Some(text) => self.line.update(text, false),
-                None => self.line.say(&lasting(&event)),
-            },
+            Progress::Notice(_) => {}
         }
     }
 
@@ -138,32 +147,22 @@ fn encoding(done: u64, total: u64, seconds: f64) -> String {
 
 /// The text of an event that the next one replaces.
 fn moving(event: &Event) -> Option<String> {
-    let &Event::Step {
-        epoch,
-        step,
-        steps,
-        loss,
-        loss_rank,
-        loss_path,
-        grad_norm,
-        lr,
-        pairs_per_second,
-        eta_seconds,
-    } = event
+    let Event::Step { epoch, step, steps, loss, terms, grad_norm, lr, pairs_per_second, eta_seconds } = event
     else {
         return None;
     };
-    let left = duration(eta_seconds);
+    let terms: Vec<String> = terms.iter().map(|(name, value)| format!("{name} {value:.3}")).collect();
+    let terms = if terms.is_empty() { String::new() } else { format!(" ({})", terms.join(", ")) };
+    let left = duration(*eta_seconds);
     Some(format!(
-        "epoch {epoch}, step {step}/{steps}: loss {loss:.3} (rank {loss_rank:.3}, path {loss_path:.3}), \
-         grad {grad_norm:.2}, lr {lr:.0e}, {pairs_per_second:.0} pairs/s, {left} left"
+        "epoch {epoch}, step {step}/{steps}: loss {loss:.3}{terms}, grad {grad_norm:.2}, lr {lr:.0e}, \
+         {pairs_per_second:.0} pairs/s, {left} left"
     ))
 }
 
 /// The text of an event that stays on the screen.
 fn lasting(event: &Event) -> String {
     match event {
-        Event::Notice(text) => format!("notice: {text}"),
         Event::Start { run, device, data, parameters, epochs, steps, resumed_at } => {
             let from = resumed_at.map_or(String::new(), |step| format!(", going on from step {step}"));
             let run = run.display();
@@ -190,12 +189,12 @@ fn lasting(event: &Event) -> String {
             let run = run.display();
             format!("{run}: {why}, {step} steps in {}; {best}", duration(*seconds))
         }
-        Event::Step { .. } | Event::Evaluating { .. } | Event::Encoding { .. } => String::new(),
+        Event::Step { .. } | Event::Progress(_) => String::new(),
     }
 }
 
 fn recalls(m: &Metrics) -> String {
-    let way = |r: &crate::train::rank::Recall| format!("{:.1}/{:.1}/{:.1}", r.r1, r.r5, r.r10);
+    let way = |r: &crate::eval::rank::Recall| format!("{:.1}/{:.1}/{:.1}", r.r1, r.r5, r.r10);
     format!("i2t {}, t2i {}, rsum {:.1}", way(&m.i2t), way(&m.t2i), m.rsum())
 }
 
@@ -232,8 +231,7 @@ mod tests {
             step: 30,
             steps: 900,
             loss: 3.5,
-            loss_rank: 3.0,
-            loss_path: 1.0,
+            terms: vec![("rank", 3.0), ("path", 1.0)],
             grad_norm: 9.25,
             lr: 1e-3,
             pairs_per_second: 640.0,

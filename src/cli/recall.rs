@@ -3,8 +3,8 @@
 use serde_json::{Value, json as object};
 
 use super::{table, text_of};
-use crate::train::rank::{Metrics, Recall};
-use crate::train::sims::Matrix;
+use crate::eval::rank::{Metrics, Recall};
+use crate::eval::sims::Matrix;
 
 /// What a random order gives on average: a query has `own` matches among `n`, and its best one counts.
 fn by_chance(n: usize, own: usize) -> Recall {

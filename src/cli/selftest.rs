@@ -7,10 +7,10 @@ use clap::Args;
 use super::progress::Bar;
 use super::{Verdict, interrupt, show, table, text_of};
 use crate::error::{Error, Result};
+use crate::eval::precisions;
 use crate::gpu::{self, Gpu, Precision};
 use crate::ops::registry::{Case, Outcome, cases};
 use crate::tensor::Device;
-use crate::train::options::precisions;
 
 /// What `selftest` takes.
 #[derive(Args, Debug)]

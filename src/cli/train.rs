@@ -1,7 +1,10 @@
 //! `crossweave train`.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::Ordering;
+
+use serde_json::Value;
 
 use super::plot::{self, Curve};
 use super::progress::Reporter;
@@ -10,7 +13,6 @@ use crate::error::Result;
 use crate::train::options::TrainOptions;
 use crate::train::{Event, metrics, run};
 
-const LOSSES: [(&str, &str); 3] = [("loss", "loss"), ("loss_rank", "rank"), ("loss_path", "path")];
 const RECALLS: [(&str, &str); 6] = [
     ("val.i2t.r1", "i2t R@1"),
     ("val.i2t.r5", "i2t R@5"),
@@ -25,14 +27,13 @@ const RECALLS: [(&str, &str); 6] = [
 /// # Errors
 /// Options that contradict each other, and all that [`run::train`] reports.
 pub fn run(options: TrainOptions) -> Result<Verdict> {
-    let (options, warnings) = options.resolve()?;
-    for warning in &warnings {
+    for warning in &options.warnings {
         note("warning", warning);
     }
     let stop = interrupt::watch()?;
     let mut reporter = Reporter::new();
     let mut folder = None;
-    let trained = run::train(&options, stop, &mut |event| {
+    let trained = run::train(options, stop, &mut |event| {
         if let Event::Start { run, .. } = &event {
             folder = Some(run.clone());
         }
@@ -54,11 +55,22 @@ pub fn run(options: TrainOptions) -> Result<Verdict> {
 fn draw(folder: &Path) {
     let drawn = metrics::read(&folder.join("metrics.jsonl")).and_then(|rows| {
         let curve = |(key, label): &(&str, &str)| Curve::from_rows(&rows, key, *label);
-        let losses: Vec<Curve> = LOSSES.iter().map(curve).collect();
+        let losses: Vec<Curve> = losses(&rows).iter().map(|(key, label)| curve(&(key, label))).collect();
         let recalls: Vec<Curve> = RECALLS.iter().map(curve).collect();
         plot::write(&folder.join("curves.svg"), &losses, &recalls)
     });
     if let Err(error) = drawn {
         note("warning", &error.to_string());
     }
+}
+
+/// The keys of losses in the rows, and what their curves are called: the loss, then its terms.
+fn losses(rows: &[Value]) -> Vec<(String, String)> {
+    let keys: BTreeSet<&String> =
+        rows.iter().filter_map(Value::as_object).flat_map(|row| row.keys()).collect();
+    let named = |key: &String| {
+        let label = if key == "loss" { Some("loss") } else { key.strip_prefix("loss_") };
+        label.map(|label| (key.clone(), label.to_string()))
+    };
+    keys.into_iter().filter_map(named).collect()
 }

@@ -5,10 +5,12 @@
 //! images follow unsorted, sample by sample in that order, all extras of a sample together. The last batch of an
 //! epoch is what is left over.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::dataset::Dataset;
 use super::tokenizer::TokenTable;
+use crate::host::{Columns, Inputs, Rng};
 use crate::{Error, Result};
 
 /// What a [`Sampler`] is asked for.
@@ -17,13 +19,23 @@ pub struct SamplerOptions {
     /// Samples a batch.
     pub batch_size: usize,
     /// Random captions added for each sample.
-    pub extra_stc: usize,
-    /// Random images added for each sample; none if `extra_stc` is set, as in the published code.
-    pub extra_img: usize,
+    pub extra_captions: usize,
+    /// Random images added for each sample; none if there are extra captions.
+    pub extra_images: usize,
     /// Everything random follows from it.
     pub seed: u64,
-    /// Extras never belong to the sample's own image. The published code draws from all.
+    /// Extras never belong to the sample's own image.
     pub exclude_own: bool,
+    /// What is left over at an epoch's end makes no batch.
+    pub drop_last: bool,
+}
+
+impl SamplerOptions {
+    /// Batches of `batch_size` samples as a model wants them.
+    pub fn new(inputs: &Inputs, batch_size: usize, seed: u64) -> Self {
+        let Inputs { extra_captions, extra_images, exclude_own, drop_last, .. } = *inputs;
+        Self { batch_size, extra_captions, extra_images, seed, exclude_own, drop_last }
+    }
 }
 
 /// Which captions and images make a batch; either list may repeat an index.
@@ -64,7 +76,13 @@ impl Sampler {
                 .expected("whole images, one or more")
                 .found(format!("{captions} captions, {captions_per_image} an image")));
         }
-        let extras = options.extra_stc.max(options.extra_img);
+        if options.drop_last && captions < options.batch_size {
+            return Err(Error::new("not one whole batch can be made of these captions")
+                .at("--batch_size")
+                .expected(format!("at most {captions}"))
+                .found(options.batch_size));
+        }
+        let extras = options.extra_captions.max(options.extra_images);
         if options.exclude_own && extras > 0 && captions == captions_per_image {
             return Err(Error::new("there is no other image to draw extra captions or images from")
                 .found("one image")
@@ -79,9 +97,15 @@ impl Sampler {
         Ok(Self { tokens, per_image: captions_per_image, options, order: None })
     }
 
-    /// Steps an epoch, the short last one included.
+    /// Steps an epoch, the short last one included unless it is dropped.
     pub fn steps_per_epoch(&self) -> u64 {
-        self.tokens.len().div_ceil(self.options.batch_size) as u64
+        let (n, batch) = (self.tokens.len(), self.options.batch_size);
+        (if self.options.drop_last { n / batch } else { n.div_ceil(batch) }) as u64
+    }
+
+    /// The seed of every draw.
+    pub fn seed(&self) -> u64 {
+        self.options.seed
     }
 
     /// The tokens of all captions.
@@ -104,10 +128,10 @@ impl Sampler {
         let captions: Vec<usize> = samples.iter().map(|&(_, caption)| caption).collect();
         let images = captions.iter().map(|caption| caption / self.per_image).collect();
         let mut plan = BatchPlan { captions, images };
-        if self.options.extra_stc > 0 {
-            plan.captions.extend(self.extras(epoch, &samples, self.options.extra_stc));
+        if self.options.extra_captions > 0 {
+            plan.captions.extend(self.extras(epoch, &samples, self.options.extra_captions));
         } else {
-            let drawn = self.extras(epoch, &samples, self.options.extra_img);
+            let drawn = self.extras(epoch, &samples, self.options.extra_images);
             plan.images.extend(drawn.iter().map(|caption| caption / self.per_image));
         }
         plan
@@ -142,68 +166,158 @@ impl Sampler {
     }
 }
 
-/// A batch as the engine takes it: row-major f32 throughout.
+/// A batch as the engine takes it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
-    /// Features `[n_images, regions, dim]`.
-    pub images: Vec<f32>,
-    /// Images, extras included.
-    pub n_images: usize,
-    /// Regions an image.
-    pub regions: usize,
-    /// Numbers a region.
-    pub dim: usize,
-    /// Token ids `[n_captions, words]`, padded with 0.
-    pub ids: Vec<f32>,
-    /// 1 for a token, 0 for padding, `[n_captions, words]`.
-    pub mask: Vec<f32>,
-    /// Tokens of each caption `[n_captions]`.
-    pub lengths: Vec<f32>,
-    /// Captions, extras included.
-    pub n_captions: usize,
+    /// What the model reads of the images, extras included: `images` `[regions, dim]`, `image_lengths` (regions).
+    pub images: Columns,
+    /// What it reads of the captions, extras included: `input_ids` (or `captions`) and `attention_mask` `[words]`,
+    /// padded with 0, and `lengths` (pieces).
+    pub captions: Columns,
     /// Padded length of a caption.
     pub words: usize,
-    /// Which captions of the data set, for messages.
+    /// Which captions of the data set.
     pub caption_ids: Vec<usize>,
-    /// Which images of the data set, for messages.
+    /// Which images of the data set.
     pub image_ids: Vec<usize>,
 }
 
-/// Reads the features and tokens of a plan; any lists will do, one of them may be empty.
+/// The training epoch whose random changes a batch gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Varied {
+    /// The run's seed.
+    pub seed: u64,
+    /// Epochs done.
+    pub epoch: u64,
+}
+
+/// Reads the features and tokens of a plan as a model wants them; any lists will do, one of them may be empty.
+/// `varied` says whose changes training makes, if it does.
 ///
 /// # Errors
-/// Features that cannot be read or hold NaN or infinity; a caption that the table does not have.
-pub fn assemble(data: &Dataset, tokens: &TokenTable, plan: &BatchPlan) -> Result<Batch> {
-    let words = tokens.batch_words(&plan.captions);
-    let (n_captions, n_images) = (plan.captions.len(), plan.images.len());
-    let mut batch = Batch {
-        images: Vec::with_capacity(n_images * data.regions() * data.dim()),
-        n_images,
-        regions: data.regions(),
-        dim: data.dim(),
-        ids: vec![0.0; n_captions * words],
-        mask: vec![0.0; n_captions * words],
-        lengths: Vec::with_capacity(n_captions),
-        n_captions,
+/// Features that cannot be read or hold NaN or infinity; a caption that the table does not have; a column that the
+/// data do not have.
+pub fn assemble(
+    data: &Dataset,
+    tokens: &TokenTable,
+    inputs: &Inputs,
+    plan: &BatchPlan,
+    varied: Option<Varied>,
+) -> Result<Batch> {
+    let (captions, words) = caption_columns(tokens, inputs, plan, varied)?;
+    Ok(Batch {
+        images: image_columns(data, inputs, plan, varied)?,
+        captions,
         words,
         caption_ids: plan.captions.clone(),
         image_ids: plan.images.clone(),
+    })
+}
+
+fn unknown_column(name: &str) -> Error {
+    Error::new(format!("the data have no column {name}"))
+}
+
+fn image_columns(
+    data: &Dataset,
+    inputs: &Inputs,
+    plan: &BatchPlan,
+    varied: Option<Varied>,
+) -> Result<Columns> {
+    let (regions, dim, n) = (data.regions(), data.dim(), plan.images.len());
+    let mut values = Vec::with_capacity(n * regions * dim);
+    let mut lengths = vec![regions; n];
+    let dropped = varied.filter(|_| inputs.drop_regions > 0.0);
+    for (i, &image) in plan.images.iter().enumerate() {
+        let begin = values.len();
+        data.image(image, &mut values)?;
+        if let Some(varied) = dropped {
+            // An image comes up once for each of its captions, each time with other regions.
+            let sample = plan.captions.get(i).copied().unwrap_or(i);
+            let mut draws = varied.draws(Stream::Regions, sample);
+            lengths[i] = keep_rows(&mut values, begin, dim, |_| draws.unit() >= inputs.drop_regions);
+            values.resize(begin + regions * dim, 0.0);
+        }
+    }
+    let mut columns = Columns::new(n);
+    let longest = lengths.iter().copied().max().unwrap_or(regions).max(inputs.least).min(regions);
+    for name in inputs.images {
+        match *name {
+            "images" => columns.insert(name, &[regions, dim], std::mem::take(&mut values)),
+            "image_lengths" => columns.insert(name, &[], lengths.iter().map(|n| *n as f32).collect()),
+            other => return Err(unknown_column(other)),
+        }
+    }
+    Ok(if dropped.is_some() { columns.shortened("images", longest) } else { columns })
+}
+
+/// Keeps some of the rows from `begin` on, at least one, and returns how many.
+fn keep_rows(
+    values: &mut Vec<f32>,
+    begin: usize,
+    width: usize,
+    mut keep: impl FnMut(usize) -> bool,
+) -> usize {
+    let rows = (values.len() - begin) / width.max(1);
+    let mut kept = 0;
+    for row in 0..rows {
+        if keep(row) || (kept == 0 && row + 1 == rows) {
+            values.copy_within(begin + row * width..begin + (row + 1) * width, begin + kept * width);
+            kept += 1;
+        }
+    }
+    values.truncate(begin + kept * width);
+    kept
+}
+
+fn caption_columns(
+    tokens: &TokenTable,
+    inputs: &Inputs,
+    plan: &BatchPlan,
+    varied: Option<Varied>,
+) -> Result<(Columns, usize)> {
+    if let Some(caption) = plan.captions.iter().find(|c| **c >= tokens.len()) {
+        return Err(Error::new(format!("caption {caption} of {} is asked for", tokens.len())));
+    }
+    let changed = varied.filter(|_| inputs.mask_words > 0.0);
+    let rows: Vec<Cow<[u32]>> = plan
+        .captions
+        .iter()
+        .map(|&caption| match changed {
+            Some(v) => {
+                tokens.changed(caption, inputs.mask_words, &mut v.draws(Stream::Words, caption)).into()
+            }
+            None => tokens.ids(caption).into(),
+        })
+        .collect();
+    let n = rows.len();
+    let longest = rows.iter().map(|row| row.len()).max().unwrap_or(0).max(inputs.least);
+    // In fours, so that shapes repeat.
+    let words =
+        if inputs.pad_to_max { tokens.words() } else { longest.next_multiple_of(4).min(tokens.words()) };
+    let padded = |value: &dyn Fn(u32) -> f32| {
+        let mut values = vec![0.0; n * words];
+        for (row, to) in rows.iter().zip(values.chunks_exact_mut(words.max(1))) {
+            row.iter().zip(to).for_each(|(id, to)| *to = value(*id));
+        }
+        values
     };
-    for &image in &plan.images {
-        data.image(image, &mut batch.images)?;
-    }
-    let rows = batch.ids.chunks_exact_mut(words.max(1)).zip(batch.mask.chunks_exact_mut(words.max(1)));
-    for (&caption, (ids, mask)) in plan.captions.iter().zip(rows) {
-        if caption >= tokens.len() {
-            return Err(Error::new(format!("caption {caption} of {} is asked for", tokens.len())));
+    let mut columns = Columns::new(n);
+    for name in inputs.captions {
+        match *name {
+            "input_ids" | "captions" => columns.insert(name, &[words], padded(&|id| id as f32)),
+            "attention_mask" => columns.insert(name, &[words], padded(&|_| 1.0)),
+            "lengths" => columns.insert(name, &[], rows.iter().map(|row| row.len() as f32).collect()),
+            other => return Err(unknown_column(other)),
         }
-        let row = tokens.ids(caption);
-        for (i, &id) in row.iter().enumerate() {
-            (ids[i], mask[i]) = (id as f32, 1.0);
-        }
-        batch.lengths.push(row.len() as f32);
     }
-    Ok(batch)
+    Ok((columns, words))
+}
+
+impl Varied {
+    fn draws(self, stream: Stream, sample: usize) -> Rng {
+        Rng::of(self.seed, &[stream as u64, self.epoch, sample as u64])
+    }
 }
 
 /// What random words are drawn for: the streams of one seed and epoch are unrelated.
@@ -211,6 +325,8 @@ pub fn assemble(data: &Dataset, tokens: &TokenTable, plan: &BatchPlan) -> Result
 enum Stream {
     Shuffle = 1,
     Extras = 2,
+    Regions = 3,
+    Words = 4,
 }
 
 /// Random words by number: word `i` of a (seed, stream, epoch) is a hash, needs no earlier one and is the same on
@@ -254,7 +370,14 @@ mod tests {
     }
 
     fn options(batch_size: usize) -> SamplerOptions {
-        SamplerOptions { batch_size, extra_stc: 0, extra_img: 0, seed: 7, exclude_own: true }
+        SamplerOptions {
+            batch_size,
+            extra_captions: 0,
+            extra_images: 0,
+            seed: 7,
+            exclude_own: true,
+            drop_last: false,
+        }
     }
 
     fn epoch_of(sampler: &mut Sampler, epoch: u64) -> Vec<BatchPlan> {
@@ -290,7 +413,7 @@ mod tests {
 
     #[test]
     fn a_plan_depends_on_seed_epoch_and_step_alone() {
-        let wanted = SamplerOptions { extra_stc: 2, ..options(8) };
+        let wanted = SamplerOptions { extra_captions: 2, ..options(8) };
         let mut sampler = Sampler::new(5, table(65), wanted).unwrap();
         let (first, second) = (epoch_of(&mut sampler, 0), epoch_of(&mut sampler, 1));
         assert_ne!(first, second);
@@ -318,11 +441,12 @@ mod tests {
     fn extras_follow_their_samples_and_spare_the_own_image() {
         let k = 3;
         let mut sampler =
-            Sampler::new(5, table(20), SamplerOptions { extra_stc: k, extra_img: 9, ..options(6) }).unwrap();
+            Sampler::new(5, table(20), SamplerOptions { extra_captions: k, extra_images: 9, ..options(6) })
+                .unwrap();
         let mut drawn = [0; 20];
         for plan in (0..200).flat_map(|epoch| epoch_of(&mut sampler, epoch)) {
             let n = plan.images.len();
-            assert_eq!(plan.captions.len(), n * (1 + k), "extra_stc wins over extra_img");
+            assert_eq!(plan.captions.len(), n * (1 + k), "extra_captions wins over extra_images");
             for (i, &extra) in plan.captions[n..].iter().enumerate() {
                 assert_ne!(extra / 5, plan.images[i / k]);
                 drawn[extra] += 1;
@@ -334,7 +458,7 @@ mod tests {
 
     #[test]
     fn faithful_extras_come_from_all_captions() {
-        let wanted = SamplerOptions { extra_img: 1, exclude_own: false, ..options(6) };
+        let wanted = SamplerOptions { extra_images: 1, exclude_own: false, ..options(6) };
         let mut sampler = Sampler::new(5, table(10), wanted).unwrap();
         let plans: Vec<_> = (0..100).flat_map(|epoch| epoch_of(&mut sampler, epoch)).collect();
         let own = plans
@@ -350,7 +474,9 @@ mod tests {
         assert!(Sampler::new(5, table(10), options(0)).is_err());
         assert!(Sampler::new(5, table(11), options(2)).is_err());
         assert!(Sampler::new(5, table(0), options(2)).is_err());
-        assert!(Sampler::new(5, table(5), SamplerOptions { extra_stc: 1, ..options(2) }).is_err());
-        assert!(Sampler::new(5, table(10), SamplerOptions { extra_stc: usize::MAX, ..options(2) }).is_err());
+        assert!(Sampler::new(5, table(5), SamplerOptions { extra_captions: 1, ..options(2) }).is_err());
+        assert!(
+            Sampler::new(5, table(10), SamplerOptions { extra_captions: usize::MAX, ..options(2) }).is_err()
+        );
     }
 }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 
-use super::batches::{Batch, Sampler, assemble};
+use super::batches::{Batch, Sampler, Varied, assemble};
 use super::dataset::Dataset;
+use crate::host::Inputs;
 use crate::{Error, Result};
 
 /// A batch and its place in the run.
@@ -28,13 +29,14 @@ pub struct Prefetch {
 }
 
 impl Prefetch {
-    /// Starts at a step of an epoch (one past the epoch's last is the first of the next) and stays at most
+    /// Makes batches as `inputs` says. Starts at a step of an epoch (one past the epoch's last is the first of the next) and stays at most
     /// `ahead` finished batches in front, at least one.
     ///
     /// # Errors
     /// A sampler over other captions than the data's; a thread that cannot be started.
     pub fn start(
         data: Arc<Dataset>,
+        inputs: Inputs,
         mut sampler: Sampler,
         epoch: u64,
         step: u64,
@@ -52,8 +54,9 @@ impl Prefetch {
                     (epoch, step) = (epoch + 1, 0);
                 }
                 let plan = sampler.plan(epoch, step);
-                let made =
-                    assemble(&data, sampler.tokens(), &plan).map(|batch| Placed { epoch, step, batch });
+                let varied = Varied { seed: sampler.seed(), epoch };
+                let made = assemble(&data, sampler.tokens(), &inputs, &plan, Some(varied));
+                let made = made.map(|batch| Placed { epoch, step, batch });
                 let failed = made.is_err();
                 // A closed channel is the owner's way to end this thread.
                 if ready.send(made).is_err() || failed {

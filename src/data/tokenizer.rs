@@ -16,6 +16,7 @@ use tokenizers::{
 };
 
 use super::captions::read_limited;
+use crate::host::Rng;
 use crate::{Error, Result};
 
 /// The largest vocabulary file read; BERT's multilingual ones take 1 MB.
@@ -156,7 +157,10 @@ pub struct TokenTable {
     ids: Vec<u32>,
     starts: Vec<usize>,
     words: usize,
-    cut: bool,
+    /// Whether a piece goes on a word, by id.
+    continues: Vec<bool>,
+    /// The id of `[MASK]`, or of `[UNK]` where the vocabulary has none.
+    mask: u32,
 }
 
 impl TokenTable {
@@ -173,26 +177,15 @@ impl TokenTable {
             };
             running.into_iter().map(join).collect::<Vec<_>>()
         });
-        let mut table = Self { ids: Vec::new(), starts: vec![0], words: max_words.max(2), cut: false };
+        let id = |name: &str| pieces.vocab().iter().rposition(|piece| piece == name);
+        let mask = id("[MASK]").or_else(|| id("[UNK]")).unwrap_or_default() as u32;
+        let continues = pieces.vocab().iter().map(|piece| piece.starts_with("##")).collect();
+        let mut table = Self { ids: Vec::new(), starts: vec![0], words: max_words.max(2), continues, mask };
         for caption in parts.into_iter().flatten() {
             table.ids.extend(caption);
             table.starts.push(table.ids.len());
         }
         table
-    }
-
-    /// The same captions, padded to the longest of a batch only: where padding takes part in nothing.
-    pub fn cut(self) -> Self {
-        Self { cut: true, ..self }
-    }
-
-    /// The length that a batch of these captions is padded to; in fours where it is cut, so that shapes repeat.
-    pub fn batch_words(&self, captions: &[usize]) -> usize {
-        if !self.cut {
-            return self.words;
-        }
-        let known = captions.iter().filter(|c| **c < self.len());
-        known.map(|c| self.length(*c)).max().unwrap_or(0).next_multiple_of(4).min(self.words)
     }
 
     /// The number of captions.
@@ -205,7 +198,7 @@ impl TokenTable {
         self.len() == 0
     }
 
-    /// The most ids of a caption: its padded length, if batches are not cut.
+    /// The most ids of a caption: its padded length, if batches are not padded to their longest only.
     pub fn words(&self) -> usize {
         self.words
     }
@@ -213,6 +206,25 @@ impl TokenTable {
     /// A caption's ids, `[CLS]` and `[SEP]` included, without padding.
     pub fn ids(&self, caption: usize) -> &[u32] {
         &self.ids[self.starts[caption]..self.starts[caption + 1]]
+    }
+
+    /// A caption's ids with each word changed with this chance: half of those words become `[MASK]`, of a tenth each
+    /// piece becomes a random one, the rest is deleted (HREM's augmentation; its authors' code, `data`).
+    pub fn changed(&self, caption: usize, chance: f64, draws: &mut Rng) -> Vec<u32> {
+        let ids = self.ids(caption);
+        let inner = &ids[1.min(ids.len())..ids.len().saturating_sub(1)];
+        let mut out = vec![ids[0]];
+        for word in inner.chunk_by(|_, next| self.continues.get(*next as usize) == Some(&true)) {
+            let share = draws.unit() / chance;
+            match share {
+                s if s < 0.5 => out.extend(word.iter().map(|_| self.mask)),
+                s if s < 0.6 => out.extend(word.iter().map(|_| draws.below(self.continues.len()) as u32)),
+                s if s < 1.0 => {}
+                _ => out.extend(word),
+            }
+        }
+        out.extend(ids.last().filter(|_| ids.len() > 1));
+        out
     }
 
     /// The number of a caption's ids.

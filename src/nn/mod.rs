@@ -1,6 +1,7 @@
 //! Building blocks shared by the systems: parameters by name, linear maps, norms, BERT.
 
 pub mod bert;
+pub mod optim;
 mod params;
 
 use crate::ops::{Act, Expr, Linears, map, scaled_sum_of, sum_of};

@@ -26,6 +26,8 @@ pub enum Role {
     Weight,
     /// Part of a frozen or trained text encoder.
     Encoder,
+    /// Trained, but read by the loss alone: no part of a saved model.
+    Criterion,
     /// A running statistic.
     Statistic,
     /// A whole number that counts batches.
@@ -131,6 +133,11 @@ impl Params {
     /// The whole model as a scope.
     pub fn root(&self) -> Scope<'_> {
         Scope { params: self, prefix: String::new() }
+    }
+
+    /// The parameters whose names begin with a prefix, its dot included.
+    pub fn below(&self, prefix: &str) -> Scope<'_> {
+        Scope { params: self, prefix: prefix.to_string() }
     }
 
     /// The same parameters with those that `trained` picks tracked on a tape.

@@ -5,12 +5,12 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::model::{Model, entry, upload};
-use super::optim::Optimizer;
-use super::rank::Metrics;
 use crate::data::weights::{self, Entry, Weights};
 use crate::error::{Error, Result};
+use crate::eval::model::{Model, entry, upload};
+use crate::eval::rank::Metrics;
 use crate::nn::Role;
+use crate::nn::optim::Optimizer;
 use crate::ops::AdamState;
 use crate::tensor::Device;
 
@@ -52,10 +52,10 @@ pub fn save(
     model: &Model,
     optimizer: &Optimizer,
     state: &State,
-    with_bert: bool,
+    with_text: bool,
 ) -> Result<()> {
     let mut state = state.clone();
-    let values = model.values(|role| with_bert || role != Role::Encoder)?;
+    let values = model.values(|role| with_text || role != Role::Encoder)?;
     let mut entries: Vec<Entry> = values.iter().map(|(spec, v)| entry(spec, v)).collect();
     let mut moments = Vec::new();
     for (name, s) in optimizer.states() {
@@ -100,14 +100,14 @@ pub fn load(
     folder: &Path,
     model: &mut Model,
     optimizer: &mut Optimizer,
-    with_bert: bool,
+    with_text: bool,
     device: &Device,
 ) -> Result<State> {
     let path = folder.join(FILE);
     let file = Weights::open(&path)?;
     let state = state_of(&file)?;
     let mut expected: Vec<(String, Vec<usize>)> = Vec::new();
-    for spec in model.specs.iter().filter(|s| with_bert || s.role != Role::Encoder) {
+    for spec in model.specs.iter().filter(|s| with_text || s.role != Role::Encoder) {
         expected.push((spec.name.clone(), spec.shape.dims().to_vec()));
         if state.steps.contains_key(&spec.name) {
             for moment in ["m", "v"] {
@@ -116,7 +116,7 @@ pub fn load(
         }
     }
     weights::check(path.display(), &expected, file.shapes())?;
-    for spec in model.specs.iter().filter(|s| with_bert || s.role != Role::Encoder) {
+    for spec in model.specs.iter().filter(|s| with_text || s.role != Role::Encoder) {
         let w = upload(&file, &spec.name, spec, device)?;
         if let Some(&steps) = state.steps.get(&spec.name) {
             let moment = |which| upload(&file, &format!("adam.{which}.{}", spec.name), spec, device);

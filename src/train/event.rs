@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::rank::Metrics;
+use crate::eval::Progress;
+use crate::eval::rank::Metrics;
 
 /// Why training ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,8 +21,8 @@ pub enum Ending {
 /// One thing that happened.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// A sentence worth knowing: a layout taken, odd captions, a tile shrunk.
-    Notice(String),
+    /// Work over a split goes on, or a sentence worth knowing.
+    Progress(Progress),
     /// Training begins.
     Start {
         /// The run's folder.
@@ -47,12 +48,10 @@ pub enum Event {
         step: u64,
         /// Steps in all.
         steps: u64,
-        /// `loss_rank + trade_off * loss_path`.
+        /// The loss.
         loss: f64,
-        /// The hinge loss.
-        loss_rank: f64,
-        /// The path loss.
-        loss_path: f64,
+        /// Its terms by name.
+        terms: Vec<(&'static str, f64)>,
         /// The gradient's norm before clipping.
         grad_norm: f64,
         /// The learning rate.
@@ -76,20 +75,6 @@ pub enum Event {
         /// Where.
         path: PathBuf,
     },
-    /// A frozen text encoder runs over the captions, for the cache of its states.
-    Encoding {
-        /// Captions encoded.
-        done: u64,
-        /// Captions in all.
-        total: u64,
-    },
-    /// Pairs are being scored.
-    Evaluating {
-        /// Pairs scored.
-        done: u64,
-        /// Pairs in all.
-        total: u64,
-    },
     /// Training ended.
     Done {
         /// Why.
@@ -103,4 +88,11 @@ pub enum Event {
         /// The best validation and its step.
         best: Option<(u64, Metrics)>,
     },
+}
+
+impl Event {
+    /// A sentence worth knowing.
+    pub fn notice(text: impl Into<String>) -> Self {
+        Self::Progress(Progress::Notice(text.into()))
+    }
 }

@@ -1,28 +1,34 @@
-//! What a user can ask of training and evaluation: one declaration for the command line, the configuration file
-//! and the file in the run's folder.
+//! What a user can ask of training: one declaration for the command line, the configuration file and the file in the
+//! run's folder.
 //!
-//! Training takes the options of DIME's published `train.py`, under their names and with their defaults, then
-//! ours. Every option can be written with underscores or hyphens.
+//! Three owners: a run has options that decide its numbers and stay for its life ([`FixedOptions`]), and options that
+//! may change when it goes on ([`RunOptions`]); the system has its own ([`crate::systems::Options`]). Every option can
+//! be written with underscores or hyphens.
 
-mod evaluate;
-mod resolve;
-mod resume;
-
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, ValueEnum};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, Command, FromArgMatches, ValueEnum};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value as Json};
 
-pub use evaluate::EvaluateOptions;
-
+use crate::error::{Error, Result};
+use crate::eval::precisions;
 use crate::gpu::Precision;
+use crate::systems::{DEFAULT, Kind, Options, Rates, kind, kinds};
 
-const THEIRS: &str = "The authors' options";
 const DATA: &str = "Data";
+const TRAINING: &str = "Training";
 const TEXT: &str = "Text encoder";
 const RULES: &str = "Where we differ from the authors";
 const RUN: &str = "The run";
+
+/// What a vocabulary needs besides `[PAD] [UNK] [CLS] [SEP]`: something to say.
+const LEAST_VOCAB: usize = 5;
+/// Sizes past this are slips, and their products would overflow.
+const LARGEST: usize = 1 << 20;
 
 /// Dropout inside BERT while training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -30,7 +36,7 @@ const RUN: &str = "The run";
 pub enum BertDropout {
     /// Off.
     None,
-    /// At the rates of BERT's configuration, as the authors' code has it even for a frozen encoder.
+    /// At the rates of BERT's configuration.
     Auto,
 }
 
@@ -54,128 +60,22 @@ pub enum Select {
     R1r5,
 }
 
-/// Every option of `crossweave train`. Call [`TrainOptions::resolve`] before use.
+/// What decides a run's numbers besides the system's own options: it stays for the run's life.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[command(rename_all = "verbatim")]
-#[serde(default)]
-#[allow(non_snake_case, reason = "the authors' option names are the interface")]
-pub struct TrainOptions {
-    /// The run's folder: weights, configuration, metrics, TensorBoard events, curves
-    #[arg(long, value_name = "DIR", default_value = "runs/runX", help_heading = THEIRS)]
-    pub logger_name: PathBuf,
-    /// The folder that holds the data folders
-    #[arg(long, value_name = "DIR", default_value = "/data", help_heading = THEIRS)]
-    pub data_path: PathBuf,
-    /// The data folder: {train,dev,test}_ims.npy and _caps.txt
-    #[arg(long, value_name = "NAME", default_value = "precomp", help_heading = THEIRS)]
-    pub data_name: String,
-    /// An imported BERT: model.safetensors, config.json, vocab.txt
-    #[arg(long, value_name = "DIR", default_value = "./", help_heading = THEIRS)]
-    pub bert_path: PathBuf,
-    /// Pieces of a caption, its two marks and padding included
-    #[arg(long, value_name = "N", default_value_t = 32, help_heading = THEIRS)]
-    pub max_words: usize,
-    /// Random captions added for each sample, as negatives
-    #[arg(long, value_name = "N", default_value_t = 0, help_heading = THEIRS)]
-    pub extra_stc: usize,
-    /// Random images added for each sample, as negatives (extra_stc wins if both are given)
-    #[arg(long, value_name = "N", default_value_t = 0, help_heading = THEIRS)]
-    pub extra_img: usize,
-    /// Passes over the training captions
-    #[arg(long, value_name = "N", default_value_t = 30, help_heading = THEIRS)]
-    pub num_epochs: usize,
-    /// Captions of a step; also divides the path loss
-    #[arg(long, value_name = "N", default_value_t = 32, help_heading = THEIRS)]
+pub struct FixedOptions {
+    /// The system to train; `--system NAME --help` shows its options
+    #[arg(long, value_name = "NAME", default_value = DEFAULT, help_heading = RUN)]
+    pub system: String,
+    /// Start of every random number
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = RUN)]
+    pub seed: u64,
+    /// Captions of a step
+    #[arg(long, value_name = "N", default_value_t = 32, help_heading = TRAINING)]
     pub batch_size: usize,
-    /// Adam's learning rate
-    #[arg(long, value_name = "RATE", default_value_t = 2e-4, help_heading = THEIRS)]
-    pub learning_rate: f64,
-    /// Epochs after which the learning rate is divided by ten
-    #[arg(long, value_name = "N", default_value_t = 15, help_heading = THEIRS)]
-    pub lr_update: usize,
-    /// Largest norm of the gradient; 0 or less: no limit
-    #[arg(long, value_name = "NORM", default_value_t = 2.0, allow_negative_numbers = true, help_heading = THEIRS)]
-    pub grad_clip: f64,
-    /// Margin of the hinge loss
-    #[arg(long, value_name = "X", default_value_t = 0.2, allow_negative_numbers = true, help_heading = THEIRS)]
-    pub margin: f64,
-    /// Hardest negatives only: always on, as in the authors' code (see --no-max-violation)
-    #[arg(long, help_heading = THEIRS)]
-    pub max_violation: bool,
-    /// Weight of the path loss
-    #[arg(long, value_name = "X", default_value_t = 0.5, allow_negative_numbers = true, help_heading = THEIRS)]
-    pub trade_off: f64,
-    /// Numbers of a region's features, for data that must have so many [default: as many as the data have]
-    #[arg(long, value_name = "N", help_heading = THEIRS)]
-    pub img_dim: Option<usize>,
-    /// Width of the joint embedding
-    #[arg(long, value_name = "N", default_value_t = 256, help_heading = THEIRS)]
-    pub embed_size: usize,
-    /// Which side travels through the cells: regions (i2t) or words (t2i)
-    #[arg(long, default_value = "i2t", value_parser = ["i2t", "t2i"], help_heading = THEIRS)]
-    pub direction: String,
-    /// Steps between two lines of metrics
-    #[arg(long, value_name = "STEPS", default_value_t = 10, help_heading = THEIRS)]
-    pub log_step: usize,
-    /// Steps between two validations (there is one after every epoch too)
-    #[arg(long, value_name = "STEPS", default_value_t = 2000, help_heading = THEIRS)]
-    pub val_step: usize,
-    /// A run's folder: goes on where its last checkpoint is, bit for bit
-    #[arg(long, value_name = "DIR", help_heading = THEIRS)]
-    pub resume: Option<PathBuf>,
-    /// Takes absolute values of the image vector
-    #[arg(long, help_heading = THEIRS)]
-    pub use_abs: bool,
-    /// Leaves the image vector unnormalised
-    #[arg(long, help_heading = THEIRS)]
-    pub no_imgnorm: bool,
-    /// Heads of the intra-modal reasoning cell
-    #[arg(long, value_name = "N", default_value_t = 16, help_heading = THEIRS)]
-    pub num_head_IMRC: usize,
-    /// Hidden width of the intra-modal reasoning cell
-    #[arg(long, value_name = "N", default_value_t = 512, help_heading = THEIRS)]
-    pub hid_IMRC: usize,
-    /// Hidden width of the routers
-    #[arg(long, value_name = "N", default_value_t = 512, help_heading = THEIRS)]
-    pub hid_router: usize,
-    /// Norm of the cross-modal attention: clipped_l2norm, l2norm, softmax, clipped, no_norm
-    #[arg(long, value_name = "NORM", default_value = "clipped_l2norm", help_heading = THEIRS)]
-    pub raw_feature_norm_CMRC: String,
-    /// Inverse temperature of the cross-modal attention; --lambda_softmax for short
-    #[arg(
-        long,
-        value_name = "X",
-        aliases = ["lambda_softmax", "lambda-softmax"],
-        default_value_t = 4.0,
-        allow_negative_numbers = true,
-        help_heading = THEIRS
-    )]
-    pub lambda_softmax_CMRC: f64,
-    /// Batches made ahead of the GPU
-    #[arg(long, value_name = "N", default_value_t = 2, help_heading = THEIRS)]
-    pub workers: usize,
-    /// Does nothing, as in the authors' code
-    #[arg(long, value_name = "X", help_heading = THEIRS)]
-    pub drop: Option<f64>,
-    /// Does nothing, as in the authors' code with precomputed features (see --finetune-bert)
-    #[arg(long, help_heading = THEIRS)]
-    pub finetune: bool,
-    /// Does nothing, as in the authors' code
-    #[arg(long, help_heading = THEIRS)]
-    pub use_restval: bool,
-    /// Does nothing, as in the authors' code
-    #[arg(long, value_name = "NAME", help_heading = THEIRS)]
-    pub measure: Option<String>,
-    /// Does nothing, as in the authors' code
-    #[arg(long, help_heading = THEIRS)]
-    pub reset_train: bool,
-
     /// Captions an image, where the counts of rows and captions do not tell
     #[arg(long = "captions-per-image", value_name = "N", help_heading = DATA)]
     pub captions_per_image: Option<usize>,
-    /// Odd captions (empty, CR LF, no UTF-8) are errors
-    #[arg(long, help_heading = DATA)]
-    pub strict: bool,
 
     /// Where BERT's weights come from; random ones are trained along
     #[arg(long = "bert-init", value_enum, default_value_t = BertInit::Pretrained, help_heading = TEXT)]
@@ -205,39 +105,23 @@ pub struct TrainOptions {
     #[arg(long = "cache-text", help_heading = TEXT)]
     pub cache_text: bool,
 
-    /// Takes the authors' side in every option of this group
+    /// Takes the authors' side in every option of this group, and wherever else their code does something odd
     #[arg(long, help_heading = RULES)]
     pub faithful: bool,
-    /// Dropout in BERT [default: none; with --faithful: auto]
-    #[arg(long = "bert-dropout", value_enum, help_heading = RULES)]
-    pub bert_dropout: Option<BertDropout>,
-    /// Validates on the first N captions of dev [default: all; with --faithful: 5000]
+    /// Dropout in BERT
+    #[arg(long = "bert-dropout", value_enum, default_value_t = BertDropout::None, help_heading = RULES)]
+    pub bert_dropout: BertDropout,
+    /// Validates on the first N captions [default: all]
     #[arg(long = "dev-limit", value_name = "N", help_heading = RULES)]
     pub dev_limit: Option<usize>,
-    /// Sums all violations in the hinge loss, not the hardest alone
-    #[arg(long = "no-max-violation", help_heading = RULES)]
-    pub no_max_violation: bool,
-    /// Padded words take part in nothing, for new models; the authors let them into means, maxima and routers
-    #[arg(long = "mask-padding", help_heading = RULES)]
-    pub mask_padding: bool,
-    /// What the best checkpoint is chosen by [default: rsum; with --faithful: r1r5]
-    #[arg(long, value_enum, help_heading = RULES)]
-    pub select: Option<Select>,
+    /// The split that the best checkpoint is chosen on
+    #[arg(long = "dev-split", value_name = "NAME", default_value = "dev", help_heading = RULES)]
+    #[serde(default = "dev")]
+    pub dev_split: String,
+    /// What the best checkpoint is chosen by
+    #[arg(long, value_enum, default_value_t = Select::Rsum, help_heading = RULES)]
+    pub select: Select,
 
-    /// A file of options, `name = value` a line; the command line goes before it
-    #[arg(long, value_name = "FILE", help_heading = RUN)]
-    #[serde(skip)]
-    pub config: Option<PathBuf>,
-    /// The system to train
-    #[arg(long, default_value = "dime", value_parser = ["dime"], help_heading = RUN)]
-    pub system: String,
-    /// Start of every random number
-    #[arg(long, value_name = "N", default_value_t = 1, help_heading = RUN)]
-    pub seed: u64,
-    /// The adapter: an index of `crossweave devices`, or part of a name [default: the best]
-    #[arg(long, value_name = "DEVICE", env = "CROSSWEAVE_DEVICE", hide_env_values = true, help_heading = RUN)]
-    #[serde(skip)]
-    pub device: Option<String>,
     /// Of products in the forward pass: f32, or f16 operands with f32 sums (needs cooperative matrices)
     #[arg(
         long,
@@ -248,12 +132,69 @@ pub struct TrainOptions {
         help_heading = RUN
     )]
     pub precision: Precision,
-    /// Captions scored at a time in a step, fixed for the run [default: as many as fit]
+    /// Captions scored at a time in a step [default: as many as fit]
     #[arg(long, value_name = "N", help_heading = RUN)]
     pub tile: Option<usize>,
-    /// Runs the cells again on the way back instead of keeping what their gradients read: less memory, more time
-    #[arg(long = "checkpoint-cells", help_heading = RUN)]
-    pub checkpoint_cells: bool,
+}
+
+fn dev() -> String {
+    "dev".into()
+}
+
+/// What may change when a run goes on.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[command(rename_all = "verbatim")]
+pub struct RunOptions {
+    /// The run's folder: weights, configuration, metrics, TensorBoard events, curves
+    #[arg(long, value_name = "DIR", default_value = "runs/runX", help_heading = RUN)]
+    pub logger_name: PathBuf,
+    /// The folder that holds the data folders
+    #[arg(long, value_name = "DIR", default_value = "/data", help_heading = DATA)]
+    pub data_path: PathBuf,
+    /// The data folder: {train,dev,test}_ims.npy and _caps.txt
+    #[arg(long, value_name = "NAME", default_value = "precomp", help_heading = DATA)]
+    pub data_name: String,
+    /// Numbers of a region's features, for data that must have so many [default: as many as the data have]
+    #[arg(long, value_name = "N", help_heading = DATA)]
+    pub img_dim: Option<usize>,
+    /// Odd captions (empty, CR LF, no UTF-8) are errors
+    #[arg(long, help_heading = DATA)]
+    pub strict: bool,
+    /// Batches made ahead of the GPU
+    #[arg(long, value_name = "N", default_value_t = 2, help_heading = DATA)]
+    pub workers: usize,
+    /// An imported BERT: model.safetensors, config.json, vocab.txt
+    #[arg(long, value_name = "DIR", default_value = "./", help_heading = TEXT)]
+    pub bert_path: PathBuf,
+
+    /// Passes over the training captions
+    #[arg(long, value_name = "N", default_value_t = 30, help_heading = TRAINING)]
+    pub num_epochs: usize,
+    /// Adam's learning rate
+    #[arg(long, value_name = "RATE", default_value_t = 2e-4, help_heading = TRAINING)]
+    pub learning_rate: f64,
+    /// Largest norm of the gradient; 0 or less: no limit
+    #[arg(long, value_name = "NORM", default_value_t = 2.0, allow_negative_numbers = true, help_heading = TRAINING)]
+    pub grad_clip: f64,
+    /// Steps between two lines of metrics
+    #[arg(long, value_name = "STEPS", default_value_t = 10, help_heading = TRAINING)]
+    pub log_step: usize,
+    /// Steps between two validations (there is one after every epoch too)
+    #[arg(long, value_name = "STEPS", default_value_t = 2000, help_heading = TRAINING)]
+    pub val_step: usize,
+
+    /// A run's folder: goes on where its last checkpoint is, bit for bit
+    #[arg(long, value_name = "DIR", help_heading = RUN)]
+    #[serde(skip)]
+    pub resume: Option<PathBuf>,
+    /// A file of options, `name = value` a line; the command line goes before it
+    #[arg(long, value_name = "FILE", help_heading = RUN)]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// The adapter: an index of `crossweave devices`, or part of a name [default: the best]
+    #[arg(long, value_name = "DEVICE", env = "CROSSWEAVE_DEVICE", hide_env_values = true, help_heading = RUN)]
+    #[serde(skip)]
+    pub device: Option<String>,
     /// Leaves out steps whose loss or gradient is NaN or infinite, instead of stopping
     #[arg(long = "skip-nonfinite", help_heading = RUN)]
     pub skip_nonfinite: bool,
@@ -275,35 +216,325 @@ pub struct TrainOptions {
     pub lose_device: Vec<u64>,
 }
 
+/// Every option of `crossweave train`, checked against each other.
+pub struct TrainOptions {
+    /// The system.
+    pub kind: Kind,
+    /// Its own options.
+    pub own: Box<dyn Options>,
+    /// What stays for the run's life.
+    pub fixed: FixedOptions,
+    /// What may change when the run goes on.
+    pub run: RunOptions,
+    /// What does nothing, a line each.
+    pub warnings: Vec<String>,
+}
+
 impl TrainOptions {
+    /// The options that these arguments ask for; no program name stands before them.
+    ///
+    /// # Errors
+    /// An unknown option or system, a value that does not parse, options that contradict each other.
+    pub fn of(args: &[&str]) -> Result<Self> {
+        let args: Vec<OsString> = args.iter().map(OsString::from).collect();
+        let system = value_of(&args, "system").unwrap_or_else(|| DEFAULT.into());
+        let failed =
+            |e: clap::Error| Error::new(e.to_string().trim().trim_start_matches("error: ").to_owned());
+        Self::parse(kind(&system)?, &args, failed)
+    }
+
+    /// As [`TrainOptions::of`], for a system that is known; `failed` says what to do with clap's own errors.
+    ///
+    /// # Errors
+    /// As [`TrainOptions::of`].
+    pub fn parse(kind: Kind, args: &[OsString], failed: impl Fn(clap::Error) -> Error) -> Result<Self> {
+        let matches = |command: Command| {
+            command
+                .no_binary_name(true)
+                .try_get_matches_from(args)
+                .map_err(|e| whose(&e, kind).unwrap_or_else(|| failed(e)))
+        };
+        let first = matches(command(kind))?;
+        let own = (kind.parse)(&first).map_err(&failed)?;
+        let faithful = first.get_flag("faithful");
+        let defaults = own.common(faithful);
+        if faithful {
+            refuse_ours(&command(kind), &first, &defaults)?;
+        }
+        let matches = matches(with_defaults(command(kind), &defaults))?;
+        let mut options = Self {
+            kind,
+            own,
+            fixed: FixedOptions::from_arg_matches(&matches).map_err(&failed)?,
+            run: RunOptions::from_arg_matches(&matches).map_err(&failed)?,
+            warnings: Vec::new(),
+        };
+        options.check()?;
+        Ok(options)
+    }
+
     /// `data_path/data_name`.
     pub fn data_folder(&self) -> PathBuf {
-        self.data_path.join(&self.data_name)
+        self.run.data_path.join(&self.run.data_name)
     }
 
     /// The run's folder: the one to go on with, else the one to begin.
     pub fn run_folder(&self) -> PathBuf {
-        self.resume.as_ref().unwrap_or(&self.logger_name).clone()
-    }
-
-    /// Whether extra captions and images leave out the sample's own matches.
-    pub fn exclude_own(&self) -> bool {
-        !self.faithful
+        self.run.resume.as_ref().unwrap_or(&self.run.logger_name).clone()
     }
 
     /// Whether BERT's weights are trained.
-    pub fn trains_bert(&self) -> bool {
-        self.finetune_bert || self.bert_init == BertInit::Random
+    pub fn trains_text(&self) -> bool {
+        self.kind.trains_text || self.fixed.finetune_bert || self.fixed.bert_init == BertInit::Random
+    }
+
+    /// The rates of the first epoch.
+    pub fn rates(&self) -> Rates {
+        Rates { learning_rate: self.run.learning_rate, grad_clip: self.run.grad_clip }
+    }
+
+    /// All options as a run's folder keeps them.
+    pub fn stored(&self) -> Json {
+        let mut all = plain(&self.run);
+        all.extend(plain(&self.fixed));
+        all.extend(object(self.own.all()));
+        Json::Object(all)
+    }
+
+    /// Checks that these options go on with the run that was begun with those (a `config.json`'s `options`).
+    ///
+    /// # Errors
+    /// Options that differ where a resumed run has no choice, all of them named.
+    pub fn goes_on(&self, begun: &Json) -> Result<()> {
+        let mut fixed = plain(&self.fixed);
+        fixed.extend(object(self.own.fixed()));
+        let changed = |(name, own): &(&String, &Json)| begun.get(*name).is_some_and(|before| before != *own);
+        let changed: Vec<(&String, &Json)> = fixed.iter().filter(changed).collect();
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let list = |value: &dyn Fn(&str) -> Json| {
+            let row = |(name, _): &(&String, &Json)| {
+                format!("--{name} {}", value(name).to_string().trim_matches('"'))
+            };
+            changed.iter().map(row).collect::<Vec<_>>().join(", ")
+        };
+        Err(Error::new("the run was begun with other options")
+            .expected(list(&|name| begun[name].clone()))
+            .found(list(&|name| fixed[name].clone()))
+            .cure("leave these options out to go on with the run, or begin a new one"))
+    }
+
+    fn check(&mut self) -> Result<()> {
+        self.check_sizes()?;
+        self.check_numbers()?;
+        self.check_text()?;
+        self.warnings = self.own.check(self.fixed.faithful)?;
+        if self.fixed.finetune_bert && self.fixed.bert_init == BertInit::Random {
+            let text = "--finetune-bert adds nothing to --bert-init random, which trains BERT";
+            self.warnings.push(text.into());
+        }
+        Ok(())
+    }
+
+    fn check_sizes(&self) -> Result<()> {
+        let (fixed, run) = (&self.fixed, &self.run);
+        let sizes = [
+            ("num_epochs", Some(run.num_epochs), 1),
+            ("batch_size", Some(fixed.batch_size), 1),
+            ("img_dim", run.img_dim, 1),
+            ("log_step", Some(run.log_step), 1),
+            ("val_step", Some(run.val_step), 1),
+            ("workers", Some(run.workers), 0),
+            ("captions-per-image", fixed.captions_per_image, 1),
+            ("bert-layers", fixed.bert_layers, 1),
+            ("bert-hidden", fixed.bert_hidden, 1),
+            ("bert-heads", fixed.bert_heads, 1),
+            ("bert-intermediate", fixed.bert_intermediate, 1),
+            ("vocab-size", fixed.vocab_size, LEAST_VOCAB),
+            ("dev-limit", fixed.dev_limit, 1),
+            ("tile", fixed.tile, 1),
+        ];
+        for (name, value, least) in sizes {
+            if value.is_some_and(|n| n < least || n > LARGEST) {
+                return Err(Error::new("the number is out of range")
+                    .at(format!("--{name}"))
+                    .expected(format!("{least} to {LARGEST}"))
+                    .found(value.unwrap_or_default()));
+            }
+        }
+        if run.max_steps == Some(0) {
+            return Err(Error::new("there is nothing to train")
+                .at("--max-steps")
+                .expected("at least 1")
+                .found(0));
+        }
+        let (heads, width) = (fixed.bert_heads.unwrap_or(1), fixed.bert_hidden.unwrap_or(0));
+        if !width.is_multiple_of(heads) {
+            return Err(Error::new("the heads do not divide the width")
+                .at("--bert-heads, --bert-hidden")
+                .expected(format!("--bert-heads to be a divisor of --bert-hidden {width}"))
+                .found(heads));
+        }
+        Ok(())
+    }
+
+    fn check_numbers(&self) -> Result<()> {
+        let run = &self.run;
+        let wrong = |name: &str, value: f64, expected: &str| {
+            Err(Error::new("the number is out of range")
+                .at(format!("--{name}"))
+                .expected(expected)
+                .found(value))
+        };
+        let positive = [("learning_rate", Some(run.learning_rate)), ("time-limit", run.time_limit)];
+        for (name, value) in positive {
+            if let Some(value) = value.filter(|v| !(v.is_finite() && *v > 0.0)) {
+                return wrong(name, value, "a number above 0");
+            }
+        }
+        if run.grad_clip.is_finite() { Ok(()) } else { wrong("grad_clip", run.grad_clip, "a number") }
+    }
+
+    fn check_text(&self) -> Result<()> {
+        let fixed = &self.fixed;
+        let random = fixed.bert_init == BertInit::Random;
+        if fixed.cache_text {
+            let frozen = "cached states are those of a frozen encoder without dropout";
+            let theirs = "the authors' BERT has dropout, its states differ each time";
+            let system = format!("--system {}", self.kind.name);
+            let against = [
+                (system.as_str(), self.kind.trains_text, "it trains its text encoder"),
+                ("--faithful", fixed.faithful, theirs),
+                ("--finetune-bert", fixed.finetune_bert, frozen),
+                ("--bert-dropout auto", fixed.bert_dropout == BertDropout::Auto, frozen),
+                ("--bert-init random", random, frozen),
+            ];
+            if let Some((option, _, why)) = against.iter().find(|(_, given, _)| *given) {
+                return Err(clash("--cache-text", option, why));
+            }
+        }
+        let sizes = [
+            ("--bert-layers", fixed.bert_layers.is_some()),
+            ("--bert-hidden", fixed.bert_hidden.is_some()),
+            ("--bert-heads", fixed.bert_heads.is_some()),
+            ("--bert-intermediate", fixed.bert_intermediate.is_some()),
+        ];
+        let sized = sizes.iter().find(|(_, given)| *given).map(|(name, _)| *name);
+        if let (Some(size), true) = (sized, fixed.bert_config.is_some()) {
+            return Err(clash("--bert-config", size, "the file says the sizes"));
+        }
+        let of_random = [
+            ("--bert-config", fixed.bert_config.is_some()),
+            ("--vocab-size", fixed.vocab_size.is_some()),
+            (sized.unwrap_or_default(), sized.is_some()),
+        ];
+        match of_random.iter().find(|(_, given)| *given && !random) {
+            Some((option, _)) => Err(Error::new(format!("{option} is for a BERT made from random weights"))
+                .cure(
+                    "add --bert-init random; a pretrained BERT brings its own configuration and vocabulary",
+                )),
+            None => Ok(()),
+        }
     }
 }
 
-/// Reads a `--precision`.
-pub fn precisions() -> impl TypedValueParser<Value = Precision> {
-    PossibleValuesParser::new(Precision::NAMES).map(|name| name.parse().expect("a name of the list"))
+impl std::fmt::Debug for TrainOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "TrainOptions {}", self.stored())
+    }
+}
+
+fn clash(one: &str, other: &str, why: &str) -> Error {
+    Error::new(format!("{one} contradicts {other}: {why}")).cure(format!("leave out {one} or {other}"))
+}
+
+fn plain(options: &impl Serialize) -> Map<String, Json> {
+    object(serde_json::to_value(options).expect("options are plain data"))
+}
+
+fn object(value: Json) -> Map<String, Json> {
+    match value {
+        Json::Object(map) => map,
+        _ => Map::new(),
+    }
+}
+
+/// The command `train` of a system: its options beside the common ones, with its authors' defaults.
+pub fn command(kind: Kind) -> Command {
+    let common = FixedOptions::augment_args(RunOptions::augment_args(Command::new("train")));
+    let command = both_spellings((kind.augment)(common)).args_override_self(true).infer_long_args(true);
+    let command = command.mut_arg("system", |arg| arg.default_value(kind.name));
+    let nothing = command.clone().no_binary_name(true).try_get_matches_from::<_, OsString>([]);
+    let own = nothing.and_then(|matches| (kind.parse)(&matches)).expect("the options' own defaults parse");
+    with_defaults(command, &own.common(false))
+}
+
+fn with_defaults(command: Command, defaults: &[(&'static str, String)]) -> Command {
+    defaults.iter().fold(command, |command, (name, value)| {
+        let value = value.clone();
+        command.mut_arg(name, |arg| arg.default_value(value))
+    })
+}
+
+/// Under `--faithful`, what the user gives of the options in that group must be the authors' values.
+fn refuse_ours(command: &Command, matches: &ArgMatches, theirs: &[(&'static str, String)]) -> Result<()> {
+    let rule = |name: &str| {
+        command.get_arguments().any(|arg| arg.get_id() == name && arg.get_help_heading() == Some(RULES))
+    };
+    for (name, value) in theirs.iter().filter(|(name, _)| rule(name)) {
+        let given = matches.value_source(name) == Some(ValueSource::CommandLine);
+        let last = matches.get_raw(name).into_iter().flatten().next_back();
+        if let Some(ours) = last.filter(|raw| given && *raw != value.as_str()) {
+            let option = format!("--{} {}", name.replace('_', "-"), ours.to_string_lossy());
+            return Err(clash(&option, "--faithful", "--faithful takes the authors' side"));
+        }
+    }
+    Ok(())
+}
+
+/// For an option that is another system's: an error that says whose it is.
+fn whose(error: &clap::Error, kind: Kind) -> Option<Error> {
+    let Some(ContextValue::String(name)) = error.get(ContextKind::InvalidArg) else { return None };
+    if error.kind() != ErrorKind::UnknownArgument {
+        return None;
+    }
+    let long = name.trim_start_matches('-').split('=').next().unwrap_or_default().to_string();
+    let knows = |other: &Kind| {
+        let names = |arg: &clap::Arg| {
+            let aliases = arg.get_all_aliases().unwrap_or_default();
+            arg.get_long() == Some(long.as_str()) || aliases.contains(&long.as_str())
+        };
+        other.name != kind.name && command(*other).get_arguments().any(names)
+    };
+    let owners: Vec<&str> = kinds().iter().filter(|k| knows(k)).map(|k| k.name).collect();
+    let first = owners.first()?;
+    Some(
+        Error::new(format!("{name} is an option of {}, not of {}", owners.join(" and "), kind.name))
+            .cure(format!("leave it out, or train that system: --system {first}")),
+    )
+}
+
+/// The last value that arguments give to a common option; shortened names count from four letters on.
+pub fn value_of(args: &[OsString], option: &str) -> Option<String> {
+    let mut found = None;
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        let text = arg.to_string_lossy();
+        let Some(rest) = text.strip_prefix("--") else { continue };
+        let (name, value) = rest.split_once('=').map_or((rest, None), |(name, value)| (name, Some(value)));
+        if name.len() >= 3 && option.starts_with(&name.to_lowercase()) {
+            found = match value {
+                Some(value) => Some(value.to_string()),
+                None => args.next().map(|value| value.to_string_lossy().into_owned()),
+            };
+        }
+    }
+    found
 }
 
 /// Gives every option of a command its other spelling: `data_path` and `data-path`, lower case too.
-pub fn both_spellings(command: clap::Command) -> clap::Command {
+pub fn both_spellings(command: Command) -> Command {
     command.mut_args(|arg| {
         let Some(long) = arg.get_long().map(str::to_owned) else { return arg };
         let mut taken: Vec<String> =
@@ -321,3 +552,6 @@ pub fn both_spellings(command: clap::Command) -> clap::Command {
         arg.aliases(others)
     })
 }
+
+#[cfg(test)]
+mod tests;

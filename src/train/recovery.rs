@@ -17,16 +17,16 @@ pub(super) struct Recovery {
 }
 
 impl Recovery {
-    /// The options that go on with the run after this error.
+    /// Makes the options go on with the run after this error.
     ///
     /// # Errors
     /// The error itself, if it is no lost device, if there is no checkpoint, or if this leads nowhere.
     pub(super) fn after(
         &mut self,
         e: Error,
-        options: &TrainOptions,
+        options: &mut TrainOptions,
         tell: &mut dyn FnMut(Event),
-    ) -> Result<TrainOptions> {
+    ) -> Result<()> {
         if e.kind() != Kind::DeviceLost {
             return Err(e);
         }
@@ -44,8 +44,9 @@ impl Recovery {
         }
         let what = e.to_string();
         let what = what.lines().next().unwrap_or_default();
-        tell(Event::Notice(format!("{what}; it is opened anew and training goes on from step {step}")));
-        let lose_device = options.lose_device.iter().skip(1).copied().collect();
-        Ok(TrainOptions { resume: Some(folder), lose_device, ..options.clone() })
+        tell(Event::notice(format!("{what}; it is opened anew and training goes on from step {step}")));
+        options.run.lose_device = options.run.lose_device.iter().skip(1).copied().collect();
+        options.run.resume = Some(folder);
+        Ok(())
     }
 }

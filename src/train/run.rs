@@ -1,4 +1,4 @@
-//! The training loop: the authors' schedule, with a true resume.
+//! The training loop: the system's schedule, with a true resume.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -6,51 +6,46 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::checkpoint::{self, State};
-use super::encoded::{Encoded, captions_of, training_tile};
-use super::events::EventWriter;
 use super::metrics::{self, MetricsLog};
-use super::model::{Model, read_description};
-use super::optim::{Optimizer, take_buffers};
 use super::options::{BertDropout, Select, TrainOptions};
-use super::rank::{Metrics, Sims};
 use super::recovery::Recovery;
-use super::textcache::{Captions, TextCache};
-use super::{Ending, Event, score};
+use super::tensorboard::EventWriter;
+use super::{Ending, Event, begin};
 use crate::data::batches::{Batch, Sampler, SamplerOptions};
 use crate::data::dataset::{self, Dataset};
 use crate::data::prefetch::{Placed, Prefetch};
 use crate::data::tokenizer::TokenTable;
 use crate::error::{Error, Kind, Result};
+use crate::eval::encoded::{Encoded, training_tile};
+use crate::eval::model::{Model, is_trained, read_description};
+use crate::eval::rank::{Metrics, Sims};
+use crate::eval::text_cache::{Captions, TextCache};
 use crate::gpu::{Gpu, Options};
-use crate::host::Rng;
-use crate::nn::Dropouts;
+use crate::nn::optim::{Optimizer, take_buffers};
 use crate::ops::{AdamStep, concat, write};
-use crate::systems::dime::{self, Path as ModelPath, Run};
+use crate::systems::{self, Items, Loss, Pass, Step};
 use crate::tensor::{Device, Tape, Tensor};
 
-/// The stream of dropout seeds, apart from the sampler's.
-const DROPOUT_STREAM: u64 = 0xd0;
-/// Values that a step gives.
-const RESULTS: usize = 4;
+/// Values that a step gives at most: the loss, the squared norm of its gradient, its terms.
+const RESULTS: usize = 2 + Loss::TERMS;
 /// Steps whose results the device can hold.
 const HISTORY: usize = 1024;
 /// Ids named of a batch that went wrong.
 const NAMED: usize = 16;
 
-/// Trains as the (resolved) options say, telling what happens; ends after the step during which `stop` is set.
-/// When the device is lost it goes on from the last checkpoint.
+/// Trains as the options say, telling what happens; ends after the step during which `stop` is set. When the device
+/// is lost it goes on from the last checkpoint.
 ///
 /// # Errors
 /// Bad input, a device that fails again and again, a loss that is not finite.
-pub fn train(options: &TrainOptions, stop: &AtomicBool, tell: &mut dyn FnMut(Event)) -> Result<()> {
+pub fn train(mut options: TrainOptions, stop: &AtomicBool, tell: &mut dyn FnMut(Event)) -> Result<()> {
     let mut recovery = Recovery::default();
-    let mut options = options.clone();
     loop {
         match attempt(&options, stop, tell) {
-            Err(e) => options = recovery.after(e, &options, tell)?,
+            Err(e) => recovery.after(e, &mut options, tell)?,
             Ok(()) => return Ok(()),
         }
     }
@@ -59,16 +54,16 @@ pub fn train(options: &TrainOptions, stop: &AtomicBool, tell: &mut dyn FnMut(Eve
 /// Trains until the end, or until something fails.
 fn attempt(options: &TrainOptions, stop: &AtomicBool, tell: &mut dyn FnMut(Event)) -> Result<()> {
     let gpu = Gpu::open(&Options {
-        device: options.device.clone(),
-        precision: Some(options.precision),
+        device: options.run.device.clone(),
+        precision: Some(options.fixed.precision),
         profile: std::env::var_os("CROSSWEAVE_PROFILE").is_some(),
         ..Options::default()
     })?;
     let mut session = Session::open(options, Device::Gpu(gpu.clone()), stop, tell)?;
     let ending = session.run(tell)?;
-    if options.stats {
-        tell(Event::Notice(gpu.stats().to_string()));
-        gpu.kernel_times().iter().for_each(|row| tell(Event::Notice(row.to_string())));
+    if options.run.stats {
+        tell(Event::notice(gpu.stats().to_string()));
+        gpu.kernel_times().iter().for_each(|row| tell(Event::notice(row.to_string())));
     }
     let (run, state) = (session.folder.clone(), &session.state);
     let best = state.best.map(|(_, step, metrics)| (step, metrics));
@@ -76,10 +71,72 @@ fn attempt(options: &TrainOptions, stop: &AtomicBool, tell: &mut dyn FnMut(Event
     Ok(())
 }
 
+/// The split that is trained on and the one that checkpoints are chosen on.
+struct Splits {
+    train: Dataset,
+    dev: Dataset,
+}
+
+impl Splits {
+    /// Opens both and checks that they fit each other and the options.
+    fn open(options: &TrainOptions, tell: &mut dyn FnMut(Event)) -> Result<Self> {
+        let folder = options.data_folder();
+        let open = |split: &str, limit| {
+            let captions_per_image = options.fixed.captions_per_image;
+            let wanted = dataset::Options { captions_per_image, strict: options.run.strict, limit };
+            Dataset::open(&folder, split, &wanted)
+        };
+        let train = open("train", None)?;
+        let dev = open(&options.fixed.dev_split, options.fixed.dev_limit)?;
+        for set in [&train, &dev] {
+            tell(Event::notice(set.describe()));
+            set.notices().iter().for_each(|n| tell(Event::notice(n.clone())));
+        }
+        if train.dim() != dev.dim() {
+            return Err(Error::new("the splits' features have different widths")
+                .at(folder.display())
+                .expected(train.dim())
+                .found(dev.dim()));
+        }
+        match options.run.img_dim.filter(|n| *n != train.dim()) {
+            Some(asked) => Err(Error::new("the features have another width than --img_dim says")
+                .at(folder.display())
+                .expected(asked)
+                .found(train.dim())
+                .cure("leave out --img_dim to take the data's width, or give the data meant")),
+            None => Ok(Self { train, dev }),
+        }
+    }
+}
+
+/// The model, its optimiser and where the run is: those of its last checkpoint, or fresh ones.
+fn model_of(options: &TrainOptions, data: &Dataset, device: &Device) -> Result<(Model, Optimizer, State)> {
+    let folder = options.run_folder();
+    if options.run.resume.is_some() {
+        options.goes_on(&read_description(&folder)?["options"]).map_err(|e| e.at(folder.display()))?;
+    } else {
+        refuse_run(&folder)?;
+    }
+    let mut model = begin::fresh(options, data.dim(), data.texts(), device)?;
+    let mut optimizer = Optimizer::default();
+    if options.run.resume.is_some() {
+        model.resume(&folder)?;
+        let state = checkpoint::load(&folder, &mut model, &mut optimizer, options.trains_text(), device)?;
+        return Ok((model, optimizer, state));
+    }
+    let (inputs, batch) = (model.system.inputs(), options.fixed.batch_size);
+    let images = batch * (1 + inputs.extra_images);
+    let captions = batch * (1 + inputs.extra_captions);
+    let fits = training_tile(&*model.system, images, captions, data.regions(), device);
+    Ok((model, optimizer, State::begin(options.fixed.tile.unwrap_or(fits))))
+}
+
 /// A step whose results are still on the device.
 struct Pending {
     step: u64,
     lr: f64,
+    /// The loss's terms, in the order of their values.
+    terms: Vec<&'static str>,
     ids: String,
 }
 
@@ -98,7 +155,7 @@ struct Session<'a> {
     batches: Prefetch,
     steps_per_epoch: u64,
     pending: VecDeque<Pending>,
-    /// `[HISTORY, 4]`: total, rank and path loss, squared gradient norm of the pending steps.
+    /// `[HISTORY, RESULTS]`: loss, squared gradient norm and terms of the pending steps.
     results: Tensor,
     log: MetricsLog,
     events: EventWriter,
@@ -117,100 +174,49 @@ impl<'a> Session<'a> {
         stop: &'a AtomicBool,
         tell: &mut dyn FnMut(Event),
     ) -> Result<Self> {
-        let data_folder = options.data_folder();
-        let wanted = dataset::Options {
-            captions_per_image: options.captions_per_image,
-            strict: options.strict,
-            limit: None,
-        };
-        let data = Dataset::open(&data_folder, "train", &wanted)?;
-        let dev =
-            Dataset::open(&data_folder, "dev", &dataset::Options { limit: options.dev_limit, ..wanted })?;
-        for set in [&data, &dev] {
-            tell(Event::Notice(set.describe()));
-            set.notices().iter().for_each(|n| tell(Event::Notice(n.clone())));
-        }
-        if data.dim() != dev.dim() {
-            return Err(Error::new("the splits' features have different widths")
-                .at(data_folder.display())
-                .expected(data.dim())
-                .found(dev.dim()));
-        }
-        if let Some(asked) = options.img_dim.filter(|n| *n != data.dim()) {
-            return Err(Error::new("the features have another width than --img_dim says")
-                .at(data_folder.display())
-                .expected(asked)
-                .found(data.dim())
-                .cure("leave out --img_dim to take the data's width, or give the data meant"));
-        }
+        let Splits { train, dev } = Splits::open(options, tell)?;
+        let (model, optimizer, state) = model_of(options, &train, &device)?;
+        let inputs = model.system.inputs();
+        let [tokens, dev_tokens] =
+            [&train, &dev].map(|data| TokenTable::new(&model.pieces, data.texts(), inputs.max_words));
         let folder = options.run_folder();
-        if options.resume.is_some() {
-            options.goes_on(&read_description(&folder)?["options"]).map_err(|e| e.at(folder.display()))?;
-        } else {
-            refuse_run(&folder)?;
-        }
-        let mut model = Model::begin(options, data.dim(), data.texts(), &device)?;
-        let mut optimizer = Optimizer::default();
-        let state = if options.resume.is_some() {
-            model.resume(&folder)?;
-            checkpoint::load(&folder, &mut model, &mut optimizer, options.trains_bert(), &device)?
-        } else {
-            let extra = if options.extra_stc > 0 { (0, options.extra_stc) } else { (options.extra_img, 0) };
-            let images = options.batch_size * (1 + extra.0);
-            let captions = options.batch_size * (1 + extra.1);
-            let fits = training_tile(&model.config, images, captions, data.regions(), &device);
-            State::begin(options.tile.unwrap_or(fits))
-        };
-        let tokens = TokenTable::new(&model.pieces, data.texts(), options.max_words);
-        let dev_tokens = TokenTable::new(&model.pieces, dev.texts(), options.max_words);
         std::fs::create_dir_all(&folder).map_err(|e| Error::io("make the run's folder", &folder, &e))?;
-        let states = if options.cache_text {
+        let states = if options.fixed.cache_text {
             let mut open = |split, data, tokens| {
                 let captions = Captions { split, data, tokens };
                 let stop = || stop.load(Ordering::Relaxed);
-                TextCache::open(&folder, &options.bert_path, &captions, &model, &device, &stop, tell)
+                let tell = &mut |p| tell(Event::Progress(p));
+                TextCache::open(&folder, &options.run.bert_path, &captions, &model, &device, &stop, tell)
             };
-            Some((open("train", &data, &tokens)?, open("dev", &dev, &dev_tokens)?))
+            Some((open("train", &train, &tokens)?, open(&options.fixed.dev_split, &dev, &dev_tokens)?))
         } else {
             None
         };
-        let sampler = Sampler::new(
-            data.captions_per_image(),
-            Arc::new(if model.config.mask_padding { tokens.cut() } else { tokens }),
-            SamplerOptions {
-                batch_size: options.batch_size,
-                extra_stc: options.extra_stc,
-                extra_img: options.extra_img,
-                seed: options.seed,
-                exclude_own: options.exclude_own(),
-            },
-        )?;
+        let sampling = SamplerOptions::new(&inputs, options.fixed.batch_size, options.fixed.seed);
+        let sampler = Sampler::new(train.captions_per_image(), Arc::new(tokens), sampling)?;
         let steps_per_epoch = sampler.steps_per_epoch();
-        let described = data.describe();
+        let described = train.describe();
         let (epoch, step) = (state.step / steps_per_epoch, state.step % steps_per_epoch);
-        let batches = Prefetch::start(Arc::new(data), sampler, epoch, step, options.workers.max(1))?;
-        let resumed_at = options.resume.is_some().then_some(state.step);
+        let ahead = options.run.workers.max(1);
+        let batches = Prefetch::start(Arc::new(train), inputs, sampler, epoch, step, ahead)?;
+        let resumed_at = options.run.resume.is_some().then_some(state.step);
         if resumed_at.is_none() {
-            model.write_config(&folder, options)?;
+            model.write_config(&folder, &options.stored())?;
             // From here on the run can be resumed, whenever it is killed.
-            checkpoint::save(&folder, &model, &optimizer, &state, options.trains_bert())?;
+            checkpoint::save(&folder, &model, &optimizer, &state, options.trains_text())?;
         }
         let log = MetricsLog::open(&folder.join("metrics.jsonl"), resumed_at)?;
         if resumed_at.is_some() {
-            model.write_config(&folder, options)?;
+            model.write_config(&folder, &options.stored())?;
         }
+        let trained = model.specs.iter().filter(|s| is_trained(s, options.trains_text()));
         tell(Event::Start {
             run: folder.clone(),
             device: device.gpu().map_or_else(|| "host".into(), |g| g.facts().name.clone()),
             data: described,
-            parameters: model
-                .specs
-                .iter()
-                .filter(|s| model.is_trained(&s.name, options.trains_bert()))
-                .map(|s| s.shape.len())
-                .sum(),
-            epochs: options.num_epochs as u64,
-            steps: steps_per_epoch * options.num_epochs as u64,
+            parameters: trained.map(|s| s.shape.len()).sum(),
+            epochs: options.run.num_epochs as u64,
+            steps: steps_per_epoch * options.run.num_epochs as u64,
             resumed_at,
         });
         Ok(Self {
@@ -239,12 +245,12 @@ impl<'a> Session<'a> {
     }
 
     fn steps(&self) -> u64 {
-        self.steps_per_epoch * self.options.num_epochs as u64
+        self.steps_per_epoch * self.options.run.num_epochs as u64
     }
 
     /// Whether a validation belongs after this many steps.
     fn is_due(&self, step: u64) -> bool {
-        step.is_multiple_of(self.steps_per_epoch) || step.is_multiple_of(self.options.val_step as u64)
+        step.is_multiple_of(self.steps_per_epoch) || step.is_multiple_of(self.options.run.val_step as u64)
     }
 
     /// Whether the run was stopped between a step and the validation that belongs after it.
@@ -262,7 +268,7 @@ impl<'a> Session<'a> {
             let placed = self.batches.next_batch()?;
             self.step(&placed)?;
             let full = self.pending.len() == HISTORY;
-            if full || self.state.step.is_multiple_of(self.options.log_step as u64) {
+            if full || self.state.step.is_multiple_of(self.options.run.log_step as u64) {
                 self.read_back(tell)?;
             }
             let ending = self.ending();
@@ -286,9 +292,9 @@ impl<'a> Session<'a> {
         let over = |limit: f64| self.seconds() > limit;
         if self.stop.load(Ordering::Relaxed) {
             Some(Ending::Interrupted)
-        } else if self.options.max_steps.is_some_and(|n| self.state.step >= n) {
+        } else if self.options.run.max_steps.is_some_and(|n| self.state.step >= n) {
             Some(Ending::StepLimit)
-        } else if self.options.time_limit.is_some_and(over) {
+        } else if self.options.run.time_limit.is_some_and(over) {
             Some(Ending::TimeLimit)
         } else {
             None
@@ -299,57 +305,66 @@ impl<'a> Session<'a> {
         self.seconds_before + self.started.elapsed().as_secs_f64()
     }
 
-    /// The learning rate of an epoch: a tenth every `lr_update` epochs.
-    fn rate(&self, epoch: u64) -> f64 {
-        self.options.learning_rate * 0.1f64.powi((epoch / self.options.lr_update as u64) as i32)
-    }
-
     fn step(&mut self, placed: &Placed) -> Result<()> {
-        let batch = &placed.batch;
-        let step = self.state.step;
+        let (batch, step) = (&placed.batch, self.state.step);
+        let (options, system) = (self.options, &*self.model.system);
         let tape = Tape::new();
-        let with_bert = self.options.trains_bert();
-        let params = self.model.params.tracked(&tape, |name| self.model.is_trained(name, with_bert));
-        let run = Run {
-            scope: params.root(),
-            config: &self.model.config,
-            path: if self.options.checkpoint_cells { ModelPath::Recomputed } else { ModelPath::Fast },
-            train: true,
-            taps: None,
-        };
-        let dropouts = (self.options.bert_dropout == Some(BertDropout::Auto))
-            .then(|| Dropouts::new(Rng::of(self.options.seed, &[DROPOUT_STREAM, step]).next_u64()));
-        let features = self.device.tensor([batch.n_images, batch.regions, batch.dim], &batch.images);
-        let images = dime::encode_images(&run, &features);
-        let states = self.states.as_ref().map(|(train, _)| train);
-        let captions = captions_of(&run, batch, states, dropouts.as_ref(), &self.device)?;
-        let outcome = dime::forward(&run, &images, &captions, self.state.tile);
-        let grads = tape.backward(&outcome.losses.total);
+        let with_text = options.trains_text();
+        let params = self.model.params.tracked(&tape, |name| self.model.is_trained(name, with_text));
+        let text_dropout = options.fixed.bert_dropout == BertDropout::Auto;
+        let at = Step { seed: options.fixed.seed, epoch: placed.epoch, step, text_dropout };
+        let pass = Pass::training(params.root(), at).computed(system.form(), self.state.tile);
+        let images = system.images(&pass, &Items::upload(&batch.images, &self.device));
+        let captions = system.captions(&pass, &self.captions(batch)?);
+        let about = systems::Batch { image_ids: &batch.image_ids, given: None };
+        let loss = system.loss(&pass, &images, &captions, &about);
+        let buffers = pass.into_buffers();
+        let grads = tape.backward(&loss.total);
         let named: Vec<(String, Tensor)> = self
             .model
             .specs
             .iter()
             .filter_map(|s| Some((s.name.clone(), grads.of(params.named(&s.name))?.clone())))
             .collect();
-        let lr = self.rate(placed.epoch);
+        let schedule = system.schedule(&options.rates(), placed.epoch, step);
+        let lr = schedule.rates.first().map_or(0.0, |(_, rate)| *rate);
         let adam =
-            AdamStep { lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: 0.0, clip: self.options.grad_clip };
+            AdamStep { lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: schedule.decay, clip: schedule.clip };
         let squares = self.optimizer.step(&mut self.model.params, &named, &adam);
-        take_buffers(&mut self.model.params, &outcome.buffers, &squares);
-        let losses = outcome.losses;
-        let parts = [&losses.total, &losses.rank, &losses.path, &squares].map(|t| t.detach().reshape([1]));
-        write(&mut self.results, RESULTS * self.pending.len(), &concat(&parts, 0));
+        take_buffers(&mut self.model.params, &buffers, &squares);
+        self.note(&loss, &squares);
         let ids: Vec<String> = batch.caption_ids.iter().take(NAMED).map(ToString::to_string).collect();
+        let terms = loss.terms.iter().map(|(name, _)| *name).collect();
         self.state.step += 1;
-        self.pending.push_back(Pending { step: self.state.step, lr, ids: ids.join(" ") });
-        self.pairs += (batch.n_images * batch.n_captions) as u64;
+        self.pending.push_back(Pending { step: self.state.step, lr, terms, ids: ids.join(" ") });
+        self.pairs += (batch.images.len() * batch.captions.len()) as u64;
         if let Some(gpu) = self.device.gpu() {
-            if self.options.lose_device.first() == Some(&self.state.step) {
+            if options.run.lose_device.first() == Some(&self.state.step) {
                 gpu.lose();
             }
             gpu.flush().map_err(|e| self.explain(e, batch))?;
         }
         Ok(())
+    }
+
+    /// A batch's captions on the device, with the text states that are kept of them.
+    fn captions(&self, batch: &Batch) -> Result<Items> {
+        let items = Items::upload(&batch.captions, &self.device);
+        Ok(match &self.states {
+            Some((states, _)) => {
+                items.with("states", states.upload(&batch.caption_ids, batch.words, &self.device)?)
+            }
+            None => items,
+        })
+    }
+
+    /// Keeps what a step gave on the device.
+    fn note(&mut self, loss: &Loss, squares: &Tensor) {
+        assert!(loss.terms.len() <= Loss::TERMS, "a loss of {} terms", loss.terms.len());
+        let terms = loss.terms.iter().map(|(_, term)| term);
+        let parts: Vec<Tensor> =
+            [&loss.total, squares].into_iter().chain(terms).map(|t| t.detach().reshape([1])).collect();
+        write(&mut self.results, RESULTS * self.pending.len(), &concat(&parts, 0));
     }
 
     /// Out of memory: says what would fit.
@@ -359,9 +374,9 @@ impl<'a> Session<'a> {
         }
         e.cure(format!(
             "use --batch_size {} or less (this batch has {} images and {} captions), or --tile below {}",
-            (self.options.batch_size / 2).max(1),
-            batch.n_images,
-            batch.n_captions,
+            (self.options.fixed.batch_size / 2).max(1),
+            batch.images.len(),
+            batch.captions.len(),
             self.state.tile
         ))
     }
@@ -373,39 +388,29 @@ impl<'a> Session<'a> {
         }
         let values = self.results.to_vec()?;
         let mut last = None;
-        for (p, v) in self.pending.drain(..).zip(values.chunks(RESULTS)) {
-            let [loss, rank, path, norm] = [v[0], v[1], v[2], v[3].sqrt()];
-            if !v.iter().all(|x| x.is_finite()) {
+        for (p, v) in std::mem::take(&mut self.pending).into_iter().zip(values.chunks(RESULTS)) {
+            let (loss, norm, terms) = (v[0], v[1].sqrt(), &v[2..2 + p.terms.len()]);
+            if ![&[loss, norm], terms].concat().iter().all(|x| x.is_finite()) {
                 let error = nonfinite(&p, &self.folder);
-                if !self.options.skip_nonfinite {
+                if !self.options.run.skip_nonfinite {
                     return Err(error);
                 }
-                tell(Event::Notice(format!("step {} left out: {error}", p.step)));
+                tell(Event::notice(format!("step {} left out: {error}", p.step)));
                 self.log.append(&json!({"step": p.step, "skipped": true}))?;
                 continue;
             }
-            let row = json!({
-                "step": p.step, "epoch": (p.step - 1) / self.steps_per_epoch + 1, "lr": p.lr,
-                "loss": loss, "loss_rank": rank, "loss_path": path, "grad_norm": norm,
-            });
-            self.log.append(&row)?;
-            let scalars = [
-                ("train/loss", loss),
-                ("train/loss_rank", rank),
-                ("train/loss_path", path),
-                ("train/grad_norm", norm),
-                ("train/lr", p.lr as f32),
-            ];
-            self.events.scalars(p.step, &scalars)?;
-            last = Some((p.step, p.lr, loss, rank, path, norm));
+            let terms: Vec<(&'static str, f32)> =
+                p.terms.iter().copied().zip(terms.iter().copied()).collect();
+            self.write_down(&p, loss, norm, &terms)?;
+            last = Some((p.step, p.lr, loss, norm, terms));
         }
-        let Some((step, lr, loss, rank, path, norm)) = last else { return Ok(()) };
+        let Some((step, lr, loss, norm, terms)) = last else { return Ok(()) };
         let elapsed = self.since.elapsed().as_secs_f64().max(1e-9);
         let done = self.started.elapsed().as_secs_f64();
         let left = (self.steps() - step) as f64;
         let trained = step.saturating_sub(self.begun_at).max(1) as f64;
         let mut eta = done / trained * left;
-        if let Some(limit) = self.options.time_limit {
+        if let Some(limit) = self.options.run.time_limit {
             eta = eta.min((limit - self.seconds()).max(0.0));
         }
         tell(Event::Step {
@@ -413,8 +418,7 @@ impl<'a> Session<'a> {
             step,
             steps: self.steps(),
             loss: loss.into(),
-            loss_rank: rank.into(),
-            loss_path: path.into(),
+            terms: terms.iter().map(|(name, value)| (*name, (*value).into())).collect(),
             grad_norm: norm.into(),
             lr,
             pairs_per_second: self.pairs as f64 / elapsed,
@@ -424,20 +428,36 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    fn write_down(&mut self, p: &Pending, loss: f32, norm: f32, terms: &[(&'static str, f32)]) -> Result<()> {
+        let epoch = (p.step - 1) / self.steps_per_epoch + 1;
+        let mut row = json!({"step": p.step, "epoch": epoch, "lr": p.lr, "loss": loss, "grad_norm": norm});
+        let mut scalars = vec![
+            ("train/loss".into(), loss),
+            ("train/grad_norm".into(), norm),
+            ("train/lr".into(), p.lr as f32),
+        ];
+        for (name, value) in terms {
+            row[format!("loss_{name}")] = Value::from(*value);
+            scalars.push((format!("train/loss_{name}"), *value));
+        }
+        self.log.append(&row)?;
+        self.events.scalars(p.step, &scalars)
+    }
+
     fn validate(&mut self, tell: &mut dyn FnMut(Event)) -> Result<()> {
         let stop = || self.stop.load(Ordering::Relaxed);
         let states = self.states.as_ref().map(|(_, dev)| dev);
         let scored = Encoded::new(&self.model, &self.dev, &self.dev_tokens, states, &self.device, &stop)
-            .and_then(|e| e.score(&self.model, &self.device, None, &stop, &mut |p| tell(score::event(p))));
+            .and_then(|e| e.score(&self.model, &self.device, None, &stop, &mut |p| tell(Event::Progress(p))));
         let sims = match scored {
             // The step is done; its checkpoint must not be lost for want of a validation.
             Err(e) if e.kind() == Kind::Interrupted => return self.save(tell),
             other => other?,
         };
         let metrics = Sims::new(&sims, self.dev.images(), self.dev.captions_per_image())?.metrics();
-        let value = match self.options.select {
-            Some(Select::R1r5) => metrics.r1r5(),
-            _ => metrics.rsum(),
+        let value = match self.options.fixed.select {
+            Select::R1r5 => metrics.r1r5(),
+            Select::Rsum => metrics.rsum(),
         };
         let best = self.state.best.is_none_or(|(before, ..)| value > before);
         let step = self.state.step;
@@ -459,14 +479,15 @@ impl<'a> Session<'a> {
         }});
         self.log.append(&row)?;
         let scalars = [
-            ("val/rsum", m.rsum() as f32),
-            ("val/i2t_r1", m.i2t.r1 as f32),
-            ("val/i2t_r5", m.i2t.r5 as f32),
-            ("val/i2t_r10", m.i2t.r10 as f32),
-            ("val/t2i_r1", m.t2i.r1 as f32),
-            ("val/t2i_r5", m.t2i.r5 as f32),
-            ("val/t2i_r10", m.t2i.r10 as f32),
-        ];
+            ("val/rsum", m.rsum()),
+            ("val/i2t_r1", m.i2t.r1),
+            ("val/i2t_r5", m.i2t.r5),
+            ("val/i2t_r10", m.i2t.r10),
+            ("val/t2i_r1", m.t2i.r1),
+            ("val/t2i_r5", m.t2i.r5),
+            ("val/t2i_r10", m.t2i.r10),
+        ]
+        .map(|(tag, value)| (tag.to_string(), value as f32));
         self.events.scalars(step, &scalars)
     }
 
@@ -477,7 +498,7 @@ impl<'a> Session<'a> {
             &self.model,
             &self.optimizer,
             &self.state,
-            self.options.trains_bert(),
+            self.options.trains_text(),
         )?;
         tell(Event::Saved { path: self.folder.join(checkpoint::FILE) });
         Ok(())

@@ -5,9 +5,10 @@ use std::rc::Rc;
 
 use super::encode::EPS;
 use super::mask::{self, Mask};
-use super::{AttentionNorm, Direction, Path, Run};
+use super::{AttentionNorm, Direction, Run};
 use crate::nn::{Params, Scope, linear, linears, mlp};
 use crate::ops::{Act, Attend, Expr, OverQueries, WordsAre, add, checkpoint, materialize, stack};
+use crate::systems::{Form, Pass};
 use crate::tensor::Tensor;
 
 /// What the cells read besides their input.
@@ -34,8 +35,8 @@ pub(super) fn outputs(run: &Run, scope: &Scope, x: [&Tensor; 4], guides: &Guides
     let rest: [(usize, Cell); 3] = [(1, guidance), (2, intra_modal), (3, cross_modal)];
     let [b, c, d] = rest.map(|(j, cell)| {
         let scope = scope.sub(CELLS[j]);
-        match run.path {
-            Path::Recomputed => recomputed(run, &scope, x[j], guides, cell),
+        match run.pass.form {
+            Form::Recomputed => recomputed(run, &scope, x[j], guides, cell),
             _ => cell(run, &scope, x[j], guides),
         }
     });
@@ -46,15 +47,16 @@ pub(super) fn outputs(run: &Run, scope: &Scope, x: [&Tensor; 4], guides: &Guides
 fn recomputed(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides, cell: Cell) -> Tensor {
     let (names, weights): (Vec<String>, Vec<&Tensor>) = scope.all().into_iter().unzip();
     let inputs: Vec<&Tensor> = [x, &guides.global, &guides.context].into_iter().chain(weights).collect();
-    let (config, train) = (run.config.clone(), run.train);
+    let config = run.config.clone();
     let guides =
         Guides { global: guides.global.detach(), context: guides.context.detach(), ..guides.clone() };
     checkpoint(&inputs, move |x| {
         let mut params = Params::default();
         names.iter().zip(&x[3..]).for_each(|(name, w)| params.insert(name, w.clone()));
-        let run = Run { scope: params.root(), config: &config, path: Path::Fast, train, taps: None };
+        let pass = Pass::evaluation(params.root());
+        let run = Run { config: &config, pass: &pass };
         let guides = Guides { global: x[1].clone(), context: x[2].clone(), ..guides.clone() };
-        cell(&run, &run.scope, &x[0], &guides)
+        cell(&run, &pass.scope, &x[0], &guides)
     })
 }
 
@@ -63,8 +65,8 @@ fn recomputed(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides, cell: Cell)
 pub(super) fn routers(run: &Run, scope: &Scope, x: [&Tensor; 4], mask: Option<&Mask>) -> Tensor {
     let maps = |name: &str| CELLS.map(|cell| scope.sub(cell).sub("router").sub("mlp").sub(name));
     let (first, second) = (maps("0"), maps("2"));
-    let each = match run.path {
-        Path::Composed => {
+    let each = match run.pass.form {
+        Form::Composed => {
             let router = |j: usize| {
                 let hidden = linear(&first[j], &mask::mean(x[j], mask), Act::Relu);
                 linear(&second[j], &hidden, Act::Tanh).map(Expr::relu)
@@ -100,8 +102,8 @@ fn rectified(x: &Tensor) -> Tensor {
 fn guidance(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides) -> Tensor {
     let global = &guides.global;
     let mapped = mask::zeroed(&linear(&scope.sub("fc_1"), x, Act::None), guides.mask.as_deref());
-    match run.path {
-        Path::Composed => {
+    match run.pass.form {
+        Form::Composed => {
             let z = mapped.map2(global, |m, g| m * g).l2norm(2, EPS);
             z.map2(x, |z, x| (z + 1.0) * x)
         }
@@ -116,10 +118,10 @@ fn intra_modal(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides) -> Tensor 
     let rows = x.reshape([s[0] * s[1], s[2], s[3]]);
     let own = scope.sub("sa");
     let maps = [0, 1, 2].map(|i| own.sub(&format!("att_layer.linears.{i}")));
-    let heads = run.config.num_head_IMRC;
+    let heads = run.config.options.num_head_IMRC;
     let scale = 1.0 / ((s[3] / heads) as f64).sqrt();
-    let y = match run.path {
-        Path::Composed => {
+    let y = match run.pass.form {
+        Form::Composed => {
             let [q, k, v] = maps.map(|scope| linear(&scope, &rows, Act::None));
             let scores = q.head_scores(&k, heads, scale);
             let weights = match mask {
@@ -147,8 +149,8 @@ fn cross_modal(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides) -> Tensor 
     let scores = x.matmul(&guides.context, false, true);
     let weights = attend(run, &scores, guides);
     let d = x.shape()[3];
-    let moved = match run.path {
-        Path::Composed => {
+    let moved = match run.pass.form {
+        Form::Composed => {
             let attended = weights.matmul(&guides.context, false, false);
             let scale = linear(&refine.sub("fc_scale"), &attended, Act::Tanh);
             let shift = linear(&refine.sub("fc_shift"), &attended, Act::None);
@@ -167,8 +169,8 @@ fn cross_modal(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides) -> Tensor 
 /// Two linear maps with a ReLU between, plus `residual`: the fast form adds it before the second map is stored,
 /// where it does not repeat.
 fn feed_forward(run: &Run, first: &Scope, second: &Scope, x: &Tensor, residual: &Tensor) -> Tensor {
-    match run.path {
-        Path::Composed => add(residual, &linear(second, &linear(first, x, Act::Relu), Act::None)),
+    match run.pass.form {
+        Form::Composed => add(residual, &linear(second, &linear(first, x, Act::Relu), Act::None)),
         _ if residual.len() == x.len() => mlp(first, second, x, Act::None, Some(residual)),
         _ => add(residual, &mlp(first, second, x, Act::None, None)),
     }
@@ -177,26 +179,26 @@ fn feed_forward(run: &Run, first: &Scope, second: &Scope, x: &Tensor, residual: 
 /// Attention weights from scores `[images, captions, rows, context]`: normalised over the rows (the
 /// queries), then softmax over the context, words past a caption's end left out.
 fn attend(run: &Run, scores: &Tensor, guides: &Guides) -> Tensor {
-    let scale = run.config.lambda_softmax_CMRC;
-    let (leaky, over) = match run.config.raw_feature_norm_CMRC {
+    let scale = run.config.options.lambda_softmax_CMRC;
+    let (leaky, over) = match run.config.options.raw_feature_norm_CMRC {
         AttentionNorm::ClippedL2norm => (Some(0.1), OverQueries::Norm(EPS)),
         AttentionNorm::L2norm => (None, OverQueries::NormPlus(1e-8)),
         AttentionNorm::Clipped => (Some(0.1), OverQueries::Nothing),
         AttentionNorm::NoNorm => (None, OverQueries::Nothing),
         AttentionNorm::Softmax => (None, OverQueries::Nothing),
     };
-    let (words, lens) = match run.config.direction {
+    let (words, lens) = match run.config.options.direction {
         Direction::I2t => (WordsAre::Context, guides.lengths.as_ref()),
         Direction::T2i => (WordsAre::Queries, guides.mask.as_ref().map(|mask| &mask.lengths)),
     };
-    let over_queries = match (run.config.raw_feature_norm_CMRC, &guides.mask) {
+    let over_queries = match (run.config.options.raw_feature_norm_CMRC, &guides.mask) {
         (AttentionNorm::Softmax, Some(mask)) => scores.softmax_to(2, 1.0, &mask.lengths, 1),
         (AttentionNorm::Softmax, None) => scores.softmax(2, 1.0),
         _ => scores.clone(),
     };
     let how = Attend { leaky, over, scale, words };
-    match run.path {
-        Path::Composed => how.composed(&over_queries, lens),
+    match run.pass.form {
+        Form::Composed => how.composed(&over_queries, lens),
         _ => how.weights(&over_queries, lens),
     }
 }

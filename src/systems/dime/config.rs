@@ -1,5 +1,6 @@
-//! DIME's options, by the names of the authors' `train.py`, and its parameters.
+//! What makes a DIME, by the names of the authors' `train.py`, and its parameters.
 
+use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use super::cells::CELLS;
@@ -7,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::nn::{Init, ParamSpec, Role, bert, layout};
 
 /// Which side's local features travel through the cells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
     /// Regions, guided by the sentence, with words as context.
@@ -17,8 +18,9 @@ pub enum Direction {
 }
 
 /// How cross-modal attention normalises its scores over the queries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub enum AttentionNorm {
     /// Leaky ReLU of slope 0.1, then the L2 norm.
     ClippedL2norm,
@@ -35,50 +37,94 @@ pub enum AttentionNorm {
 /// Sizes past this are slips or hostile, and their products would overflow.
 const MAX_SIZE: usize = 1 << 24;
 
-/// What determines the model and its loss.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[allow(non_snake_case, reason = "the authors' option names are the file format")]
-pub struct Config {
-    /// Which side travels.
-    pub direction: Direction,
-    /// Words of a caption, padding included.
+/// The options that make the model and its loss.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[command(rename_all = "verbatim", next_help_heading = "DIME: the model")]
+#[allow(non_snake_case, reason = "the authors' option names are the interface")]
+pub struct ModelOptions {
+    /// Pieces of a caption, its two marks and padding included
+    #[arg(long, value_name = "N", default_value_t = 32)]
     pub max_words: usize,
-    /// Width of a region's features.
-    pub img_dim: usize,
-    /// Width of the joint embedding.
+    /// Width of the joint embedding
+    #[arg(long, value_name = "N", default_value_t = 256)]
     pub embed_size: usize,
-    /// Heads of the intra-modal cell; they divide the embedding.
+    /// Which side travels through the cells: regions (i2t) or words (t2i)
+    #[arg(long, value_enum, default_value = "i2t", hide_possible_values = true)]
+    pub direction: Direction,
+    /// Heads of the intra-modal reasoning cell; they divide the embedding
+    #[arg(long, value_name = "N", default_value_t = 16)]
     pub num_head_IMRC: usize,
-    /// Hidden width of the intra-modal cell.
+    /// Hidden width of the intra-modal reasoning cell
+    #[arg(long, value_name = "N", default_value_t = 512)]
     pub hid_IMRC: usize,
-    /// Hidden width of the routers.
+    /// Hidden width of the routers
+    #[arg(long, value_name = "N", default_value_t = 512)]
     pub hid_router: usize,
-    /// Normalisation of cross-modal scores.
+    /// Norm of the cross-modal attention: clipped_l2norm, l2norm, softmax, clipped, no_norm
+    #[arg(long, value_name = "NORM", value_parser = norm, default_value = "clipped_l2norm")]
     pub raw_feature_norm_CMRC: AttentionNorm,
-    /// Inverse temperature of cross-modal attention.
+    /// Inverse temperature of the cross-modal attention; --lambda_softmax for short
+    #[arg(
+        long,
+        value_name = "X",
+        aliases = ["lambda_softmax", "lambda-softmax"],
+        default_value_t = 4.0,
+        allow_negative_numbers = true
+    )]
     pub lambda_softmax_CMRC: f64,
-    /// Absolute values of the image vector.
+    /// Takes absolute values of the image vector
+    #[arg(long)]
     pub use_abs: bool,
-    /// The image vector is not normalised.
+    /// Leaves the image vector unnormalised
+    #[arg(long)]
     pub no_imgnorm: bool,
-    /// Margin of the hinge loss.
+    /// Margin of the hinge loss
+    #[arg(long, value_name = "X", default_value_t = 0.2, allow_negative_numbers = true)]
     #[serde(default = "margin")]
     pub margin: f64,
     /// Hardest negatives only.
+    #[arg(
+        long = "no-max-violation",
+        action = clap::ArgAction::SetFalse,
+        help = "Sums all violations in the hinge loss, not the hardest alone"
+    )]
     #[serde(default = "always")]
     pub max_violation: bool,
-    /// Weight of the path regularisation.
+    /// Weight of the path loss
+    #[arg(long, value_name = "X", default_value_t = 0.5, allow_negative_numbers = true)]
     #[serde(default = "trade_off")]
     pub trade_off: f64,
+    /// Padded words are masked, for new models; the authors let them into means, maxima and routers
+    #[arg(long = "mask-padding")]
+    #[serde(default)]
+    pub mask_padding: bool,
+}
+
+/// Reads an attention norm; those that the authors' code offers and stops at are named.
+fn norm(text: &str) -> std::result::Result<AttentionNorm, String> {
+    <AttentionNorm as ValueEnum>::from_str(text, false).map_err(|_| {
+        let what = match text {
+            "l1norm" | "clipped_l1norm" => "the authors' code offers this attention norm but stops at it",
+            _ => "no such attention norm",
+        };
+        format!("{what}; expected clipped_l2norm, l2norm, softmax, clipped or no_norm")
+    })
+}
+
+/// What determines the model and its loss.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Config {
+    /// The options.
+    #[serde(flatten)]
+    pub options: ModelOptions,
+    /// Width of a region's features.
+    pub img_dim: usize,
     /// The option that divides the path loss.
     #[serde(default = "batch_size")]
     pub batch_size: usize,
     /// Width of the path embedding.
     #[serde(default = "path_hid")]
     pub path_hid: usize,
-    /// Padded words take part in nothing; the authors let them into means, maxima and routers.
-    #[serde(default)]
-    pub mask_padding: bool,
     /// The text encoder.
     pub bert_config: bert::Config,
 }
@@ -101,8 +147,55 @@ fn batch_size() -> usize {
     32
 }
 
-fn path_hid() -> usize {
+pub(super) fn path_hid() -> usize {
     128
+}
+
+impl ModelOptions {
+    /// Whether the options make a model.
+    ///
+    /// # Errors
+    /// Names the option.
+    pub fn check(&self) -> Result<()> {
+        check_sizes(&[("max_words", self.max_words)], 3)?;
+        check_sizes(
+            &[
+                ("embed_size", self.embed_size),
+                ("num_head_IMRC", self.num_head_IMRC),
+                ("hid_IMRC", self.hid_IMRC),
+                ("hid_router", self.hid_router),
+            ],
+            1,
+        )?;
+        if !self.embed_size.is_multiple_of(self.num_head_IMRC) {
+            return Err(Error::new("the heads do not divide the width")
+                .at("--num_head_IMRC, --embed_size")
+                .expected(format!("--num_head_IMRC to be a divisor of --embed_size {}", self.embed_size))
+                .found(self.num_head_IMRC));
+        }
+        let numbers = [
+            ("margin", self.margin),
+            ("trade_off", self.trade_off),
+            ("lambda_softmax_CMRC", self.lambda_softmax_CMRC),
+        ];
+        match numbers.iter().find(|(_, v)| !v.is_finite()) {
+            Some((name, value)) => Err(Error::new("the number is out of range")
+                .at(format!("--{name}"))
+                .expected("a number")
+                .found(value)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn check_sizes(sizes: &[(&str, usize)], least: usize) -> Result<()> {
+    match sizes.iter().find(|(_, n)| !(least..=MAX_SIZE).contains(n)) {
+        Some((name, size)) => Err(Error::new("the number is out of range")
+            .at(format!("--{name}"))
+            .expected(format!("{least} to {MAX_SIZE}"))
+            .found(size)),
+        None => Ok(()),
+    }
 }
 
 impl Config {
@@ -112,36 +205,15 @@ impl Config {
     /// Names the option.
     pub fn check(&self) -> Result<()> {
         self.bert_config.check()?;
-        let sizes = [
-            ("max_words", self.max_words),
-            ("img_dim", self.img_dim),
-            ("embed_size", self.embed_size),
-            ("num_head_IMRC", self.num_head_IMRC),
-            ("hid_IMRC", self.hid_IMRC),
-            ("hid_router", self.hid_router),
-            ("batch_size", self.batch_size),
-            ("path_hid", self.path_hid),
-        ];
-        if let Some((name, _)) = sizes.iter().find(|(_, n)| *n == 0) {
-            return Err(Error::new("a size is zero").at(name).expected("at least 1").found(0));
-        }
-        if let Some((name, size)) = sizes.iter().find(|(_, n)| *n > MAX_SIZE) {
-            return Err(Error::new("a size is too large")
-                .at(name)
-                .expected(format!("at most {MAX_SIZE}"))
-                .found(size));
-        }
-        if !self.embed_size.is_multiple_of(self.num_head_IMRC) {
-            return Err(Error::new("the heads do not divide the embedding")
-                .at("num_head_IMRC")
-                .expected(format!("a divisor of embed_size {}", self.embed_size))
-                .found(self.num_head_IMRC));
-        }
-        if self.max_words > self.bert_config.max_position_embeddings {
+        self.options.check()?;
+        let sizes = [("img_dim", self.img_dim), ("batch_size", self.batch_size), ("path_hid", self.path_hid)];
+        check_sizes(&sizes, 1)?;
+        let max_words = self.options.max_words;
+        if max_words > self.bert_config.max_position_embeddings {
             return Err(Error::new("captions are longer than the text encoder's position table")
                 .at("max_words")
                 .expected(format!("at most {}", self.bert_config.max_position_embeddings))
-                .found(self.max_words)
+                .found(max_words)
                 .cure("lower --max_words"));
         }
         Ok(())
@@ -162,7 +234,7 @@ impl Config {
     /// Those without a use in the direction, or any (`fc_2` of the guidance cell), are there too. Maps that one product
     /// takes follow each other: training lays them out so.
     pub fn parameters(&self) -> Vec<ParamSpec> {
-        let d = self.embed_size;
+        let d = self.options.embed_size;
         layout(|l| {
             l.linear("img_enc.fc", self.img_dim, d);
             l.begin_last(Init::Const(0.0));
@@ -194,13 +266,13 @@ impl Config {
     }
 
     fn layer_parameters(&self, l: &mut crate::nn::Layout, layer: usize, paths: usize) {
-        let d = self.embed_size;
+        let d = self.options.embed_size;
         let at = format!("itr_module.dynamic_itr_l{layer}");
         for cell in CELLS {
-            l.linear(&format!("{at}.{cell}.router.mlp.0"), d, self.hid_router);
+            l.linear(&format!("{at}.{cell}.router.mlp.0"), d, self.options.hid_router);
         }
         for cell in CELLS {
-            l.linear(&format!("{at}.{cell}.router.mlp.2"), self.hid_router, paths);
+            l.linear(&format!("{at}.{cell}.router.mlp.2"), self.options.hid_router, paths);
             l.begin_last(Init::Const(1.5));
         }
         let attention = format!("{at}.imrc.sa.att_layer.linears");
@@ -211,8 +283,8 @@ impl Config {
                 l.push(format!("{attention}.{i}.{part}"), &shape, init, Role::Weight);
             }
         }
-        l.linear(&format!("{at}.imrc.sa.feed_forward_layer.fc1"), d, self.hid_IMRC);
-        l.linear(&format!("{at}.imrc.sa.feed_forward_layer.fc2"), self.hid_IMRC, d);
+        l.linear(&format!("{at}.imrc.sa.feed_forward_layer.fc1"), d, self.options.hid_IMRC);
+        l.linear(&format!("{at}.imrc.sa.feed_forward_layer.fc2"), self.options.hid_IMRC, d);
         for map in ["glgc.fc_1", "glgc.fc_2"] {
             l.linear(&format!("{at}.{map}"), d, d);
         }

@@ -3,94 +3,61 @@
 use super::mask::{self, Mask};
 use super::{Direction, Run};
 use crate::nn::bert::{self, Tokens};
-use crate::nn::{BatchNorm, Dropouts, linear};
-use crate::ops::{Act, Expr, add, concat, map, materialize};
+use crate::nn::{BatchNorm, linear};
+use crate::ops::{Act, Expr, add, concat, map};
+use crate::systems::Items;
 use crate::tensor::{Tensor, Viewed};
 
 /// PyTorch's `normalize` epsilon.
 pub(super) const EPS: f64 = 1e-12;
 
-/// Encoded images.
-#[derive(Clone)]
-pub struct Images {
-    /// Regions, each of norm 1: `[images, regions, embed]`.
-    pub regions: Tensor,
-    /// The image vector: `[images, embed]`.
-    pub global: Tensor,
-    /// Running statistics of the image vector's batch norm after this batch (t2i training).
-    pub running: Option<[Tensor; 2]>,
-}
-
-/// Encoded captions.
-#[derive(Clone)]
-pub struct Captions {
-    /// Words, each of norm 1, padding included: `[captions, words, embed]`.
-    pub words: Tensor,
-    /// The sentence: `[captions, embed]`.
-    pub sentence: Tensor,
-    /// True lengths: `[captions]`.
-    pub lengths: Tensor,
-    /// The label of the path loss: BERT's mean state, of norm 1: `[captions, hidden]`.
-    pub label: Tensor,
-}
-
-impl Captions {
-    /// `n` captions from `start`.
-    pub fn part(&self, start: usize, n: usize) -> Self {
-        if n == self.words.shape()[0] {
-            return self.clone();
-        }
-        let cut = |t: &Tensor| materialize(t.view().slice(0, start, n));
-        Self {
-            words: cut(&self.words),
-            sentence: cut(&self.sentence),
-            lengths: cut(&self.lengths),
-            label: cut(&self.label),
-        }
-    }
-}
-
-/// Encodes region features `[images, regions, img_dim]` (section 2 of the authors' image encoder).
-pub fn encode_images(run: &Run, features: &Tensor) -> Images {
-    let scope = run.scope.sub("img_enc");
+/// Encodes region features `[images, regions, img_dim]` (section 2 of the authors' image encoder): `regions`, each of
+/// norm 1, `[images, regions, embed]`, and the image vector `global`, `[images, embed]`.
+pub(super) fn images(run: &Run, features: &Tensor) -> Items {
+    let scope = run.pass.scope.sub("img_enc");
     let raw = linear(&scope.sub("fc"), features, Act::None);
     let mut global = raw.mean(1);
-    let mut running = None;
-    if run.config.direction == Direction::T2i {
+    if run.config.options.direction == Direction::T2i {
         let bn = scope.sub("bn");
-        let statistics =
-            if run.train { BatchNorm::of_batch(&bn, &[&global], None) } else { BatchNorm::running(&bn) };
+        let statistics = if run.pass.is_train() {
+            BatchNorm::of_batch(&bn, &[&global], None)
+        } else {
+            BatchNorm::running(&bn)
+        };
         global = statistics.apply(&bn, &global);
-        running = statistics.running;
+        run.pass.update_batch_norm("img_enc.bn", &statistics);
     }
-    if !run.config.no_imgnorm {
+    if !run.config.options.no_imgnorm {
         global = global.l2norm(-1, EPS);
     }
-    if run.config.use_abs {
+    if run.config.options.use_abs {
         global = global.map(Expr::abs);
     }
     let regions = raw.l2norm(-1, EPS);
-    run.tap("img_emb", &global);
-    run.tap("rgn_emb", &regions);
-    Images { regions, global, running }
+    run.pass.tap("img_emb", &global);
+    run.pass.tap("rgn_emb", &regions);
+    Items::default().with("regions", regions).with("global", global)
 }
 
-/// Encodes captions; BERT's own parameters get gradients only where they are tracked.
-pub fn encode_captions(
-    run: &Run,
-    tokens: &Tokens,
-    lengths: &Tensor,
-    dropouts: Option<&Dropouts>,
-) -> Captions {
-    let encoder = run.scope.sub("txt_enc").sub("bert");
-    let states = bert::encode(&encoder, &run.config.bert_config, tokens, dropouts);
-    run.tap("bert_last", states.last());
-    encode_states(run, states.last(), lengths)
+/// BERT's last states of a batch's captions, `[captions, words, hidden]`; its parameters get gradients only where they
+/// are tracked.
+pub(super) fn states(run: &Run, x: &Items) -> Tensor {
+    let encoder = run.pass.scope.sub("txt_enc").sub("bert");
+    let tokens = Tokens {
+        ids: x.at("input_ids").clone(),
+        mask: x.at("attention_mask").clone(),
+        types: x.get("token_type_ids").cloned(),
+    };
+    let states = bert::encode(&encoder, &run.config.bert_config, &tokens, run.pass.text_dropouts());
+    run.pass.tap("bert_last", states.last());
+    states.last().clone()
 }
 
-/// The part above BERT, from its last states `[captions, words, hidden]`.
-pub fn encode_states(run: &Run, x: &Tensor, lengths: &Tensor) -> Captions {
-    let scope = run.scope.sub("txt_enc");
+/// The part above BERT, from its last states: `words`, each of norm 1, padding included, `[captions, words, embed]`, the
+/// `sentence` `[captions, embed]`, the `lengths`, and in training the `label` of the path loss, BERT's mean state, of
+/// norm 1, `[captions, hidden]`.
+pub(super) fn captions(run: &Run, x: &Tensor, lengths: &Tensor) -> Items {
+    let scope = run.pass.scope.sub("txt_enc");
     let mask = Mask::of(run, lengths, x.shape()[1]);
     let mask = mask.as_ref();
     // Windows see zeros past a caption's end, as past the array's.
@@ -109,13 +76,16 @@ pub fn encode_states(run: &Run, x: &Tensor, lengths: &Tensor) -> Captions {
     let tops: Vec<Tensor> = windows.iter().map(|w| mask::max(w, mask)).collect();
     let embedded = mask::mean(&embedded, mask);
     let sentence = add(&linear(&mapping, &concat(&tops, 1), Act::None), &embedded).l2norm(-1, EPS);
-    let label = mask::mean(&x.detach(), mask).l2norm(-1, EPS);
-    run.tap("wrd_emb", &words);
-    run.tap("stc_emb", &sentence);
-    if run.train {
-        run.tap("bert_emb", &label);
+    run.pass.tap("wrd_emb", &words);
+    run.pass.tap("stc_emb", &sentence);
+    let captions =
+        Items::default().with("words", words).with("sentence", sentence).with("lengths", lengths.clone());
+    if !run.pass.is_train() {
+        return captions;
     }
-    Captions { words, sentence, lengths: lengths.clone(), label }
+    let label = mask::mean(&x.detach(), mask).l2norm(-1, EPS);
+    run.pass.tap("bert_emb", &label);
+    captions.with("label", label)
 }
 
 /// Every window of `k` words side by side, `[captions, words, k * hidden]`: itself; with the next; with both

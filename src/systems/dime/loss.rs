@@ -1,27 +1,18 @@
 //! The training loss: hinge on similarities, and path regularisation (section 3.5 of the paper).
 
+use super::Run;
 use super::encode::EPS;
-use super::routing::path_embedding;
-use super::{Run, Scored};
+use super::routing::{Scored, path_embedding};
 use crate::ops::{materialize, scaled_sum_of};
+use crate::systems::Loss;
 use crate::systems::hinge::hinge;
 use crate::tensor::Tensor;
 
-/// The loss and its terms, scalars.
-pub struct Losses {
-    /// `rank + trade_off * path`.
-    pub total: Tensor,
-    /// The hinge loss.
-    pub rank: Tensor,
-    /// The path regularisation, divided by the option `batch_size`.
-    pub path: Tensor,
-}
-
-/// The loss of a scored batch; `label` is [`super::Captions::label`], cut to the images where extra captions
-/// are more.
-pub fn losses(run: &Run, scored: &Scored, label: &Tensor) -> Losses {
+/// `rank + trade_off * path` of a scored batch: the hinge loss, and the path regularisation divided by the option
+/// `batch_size`. `label` is [`super::encode::captions`]'s; it is cut to the images where extra captions are more.
+pub(super) fn loss(run: &Run, scored: &Scored, label: &Tensor) -> Loss {
     let config = run.config;
-    let rank = hinge(&scored.sims, config.margin, config.max_violation);
+    let rank = hinge(&scored.sims, config.options.margin, config.options.max_violation);
     let paths = scored.paths.as_ref().expect("paths are returned in training");
     let embedding = path_embedding(run, paths).l2norm(-1, EPS);
     let agreement = embedding.matmul(&embedding, false, true);
@@ -34,11 +25,11 @@ pub fn losses(run: &Run, scored: &Scored, label: &Tensor) -> Losses {
         let off = &x[0] - &x[1];
         &off * &off
     });
-    let total = rank.map2(&path, |r, p| r + p * config.trade_off);
-    run.tap("sim_paths", &agreement);
-    run.tap("sim_label", &wanted);
-    run.tap("loss_rank", &rank);
-    run.tap("loss_path", &path);
-    run.tap("loss_total", &total);
-    Losses { total, rank, path }
+    let total = rank.map2(&path, |r, p| r + p * config.options.trade_off);
+    run.pass.tap("sim_paths", &agreement);
+    run.pass.tap("sim_label", &wanted);
+    run.pass.tap("loss_rank", &rank);
+    run.pass.tap("loss_path", &path);
+    run.pass.tap("loss_total", &total);
+    Loss { total, terms: vec![("rank", rank), ("path", path)] }
 }

@@ -23,7 +23,7 @@ pub(super) struct Mask {
 impl Mask {
     /// The mask of captions of these lengths, padded to `words`; `None` where padding takes part.
     pub(super) fn of(run: &Run, lengths: &Tensor, words: usize) -> Option<Self> {
-        if !run.config.mask_padding {
+        if !run.config.options.mask_padding {
             return None;
         }
         let places: Vec<f32> = (0..words).map(|i| i as f32).collect();

@@ -9,95 +9,156 @@ mod config;
 mod encode;
 mod loss;
 mod mask;
+mod options;
 mod routing;
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
+pub use config::{AttentionNorm, Config, Direction, ModelOptions};
+pub use options::Options;
 
-pub use config::{AttentionNorm, Config, Direction};
-pub use encode::{Captions, Images, encode_captions, encode_images, encode_states};
-pub use loss::{Losses, losses};
-pub use routing::{Pairs, Scored, interact, score};
-
-use crate::nn::Scope;
+use super::{Batch, Form, Inputs, Items, Loss, Pass, Rates, Schedule, System, TextEncoder};
+use crate::error::Result;
+use crate::nn::ParamSpec;
+use crate::systems::Taps;
 use crate::tensor::Tensor;
+use options::TrainingOptions;
+use routing::{Pairs, Scored, interact};
 
-/// How the model is computed. All forms give the same numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Path {
-    /// Literally as the paper and its code do, but for the last layer's mixture: the reference for bisecting.
-    Composed,
-    /// With what does not depend on the pair taken out of the pair loop, and attention and routing fused.
-    Fast,
-    /// As `Fast`, with the cells run again on the way back instead of keeping what their gradients read.
-    Recomputed,
+/// A DIME and how it is trained.
+#[derive(Clone, Debug)]
+pub struct Dime {
+    config: Config,
+    training: TrainingOptions,
+    /// Epochs between two tenths of the learning rate.
+    lr_update: u64,
+    /// Extras leave out the sample's own captions and images.
+    exclude_own: bool,
 }
 
-/// One run of the model: its parameters, options, and what to note on the way.
-pub struct Run<'a> {
-    /// The parameters.
-    pub scope: Scope<'a>,
-    /// The options.
-    pub config: &'a Config,
-    /// How it is computed.
-    pub path: Path,
-    /// Whether batch norm uses the batch's statistics and paths are returned.
-    pub train: bool,
-    /// Where intermediate results are noted, if wanted.
-    pub taps: Option<&'a Taps>,
+/// A pass with the options of its model.
+struct Run<'a> {
+    pass: &'a Pass<'a>,
+    config: &'a Config,
 }
 
-impl Run<'_> {
-    fn tap(&self, name: &str, value: &Tensor) {
-        if let Some(taps) = self.taps {
-            taps.0.borrow_mut().insert(name.to_string(), value.detach());
+impl Dime {
+    fn run<'a>(&'a self, pass: &'a Pass<'a>) -> Run<'a> {
+        Run { pass, config: &self.config }
+    }
+}
+
+impl System for Dime {
+    fn config(&self) -> serde_json::Value {
+        serde_json::to_value(&self.config).expect("a configuration is plain data")
+    }
+
+    fn inputs(&self) -> Inputs {
+        let (extra_captions, extra_images) = (self.training.extra_stc, self.training.extra_img);
+        Inputs {
+            images: &["images"],
+            captions: &["input_ids", "attention_mask", "lengths"],
+            dim: self.config.img_dim,
+            max_words: self.config.options.max_words,
+            pad_to_max: !self.config.options.mask_padding,
+            least: 0,
+            extra_captions,
+            // As in the published code.
+            extra_images: if extra_captions > 0 { 0 } else { extra_images },
+            exclude_own: self.exclude_own,
+            drop_last: false,
+            drop_regions: 0.0,
+            mask_words: 0.0,
         }
     }
-}
 
-/// What one training batch gives.
-pub struct Outcome {
-    /// Similarities and paths.
-    pub scored: Scored,
-    /// The loss and its terms.
-    pub losses: Losses,
-    /// Buffers after the batch, by name: running statistics and counters.
-    pub buffers: Vec<(String, Tensor)>,
-}
-
-/// The loss of a batch, its pairs processed `tile` captions at a time. The tile changes the order of sums,
-/// nothing else.
-pub fn forward(run: &Run, images: &Images, captions: &Captions, tile: usize) -> Outcome {
-    let scored = score_tiles(run, images, captions, tile);
-    let losses = losses(run, &scored, &captions.label);
-    let mut buffers = Vec::new();
-    for (at, running) in [("img_enc.bn", &images.running), ("itr_module.bn", &scored.running)] {
-        let Some([mean, var]) = running else { continue };
-        let count = run.scope.sub(at).at("num_batches_tracked").detach().map(|n| n + 1.0);
-        buffers.push((format!("{at}.running_mean"), mean.clone()));
-        buffers.push((format!("{at}.running_var"), var.clone()));
-        buffers.push((format!("{at}.num_batches_tracked"), count));
+    fn parameters(&self) -> Vec<ParamSpec> {
+        self.config.parameters()
     }
-    Outcome { scored, losses, buffers }
+
+    fn text_encoder(&self) -> Option<TextEncoder<'_>> {
+        Some(TextEncoder { prefix: "txt_enc.bert.", config: &self.config.bert_config })
+    }
+
+    fn images(&self, pass: &Pass, x: &Items) -> Items {
+        encode::images(&self.run(pass), x.at("images"))
+    }
+
+    fn captions(&self, pass: &Pass, x: &Items) -> Items {
+        let run = self.run(pass);
+        let states = x.get("states").cloned().unwrap_or_else(|| encode::states(&run, x));
+        encode::captions(&run, &states, x.at("lengths"))
+    }
+
+    fn score(&self, pass: &Pass, images: &Items, captions: &Items) -> Tensor {
+        score_tiles(&self.run(pass), images, captions).sims
+    }
+
+    fn pair_values(&self, regions: usize, words: usize) -> usize {
+        let options = &self.config.options;
+        let (rows, context) = match options.direction {
+            Direction::I2t => (regions, words),
+            Direction::T2i => (words, regions),
+        };
+        let widest =
+            (4 * options.embed_size).max(options.hid_IMRC).max(options.num_head_IMRC * rows).max(context);
+        rows * widest
+    }
+
+    fn padded_column(&self) -> Option<&'static str> {
+        self.config.options.mask_padding.then_some("words")
+    }
+
+    fn form(&self) -> Form {
+        if self.training.checkpoint_cells { Form::Recomputed } else { Form::Fast }
+    }
+
+    fn loss(&self, pass: &Pass, images: &Items, captions: &Items, _: &Batch) -> Loss {
+        let run = self.run(pass);
+        let scored = score_tiles(&run, images, captions);
+        loss::loss(&run, &scored, captions.at("label"))
+    }
+
+    fn schedule(&self, rates: &Rates, epoch: u64, _: u64) -> Schedule {
+        let rate = rates.learning_rate * 0.1f64.powi((epoch / self.lr_update) as i32);
+        Schedule { rates: vec![("", rate), ("bert", rate)], clip: rates.grad_clip, decay: 0.0 }
+    }
+
+    /// The share of each cell in each layer's path probabilities.
+    fn explain(&self, pass: &Pass, image: &Items, caption: &Items) -> Result<Option<String>> {
+        let taps = Taps::default();
+        let noting = Pass::evaluation(pass.scope.clone()).tapped(&taps);
+        interact(&self.run(&noting), image, caption);
+        let layers = (0..3).map(|layer| {
+            let p = taps.get(&format!("path_l{layer}")).expect("every layer notes its paths").to_vec()?;
+            let total: f32 = p.iter().sum();
+            let mut shares = [0.0; 4];
+            p.iter().enumerate().for_each(|(i, v)| shares[i % 4] += v / total.max(f32::MIN_POSITIVE));
+            Ok(describe(&shares))
+        });
+        Ok(Some(layers.collect::<Result<Vec<_>>>()?.join(" | ")))
+    }
+
+    fn explanation(&self) -> &'static str {
+        "the cells' shares of the path probabilities, layer by layer"
+    }
 }
 
-/// Similarities of every image with every caption, `tile` captions at a time.
-pub fn score_tiles(run: &Run, images: &Images, captions: &Captions, tile: usize) -> Scored {
-    let n = captions.words.shape()[0];
+/// The two cells with the largest shares.
+fn describe(shares: &[f32; 4]) -> String {
+    let cells = ["identity", "guidance", "intra", "cross"];
+    let mut order = [0, 1, 2, 3];
+    order.sort_by(|a, b| shares[*b].total_cmp(&shares[*a]));
+    let top = order.iter().take(2).filter(|j| shares[**j] > 0.0);
+    let text: Vec<String> = top.map(|j| format!("{} {:.0}%", cells[*j], 100.0 * shares[*j])).collect();
+    if text.is_empty() { "skip".to_string() } else { text.join(" ") }
+}
+
+/// Similarities of every image with every caption, as many captions at a time as the pass says. The tile changes the
+/// order of sums, nothing else.
+fn score_tiles(run: &Run, images: &Items, captions: &Items) -> Scored {
+    let (n, tile) = (captions.len(), run.pass.tile.max(1));
     let tiles: Vec<Pairs> = (0..n)
-        .step_by(tile.max(1))
+        .step_by(tile.min(n.max(1)))
         .map(|start| interact(run, images, &captions.part(start, tile.min(n - start))))
         .collect();
-    score(run, &tiles)
-}
-
-/// Intermediate results by name.
-#[derive(Default)]
-pub struct Taps(RefCell<BTreeMap<String, Tensor>>);
-
-impl Taps {
-    /// What was noted.
-    pub fn take(self) -> BTreeMap<String, Tensor> {
-        self.0.into_inner()
-    }
+    routing::score(run, &tiles)
 }

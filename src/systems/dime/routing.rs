@@ -5,16 +5,17 @@ use std::rc::Rc;
 use super::cells::{self, CELLS, Guides, routers};
 use super::encode::EPS;
 use super::mask::{self, Mask};
-use super::{Captions, Direction, Images, Path, Run};
+use super::{Direction, Run};
 use crate::nn::{BatchNorm, Scope, add_all, linear};
 use crate::ops::{Act, add, concat, map, materialize, route, route_shares, sum_of};
+use crate::systems::{Form, Items};
 use crate::tensor::{Tensor, Viewed};
 
 /// Below this sum of its probabilities an output falls back to the first cell.
 const GATE: f64 = 1e-4;
 
 /// What the layers make of a tile of pairs.
-pub struct Pairs {
+pub(super) struct Pairs {
     /// The last layer's output, `[images, captions, rows, embed]`.
     output: Tensor,
     /// Path probabilities of the three layers; the first belongs to one side's items.
@@ -26,37 +27,36 @@ pub struct Pairs {
 }
 
 /// A tile `[images, captions]` of similarities and, in training, the path embedding.
-pub struct Scored {
+pub(super) struct Scored {
     /// Similarities `[images, captions]`.
     pub sims: Tensor,
     /// Mean path probabilities `[images (i2t) or captions (t2i), 36]`; training only.
     pub paths: Option<Tensor>,
-    /// Running statistics after this batch; training only.
-    pub running: Option<[Tensor; 2]>,
 }
 
 /// Passes every pair of `images` and `captions` through the three layers.
-pub fn interact(run: &Run, images: &Images, captions: &Captions) -> Pairs {
-    let image_rows = images.regions.reshape(lift(images.regions.dims(), 1));
-    let caption_rows = captions.words.reshape(lift(captions.words.dims(), 0));
-    let d = run.config.embed_size;
-    let sentence = captions.sentence.reshape([1, captions.sentence.shape()[0], d]);
-    let vector = images.global.reshape([images.global.shape()[0], 1, d]);
-    let (x, context, global) = match run.config.direction {
+pub(super) fn interact(run: &Run, images: &Items, captions: &Items) -> Pairs {
+    let image_rows = images.at("regions").reshape(lift(images.at("regions").dims(), 1));
+    let caption_rows = captions.at("words").reshape(lift(captions.at("words").dims(), 0));
+    let d = run.config.options.embed_size;
+    let sentence = captions.at("sentence").reshape([1, captions.at("sentence").shape()[0], d]);
+    let vector = images.at("global").reshape([images.at("global").shape()[0], 1, d]);
+    let (x, context, global) = match run.config.options.direction {
         Direction::I2t => (image_rows, caption_rows, sentence),
         Direction::T2i => (caption_rows, image_rows, vector),
     };
     let wide = [global.shape()[0], global.shape()[1], 1, d];
-    let i2t = run.config.direction == Direction::I2t;
-    let mask = if i2t { None } else { Mask::of(run, &captions.lengths, captions.words.shape()[1]) };
+    let i2t = run.config.options.direction == Direction::I2t;
+    let mask =
+        if i2t { None } else { Mask::of(run, captions.at("lengths"), captions.at("words").shape()[1]) };
     let mask = mask.map(Rc::new);
     let guides = Guides {
         global: global.reshape(wide),
         context,
-        lengths: i2t.then(|| captions.lengths.clone()),
+        lengths: i2t.then(|| captions.at("lengths").clone()),
         mask: mask.clone(),
     };
-    let module = run.scope.sub("itr_module");
+    let module = run.pass.scope.sub("itr_module");
     let (first, p0) = dense(run, &module, 0, [&x, &x, &x, &x], &guides);
     let (second, p1) = dense(run, &module, 1, [&first[0], &first[1], &first[2], &first[3]], &guides);
     let (output, p2) = last(run, &module, [&second[0], &second[1], &second[2], &second[3]], &guides);
@@ -75,10 +75,10 @@ fn cells(run: &Run, module: &Scope, layer: usize, x: [&Tensor; 4], guides: &Guid
     let scope = module.sub(&format!("dynamic_itr_l{layer}"));
     let outputs = cells::outputs(run, &scope, x, guides);
     let routers = routers(run, &scope, x, guides.mask.as_deref());
-    for (j, name) in CELLS.iter().enumerate().filter(|_| run.taps.is_some()) {
-        run.tap(&format!("cell_l{layer}.{name}"), &outputs[j]);
+    for (j, name) in CELLS.iter().enumerate().filter(|_| run.pass.taps().is_some()) {
+        run.pass.tap(&format!("cell_l{layer}.{name}"), &outputs[j]);
         let router = materialize(routers.view().slice(3, j, 1).squeeze(3));
-        run.tap(&format!("router_l{layer}.{name}"), &router);
+        run.pass.tap(&format!("router_l{layer}.{name}"), &router);
     }
     (outputs, routers)
 }
@@ -91,17 +91,17 @@ fn dense(run: &Run, module: &Scope, layer: usize, x: [&Tensor; 4], guides: &Guid
     let axis = sum.shape().rank();
     let p = raw.map2(sum.view().repeat(axis, 4), |p, s| p / (s + 1e-8));
     let gate = sum.detach().map(|s| (s * -1.0).greater(-GATE));
-    let outputs: Vec<Tensor> = match run.path {
-        Path::Fast | Path::Recomputed => {
+    let outputs: Vec<Tensor> = match run.pass.form {
+        Form::Fast | Form::Recomputed => {
             let skip = gate.view().repeat(axis, 1).pad(axis, 0, 3);
             let weights = map(vec![p.view(), skip], |x| &x[0] + &x[1]);
             mixed([&e[0], &e[1], &e[2], &e[3]], &weights)
         }
-        Path::Composed => (0..4).map(|i| mixture(&e, &p, &gate, i)).collect(),
+        Form::Composed => (0..4).map(|i| mixture(&e, &p, &gate, i)).collect(),
     };
-    run.tap(&format!("path_l{layer}"), &p);
+    run.pass.tap(&format!("path_l{layer}"), &p);
     for (i, y) in outputs.iter().enumerate() {
-        run.tap(&format!("aggr_l{layer}.{i}"), y);
+        run.pass.tap(&format!("aggr_l{layer}.{i}"), y);
     }
     (outputs, p)
 }
@@ -132,20 +132,20 @@ fn last(run: &Run, module: &Scope, x: [&Tensor; 4], guides: &Guides) -> (Tensor,
     let over = |w: &Tensor| w.map2(total.view().repeat(3, 4), |w, t| w / t);
     let passed = &mixed(x, &over(&gate))[0];
     let output = route_shares([&e[0], &e[1], &e[2], &e[3]], &over(&p), passed).reshape(e[3].shape());
-    run.tap("path_l2", &p);
-    run.tap("aggr_l2", &output);
+    run.pass.tap("path_l2", &p);
+    run.pass.tap("aggr_l2", &output);
     (output, p)
 }
 
 /// Similarities of a batch given as tiles of captions, in order. In training, batch norm's statistics are
 /// those of all tiles together.
-pub fn score(run: &Run, tiles: &[Pairs]) -> Scored {
-    let d = run.config.embed_size;
-    let module = run.scope.sub("itr_module");
+pub(super) fn score(run: &Run, tiles: &[Pairs]) -> Scored {
+    let d = run.config.options.embed_size;
+    let module = run.pass.scope.sub("itr_module");
     let bn = module.sub("bn");
     let flat: Vec<Tensor> = tiles.iter().map(|t| t.output.reshape([t.output.len() / d, d])).collect();
     let masks = || tiles.iter().map(|t| Some(t.mask.as_ref()?.rows(&t.output))).collect::<Option<Vec<_>>>();
-    let statistics = if run.train {
+    let statistics = if run.pass.is_train() {
         BatchNorm::of_batch(&bn, &flat.iter().collect::<Vec<_>>(), masks().as_deref())
     } else {
         BatchNorm::running(&bn)
@@ -161,21 +161,22 @@ pub fn score(run: &Run, tiles: &[Pairs]) -> Scored {
         })
         .collect();
     let sims = concat(&sims, 1);
-    run.tap("sims", &sims);
-    let paths = run.train.then(|| mean_paths(run, tiles));
-    if run.train || run.taps.is_some() {
+    run.pass.tap("sims", &sims);
+    let paths = run.pass.is_train().then(|| mean_paths(run, tiles));
+    if run.pass.is_train() || run.pass.taps().is_some() {
         let paths = paths.clone().unwrap_or_else(|| mean_paths(run, tiles));
-        run.tap("paths_mean", &paths);
-        if !run.train {
+        run.pass.tap("paths_mean", &paths);
+        if !run.pass.is_train() {
             path_embedding(run, &paths);
         }
     }
-    Scored { sims, paths, running: statistics.running }
+    run.pass.update_batch_norm("itr_module.bn", &statistics);
+    Scored { sims, paths }
 }
 
 /// The 36 path probabilities of each image (i2t) or caption (t2i), averaged over the other side.
 fn mean_paths(run: &Run, tiles: &[Pairs]) -> Tensor {
-    let images = run.config.direction == Direction::I2t;
+    let images = run.config.options.direction == Direction::I2t;
     let layer = |l: usize| {
         let widths = [16, 16, 4];
         let parts: Vec<Tensor> = tiles
@@ -197,7 +198,7 @@ fn mean_paths(run: &Run, tiles: &[Pairs]) -> Tensor {
 
 /// The path embedding, `[items, path_hid]`, before its norm.
 pub(super) fn path_embedding(run: &Run, paths: &Tensor) -> Tensor {
-    let y = linear(&run.scope.sub("itr_module").sub("path_mapping"), paths, Act::None);
-    run.tap("path_map", &y);
+    let y = linear(&run.pass.scope.sub("itr_module").sub("path_mapping"), paths, Act::None);
+    run.pass.tap("path_map", &y);
     y
 }

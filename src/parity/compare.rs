@@ -21,7 +21,7 @@ const HALF_GRAD: f64 = 1e-1;
 /// One tensor compared.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// The path: `composed` or `fast`.
+    /// The form: `composed`, `fast` or `recomputed`.
     pub path: &'static str,
     /// The tensor's full name.
     pub name: String,
@@ -149,7 +149,7 @@ pub fn steps(
     path: &'static str,
     rules: Rules,
     results: &BTreeMap<String, Vec<f64>>,
-    rate: f64,
+    rates: &BTreeMap<String, f64>,
     clip: f64,
 ) -> Vec<Row> {
     let norm = fixture.tensors.get("out.grad_norm").map_or(0.0, |t| f64::from(t.1[0]));
@@ -165,6 +165,7 @@ pub fn steps(
             };
             let statistic = name.ends_with("running_mean") || name.ends_with("running_var");
             let gradient = fixture.tensors.get(&format!("grad.{name}"));
+            let rate = rates.get(name).copied().unwrap_or(1.0);
             match gradient {
                 None if statistic => Row::new(path, full, ratios(values, &reference).worst(), rules.out),
                 None => Row::new(path, full, furthest(values, &reference), 0.0),

@@ -3,11 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::Event;
-use super::encoded::{Encoded, Progress};
+use super::encoded::Encoded;
 use super::model::{Model, read_description};
-use super::options::EvaluateOptions;
 use super::sims::{Matrix, Scores};
+use super::{EvaluateOptions, Progress};
 use crate::data::dataset::{self, Dataset};
 use crate::data::tokenizer::TokenTable;
 use crate::error::{Error, Result};
@@ -24,7 +23,7 @@ const SHOWN: usize = 3;
 pub fn score(
     options: &EvaluateOptions,
     stop: &AtomicBool,
-    tell: &mut dyn FnMut(Event),
+    tell: &mut dyn FnMut(Progress),
 ) -> Result<Vec<Matrix>> {
     let device = open(options)?;
     options
@@ -34,7 +33,7 @@ pub fn score(
         .collect()
 }
 
-/// For the first `options.show` captions: the images ranked first and the cells their paths took, as text.
+/// For the first `options.show` captions: the images ranked first and why, as text.
 ///
 /// # Errors
 /// As [`score`].
@@ -58,25 +57,18 @@ pub fn show(options: &EvaluateOptions, sims: &Matrix, stop: &AtomicBool) -> Resu
         let mut order: Vec<usize> = (0..split.data.images()).collect();
         order.sort_by(|a, b| score(*b, caption).total_cmp(&score(*a, caption)).then(b.cmp(a)));
         for (rank, image) in order.iter().take(SHOWN).enumerate() {
-            let paths = split.encoded.paths(&split.model, &device, *image, caption)?;
+            let why = split.encoded.explain(&split.model, &device, *image, caption)?.unwrap_or_default();
             let own = if *image == own { "*" } else { " " };
-            let score = score(*image, caption);
-            text += &format!("  {}.{own} {:<24} {score:.3}  {}\n", rank + 1, name(*image), describe(&paths));
+            let line =
+                format!("  {}.{own} {:<24} {:.3}  {why}", rank + 1, name(*image), score(*image, caption));
+            text += &format!("{}\n", line.trim_end());
         }
     }
-    Ok(text + "\n* the caption's own image; the cells' shares of the path probabilities, layer by layer\n")
-}
-
-fn describe(paths: &[[f32; 4]; 3]) -> String {
-    let layer = |shares: &[f32; 4]| {
-        let cells = ["identity", "guidance", "intra", "cross"];
-        let mut order = [0, 1, 2, 3];
-        order.sort_by(|a, b| shares[*b].total_cmp(&shares[*a]));
-        let top = order.iter().take(2).filter(|j| shares[**j] > 0.0);
-        let text: Vec<String> = top.map(|j| format!("{} {:.0}%", cells[*j], 100.0 * shares[*j])).collect();
-        if text.is_empty() { "skip".to_string() } else { text.join(" ") }
+    let legend = match split.model.system.explanation() {
+        "" => String::new(),
+        words => format!("; {words}"),
     };
-    paths.iter().map(layer).collect::<Vec<_>>().join(" | ")
+    Ok(format!("{text}\n* the caption's own image{legend}\n"))
 }
 
 /// The images' names, from `{split}_ids.txt` where the folder has it.
@@ -109,22 +101,23 @@ impl<'a> Split<'a> {
         run: &Path,
         device: &'a Device,
         stop: &AtomicBool,
-        tell: &mut dyn FnMut(Event),
+        tell: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
         let model = Model::open(run, options.vocab.as_deref(), device)?;
         let folder = data_folder(options, run)?;
         let wanted =
             dataset::Options { captions_per_image: options.captions_per_image, ..Default::default() };
         let data = Dataset::open(&folder, &options.split, &wanted)?;
-        tell(Event::Notice(data.describe()));
-        data.notices().iter().for_each(|n| tell(Event::Notice(n.clone())));
-        if data.dim() != model.config.img_dim {
+        tell(Progress::Notice(data.describe()));
+        data.notices().iter().for_each(|n| tell(Progress::Notice(n.clone())));
+        let inputs = model.system.inputs();
+        if data.dim() != inputs.dim {
             return Err(Error::new("the features have another width than the model")
                 .at(folder.display())
-                .expected(model.config.img_dim)
+                .expected(inputs.dim)
                 .found(data.dim()));
         }
-        let tokens = TokenTable::new(&model.pieces, data.texts(), model.config.max_words);
+        let tokens = TokenTable::new(&model.pieces, data.texts(), inputs.max_words);
         let encoded = Encoded::new(&model, &data, &tokens, None, device, &|| stop.load(Ordering::Relaxed))?;
         Ok(Self { model, data, encoded, folder, device })
     }
@@ -133,26 +126,15 @@ impl<'a> Split<'a> {
         &self,
         options: &EvaluateOptions,
         stop: &AtomicBool,
-        tell: &mut dyn FnMut(Event),
+        tell: &mut dyn FnMut(Progress),
     ) -> Result<Matrix> {
         let stopped = || stop.load(Ordering::Relaxed);
-        let scores =
-            self.encoded.score(&self.model, self.device, options.tile, &stopped, &mut |p| tell(event(p)))?;
+        let scores = self.encoded.score(&self.model, self.device, options.tile, &stopped, tell)?;
         Ok(Matrix {
             images: self.data.images(),
             captions_per_image: self.data.captions_per_image(),
             scores: Scores::F32(scores),
         })
-    }
-}
-
-/// Scoring's progress as an event.
-pub(super) fn event(progress: Progress) -> Event {
-    match progress {
-        Progress::Pairs { done, total } => Event::Evaluating { done: done as u64, total: total as u64 },
-        Progress::Smaller { images, captions } => {
-            Event::Notice(format!("too little device memory: scoring in tiles of {images} x {captions}"))
-        }
     }
 }
 

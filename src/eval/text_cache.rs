@@ -8,7 +8,8 @@ use std::hash::{DefaultHasher, Hasher};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::Event;
+use super::Progress;
+use super::encoded::interrupted;
 use super::model::Model;
 use super::sims::npy_header;
 use crate::data::atomic;
@@ -17,7 +18,9 @@ use crate::data::dataset::Dataset;
 use crate::data::features::Features;
 use crate::data::tokenizer::TokenTable;
 use crate::error::{Error, Kind, Result};
+use crate::host::Inputs;
 use crate::nn::bert::{self, Tokens};
+use crate::systems::{Items, TextEncoder};
 use crate::tensor::{Device, Tensor};
 
 /// Captions encoded at a time.
@@ -52,15 +55,19 @@ impl TextCache {
         model: &Model,
         device: &Device,
         stop: &dyn Fn() -> bool,
-        tell: &mut dyn FnMut(Event),
+        tell: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
         let name = format!("text-{}-", captions.split);
         let path = run.join(format!("{name}{:016x}.npy", key(bert, captions.tokens)?));
-        let shape = [captions.tokens.len(), captions.tokens.words(), model.config.bert_config.hidden_size];
+        let encoder = model.system.text_encoder().ok_or_else(|| {
+            Error::new("this system has no text encoder whose states could be kept")
+                .cure("leave out --cache-text")
+        })?;
+        let shape = [captions.tokens.len(), captions.tokens.words(), encoder.config.hidden_size];
         if path.exists() {
             match Features::open(&path) {
                 Ok(file) if [file.len(), file.regions(), file.dim()] == shape && file.is_f32() => {
-                    tell(Event::Notice(format!(
+                    tell(Progress::Notice(format!(
                         "text states of {} are in {}",
                         captions.split,
                         path.display()
@@ -68,13 +75,14 @@ impl TextCache {
                     return Ok(Self(file));
                 }
                 Ok(_) => {
-                    tell(Event::Notice(format!("{} has another shape or type: made anew", path.display())))
+                    tell(Progress::Notice(format!("{} has another shape or type: made anew", path.display())))
                 }
-                Err(e) => tell(Event::Notice(format!("{e}; made anew"))),
+                Err(e) => tell(Progress::Notice(format!("{e}; made anew"))),
             }
         }
         remove_stale(run, &name)?;
-        write(&path, shape, captions, model, device, stop, tell)?;
+        let encode = |part| states(&encoder, model, captions, part, device);
+        write(&path, shape, &encode, stop, tell)?;
         Ok(Self(Features::open(&path)?))
     }
 
@@ -93,54 +101,57 @@ impl TextCache {
 fn write(
     path: &Path,
     shape: [usize; 3],
-    captions: &Captions,
-    model: &Model,
-    device: &Device,
+    encode: &dyn Fn(Vec<usize>) -> Result<Vec<f32>>,
     stop: &dyn Fn() -> bool,
-    tell: &mut dyn FnMut(Event),
+    tell: &mut dyn FnMut(Progress),
 ) -> Result<()> {
     let total = shape[0];
     let mut failed = None;
     let written = atomic::file(path, |out| {
-        tell(Event::Encoding { done: 0, total: total as u64 });
+        tell(Progress::Encoding { done: 0, total: total as u64 });
         out.write_all(&npy_header("<f4", &shape))?;
         for start in (0..total).step_by(ENCODE) {
             let part: Vec<usize> = (start..total.min(start + ENCODE)).collect();
             let done = (start + part.len()) as u64;
-            let states = if stop() {
-                Err(Error::of(Kind::Interrupted, "interrupted"))
-            } else {
-                states(captions, part, model, device)
-            };
-            match states {
+            match interrupted(stop).and_then(|()| encode(part)) {
                 Ok(values) => values.iter().try_for_each(|v| out.write_all(&v.to_le_bytes()))?,
                 Err(e) => {
                     failed = Some(e);
                     return Err(io::Error::other("no states"));
                 }
             }
-            tell(Event::Encoding { done, total: total as u64 });
+            tell(Progress::Encoding { done, total: total as u64 });
         }
         Ok(())
     });
     failed.map_or(written, Err)
 }
 
-fn states(captions: &Captions, part: Vec<usize>, model: &Model, device: &Device) -> Result<Vec<f32>> {
-    let batch = assemble(captions.data, captions.tokens, &BatchPlan { captions: part, images: Vec::new() })?;
-    let shape = [batch.n_captions, batch.words];
-    let tokens = Tokens {
-        ids: device.tensor(shape, &batch.ids),
-        mask: device.tensor(shape, &batch.mask),
-        types: None,
-    };
-    let scope = model.params.root().sub("txt_enc").sub("bert");
-    let values = bert::encode(&scope, &model.config.bert_config, &tokens, None).last().to_vec()?;
+/// The last states of some captions.
+fn states(
+    encoder: &TextEncoder,
+    model: &Model,
+    captions: &Captions,
+    part: Vec<usize>,
+    device: &Device,
+) -> Result<Vec<f32>> {
+    let inputs = Inputs { captions: &["input_ids", "attention_mask"], pad_to_max: true, ..Inputs::default() };
+    let plan = BatchPlan { captions: part, images: Vec::new() };
+    let batch = assemble(captions.data, captions.tokens, &inputs, &plan, None)?;
+    let x = Items::upload(&batch.captions, device);
+    let [ids, mask] = ["input_ids", "attention_mask"].map(|name| x.at(name).clone());
+    let scope = model.params.below(encoder.prefix);
+    let tokens = Tokens { ids, mask, types: None };
+    let values = bert::encode(&scope, encoder.config, &tokens, None).last().to_vec()?;
     if values.iter().all(|v| v.is_finite()) {
         return Ok(values);
     }
     Err(Error::of(Kind::NonFinite, "the text encoder gives states that are NaN or infinite")
-        .at(format!("captions {} to {}", batch.caption_ids[0], batch.caption_ids[batch.n_captions - 1]))
+        .at(format!(
+            "captions {} to {}",
+            batch.caption_ids[0],
+            batch.caption_ids[batch.caption_ids.len() - 1]
+        ))
         .cure("give another --bert_path"))
 }
 

@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use super::Fixture;
 use super::compare::{HALF_TEXT, Row, Rules, family};
 use crate::error::{Error, Result};
+use crate::eval::rank;
 use crate::host::ratios;
 use crate::nn::Params;
 use crate::nn::bert::{self, Config, Tokens};
+use crate::nn::optim::Optimizer;
 use crate::ops::AdamStep;
 use crate::systems::hinge::hinge;
 use crate::tensor::{Device, Tape};
-use crate::train::optim::Optimizer;
-use crate::train::rank;
 
 const PATH: &str = "fast";
 

@@ -51,10 +51,10 @@ impl EventWriter {
     /// Logs values under their tags (`loss/total`) at one step.
     ///
     /// Errors: the file cannot be written.
-    pub fn scalars(&mut self, step: u64, values: &[(&str, f32)]) -> Result<()> {
+    pub fn scalars(&mut self, step: u64, values: &[(impl AsRef<str>, f32)]) -> Result<()> {
         let mut summary = Vec::new();
         for (tag, value) in values {
-            let mut entry = bytes_field(1, tag.as_bytes());
+            let mut entry = bytes_field(1, tag.as_ref().as_bytes());
             entry.push(2 << 3 | FIXED32);
             entry.extend(value.to_le_bytes());
             summary.extend(bytes_field(1, &entry));

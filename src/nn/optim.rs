@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::nn::Params;
+use super::Params;
 use crate::ops::{AdamState, AdamStep, adam, pack, pack_with_zeros, sum_of_squares, unpack, write};
 use crate::shape::Shape;
 use crate::tensor::Tensor;

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 
-use super::precisions;
 use crate::error::{Error, Result};
 use crate::gpu::Precision;
 
@@ -62,7 +62,7 @@ pub struct EvaluateOptions {
     /// Cuts the images into N folds and gives the mean: 5 on COCO's test is its 1K protocol
     #[arg(long, value_name = "N", help_heading = TABLE)]
     pub folds: Option<usize>,
-    /// Shows, for the first N captions, the images ranked first and the cells their paths took
+    /// Shows, for the first N captions, the images ranked first and why
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = TABLE)]
     pub show: usize,
     /// Prints one JSON object instead of the table
@@ -115,4 +115,9 @@ impl EvaluateOptions {
             None => Ok(()),
         }
     }
+}
+
+/// Reads a `--precision`.
+pub fn precisions() -> impl TypedValueParser<Value = Precision> {
+    PossibleValuesParser::new(Precision::NAMES).map(|name| name.parse().expect("a name of the list"))
 }

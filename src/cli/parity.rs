@@ -1,16 +1,16 @@
-//! `crossweave parity`: shows what [`super::parity`] compares.
+//! `crossweave parity`: shows what [`crate::parity`] compares.
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use clap::Args;
 
-use super::parity::{Row, check};
 use super::{Verdict, interrupt, note, show, table, text_of};
 use crate::error::{Error, Result};
+use crate::eval::precisions;
 use crate::gpu::{self, Gpu, Precision};
+use crate::parity::{Row, check};
 use crate::tensor::Device;
-use crate::train::options::precisions;
 
 /// What `parity` takes.
 #[derive(Args, Debug)]

@@ -1,8 +1,8 @@
-//! `crossweave parity`: runs a system on a reference fixture and compares every tensor with it.
+//! Runs a system, or a part of one, on a reference fixture and compares every tensor with it.
 
 mod compare;
-mod dime;
 mod parts;
+mod system;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,6 +12,7 @@ pub use compare::{Row, Rules};
 use crate::data::weights::Weights;
 use crate::error::{Error, Result};
 use crate::shape::Shape;
+use crate::systems::kind;
 use crate::tensor::Device;
 
 /// A fixture: its specification and tensors.
@@ -89,14 +90,13 @@ pub fn check(path: &Path, device: &Device) -> Result<Vec<Row>> {
     let fixture = Fixture::open(path)?;
     let system = fixture.spec["system"].as_str().unwrap_or_default().to_string();
     match system.as_str() {
-        "dime" => dime::check(&fixture, device),
         "bert" => parts::bert(&fixture, device),
         "loss" => parts::loss(&fixture, device),
         "adam" => parts::adam(&fixture, device),
         "recall" => parts::recall(&fixture),
-        other => Err(Error::new("no such system")
-            .at(&fixture.place)
-            .expected("dime, bert, loss, recall or adam")
-            .found(if other.is_empty() { "none" } else { other })),
+        name => {
+            let kind = kind(name).map_err(|e| e.at(&fixture.place))?;
+            system::check(&fixture, kind, device)
+        }
     }
 }

@@ -1,0 +1,239 @@
+//! A model with its weights and vocabulary, and the folders it is kept in.
+//!
+//! A run's folder and an imported checkpoint's have one form: `config.json`, `vocab.txt` and
+//! `model.safetensors` (a run's best weights so far).
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::data::atomic;
+use crate::data::tokenizer::WordPiece;
+use crate::data::weights::{self, Dtype, Entry, Weights};
+use crate::error::{Error, Result};
+use crate::nn::{ParamSpec, Params, Role, shapes};
+use crate::systems::{System, kind};
+use crate::tensor::{Device, Tensor};
+
+/// The version of the folder's form.
+const VERSION: u64 = 1;
+/// A configuration file larger than this is not read.
+const LARGEST_CONFIG: u64 = 1 << 20;
+
+/// A system with its parameters and vocabulary.
+pub struct Model {
+    /// The system's name.
+    pub name: String,
+    /// The system.
+    pub system: Box<dyn System>,
+    /// What parameters there are.
+    pub specs: Vec<ParamSpec>,
+    /// Their values.
+    pub params: Params,
+    /// The tokenizer.
+    pub pieces: WordPiece,
+}
+
+impl Model {
+    /// Checks that this model is the one a run was begun with, and takes its vocabulary.
+    ///
+    /// # Errors
+    /// Another configuration, as from changed data or another text encoder; no vocabulary there.
+    pub fn resume(&mut self, folder: &Path) -> Result<()> {
+        let (_, begun) = read_system(folder)?;
+        let [own, begun] = [self.system.config(), begun.config()];
+        if own != begun {
+            let differing = |of: &Value, other: &Value| -> String {
+                let fields = of.as_object().into_iter().flatten().filter(|(name, v)| other[*name] != **v);
+                fields.map(|(name, v)| format!("{name} {v}")).collect::<Vec<_>>().join(", ")
+            };
+            return Err(Error::new("the data or the text encoder are not those that the run was begun with")
+                .at(folder.display())
+                .expected(differing(&begun, &own))
+                .found(differing(&own, &begun))
+                .cure("give the run its own data and --bert_path, or begin a new run"));
+        }
+        self.pieces = WordPiece::open(&folder.join("vocab.txt"))?;
+        check_vocab(&self.pieces, &*self.system)
+    }
+
+    /// Opens a run's or an imported checkpoint's folder.
+    ///
+    /// # Errors
+    /// Missing files, an unknown system, a newer version, weights that do not fit the configuration or are not
+    /// finite.
+    pub fn open(folder: &Path, vocab: Option<&Path>, device: &Device) -> Result<Self> {
+        let (name, system) = read_system(folder)?;
+        let file = folder.join("model.safetensors");
+        if !file.exists() {
+            return Err(Error::new("there are no weights here").at(file.display()).cure(
+                "let the run reach its first validation, or import a checkpoint with the `import` program",
+            ));
+        }
+        let weights = Weights::open(&file)?;
+        weights.check_finite()?;
+        let own = folder.join("vocab.txt");
+        let pieces = WordPiece::open(vocab.unwrap_or(&own))?;
+        let specs: Vec<ParamSpec> = saved(system.parameters()).collect();
+        let mut params = Params::default();
+        fill(&weights, &specs, &|name| name.to_string(), &mut params, device)?;
+        check_vocab(&pieces, &*system)?;
+        Ok(Self { name, system, specs, params, pieces })
+    }
+
+    /// Whether a parameter is trained.
+    pub fn is_trained(&self, name: &str, with_text: bool) -> bool {
+        self.specs.iter().any(|s| s.name == name && is_trained(s, with_text))
+    }
+
+    /// Writes `config.json` and `vocab.txt`, the options of the run beside the configuration.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn write_config(&self, folder: &Path, options: &Value) -> Result<()> {
+        let mut config = json!({"system": self.name, "version": VERSION, "options": options});
+        if let (Some(to), Value::Object(from)) = (config.as_object_mut(), self.system.config()) {
+            to.extend(from);
+        }
+        let text = serde_json::to_string_pretty(&config).expect("a configuration is plain data");
+        atomic::file(&folder.join("config.json"), |out| out.write_all(text.as_bytes()))?;
+        self.pieces.save(&folder.join("vocab.txt"))
+    }
+
+    /// Every parameter copied back, in the specs' order; `keep` picks by role.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn values(&self, keep: impl Fn(Role) -> bool) -> Result<Vec<(&ParamSpec, Vec<f32>)>> {
+        let kept = self.specs.iter().filter(|s| keep(s.role));
+        kept.map(|s| Ok((s, self.params.named(&s.name).to_vec()?))).collect()
+    }
+
+    /// Writes all weights that evaluation needs under their original names.
+    ///
+    /// # Errors
+    /// As [`Model::values`], and a file that cannot be written: the former one stays.
+    pub fn write_weights(&self, path: &Path) -> Result<()> {
+        let values = self.values(|role| role != Role::Criterion)?;
+        let entries: Vec<Entry> = values.iter().map(|(spec, v)| entry(spec, v)).collect();
+        weights::write(path, &entries, &HashMap::from([("format".into(), "pt".into())]))
+    }
+}
+
+/// Whether training moves a parameter.
+pub fn is_trained(spec: &ParamSpec, with_text: bool) -> bool {
+    matches!(spec.role, Role::Weight | Role::Criterion) || (with_text && spec.role == Role::Encoder)
+}
+
+/// The parameters of a saved model: all but the loss's own.
+pub fn saved(specs: Vec<ParamSpec>) -> impl Iterator<Item = ParamSpec> {
+    specs.into_iter().filter(|s| s.role != Role::Criterion)
+}
+
+/// A parameter as the original state dict keeps it: counters are whole numbers.
+pub fn entry<'a>(spec: &ParamSpec, values: &'a [f32]) -> Entry<'a> {
+    if spec.role == Role::Counter {
+        let bytes = values.iter().flat_map(|v| (*v as i64).to_le_bytes()).collect::<Vec<u8>>();
+        let shape = spec.shape.dims().to_vec();
+        return Entry { name: spec.name.clone(), dtype: Dtype::I64, shape, bytes: bytes.into() };
+    }
+    Entry::f32s(spec.name.clone(), spec.shape.dims(), values)
+}
+
+/// Loads the parameters that `specs` list, all or none, under the names that `named` gives them.
+///
+/// # Errors
+/// Names or shapes that differ, all of them listed.
+pub fn fill(
+    weights: &Weights,
+    specs: &[ParamSpec],
+    named: &dyn Fn(&str) -> String,
+    params: &mut Params,
+    device: &Device,
+) -> Result<()> {
+    weights::check(weights.path().display(), &shapes(specs), weights.shapes())?;
+    for spec in specs {
+        params.insert(&named(&spec.name), upload(weights, &spec.name, spec, device)?);
+    }
+    Ok(())
+}
+
+/// A tensor of a file with a parameter's shape, whose values are called `name`: f32 straight from the file's map.
+///
+/// # Errors
+/// A type that holds no numbers.
+pub fn upload(weights: &Weights, name: &str, spec: &ParamSpec, device: &Device) -> Result<Tensor> {
+    if weights.dtype(name) == Some(Dtype::F32) {
+        return Ok(device.tensor_of_bytes(spec.shape, &[weights.bytes(name)?]));
+    }
+    let values = if spec.role == Role::Counter {
+        weights.ints(name)?.iter().map(|v| *v as f32).collect()
+    } else {
+        weights.f32s(name)?
+    };
+    Ok(device.tensor(spec.shape, &values))
+}
+
+/// Whether the text encoder has a row for every piece.
+///
+/// # Errors
+/// A vocabulary that is too large.
+pub fn check_vocab(pieces: &WordPiece, system: &dyn System) -> Result<()> {
+    let Some(encoder) = system.text_encoder() else { return Ok(()) };
+    if pieces.size() > encoder.config.vocab_size {
+        return Err(Error::new("the vocabulary has more pieces than the text encoder")
+            .at("vocab.txt")
+            .expected(format!("at most {}", encoder.config.vocab_size))
+            .found(pieces.size())
+            .cure("give the vocabulary that the encoder was trained with"));
+    }
+    Ok(())
+}
+
+/// A folder's configuration as JSON, checked for system and version.
+///
+/// # Errors
+/// No such file, no JSON, an unknown system, a newer version.
+pub fn read_description(folder: &Path) -> Result<Value> {
+    let path = folder.join("config.json");
+    let value: Value = read_json(&path)?;
+    kind(value["system"].as_str().unwrap_or_default()).map_err(|e| e.at(path.display()))?;
+    let version = value["version"].as_u64().unwrap_or(VERSION);
+    if version > VERSION {
+        return Err(Error::new("this folder was written by a newer version")
+            .at(path.display())
+            .expected(format!("version {VERSION}"))
+            .found(version)
+            .cure("use the crossweave that wrote it, or a newer one"));
+    }
+    Ok(value)
+}
+
+/// The system of a folder, with its name.
+///
+/// # Errors
+/// As [`read_description`], and options that are missing or make no model.
+pub fn read_system(folder: &Path) -> Result<(String, Box<dyn System>)> {
+    let description = read_description(folder)?;
+    let name = description["system"].as_str().unwrap_or_default().to_string();
+    let system = (kind(&name)?.open)(&description);
+    Ok((name, system.map_err(|e| e.at(folder.join("config.json").display()))?))
+}
+
+/// A small JSON file.
+///
+/// # Errors
+/// A file that is missing, too large, or not understood.
+pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let about = std::fs::metadata(path).map_err(|e| Error::io("read the configuration", path, &e))?;
+    if about.len() > LARGEST_CONFIG {
+        return Err(Error::new("this is no configuration: it is too large")
+            .at(path.display())
+            .expected(format!("at most {LARGEST_CONFIG} bytes"))
+            .found(about.len()));
+    }
+    let bytes = std::fs::read(path).map_err(|e| Error::io("read the configuration", path, &e))?;
+    serde_json::from_slice(&bytes)
+        .map_err(|e| Error::new(format!("the configuration is not understood: {e}")).at(path.display()))
+}

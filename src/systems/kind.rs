@@ -1,0 +1,169 @@
+//! The list of systems: for each its options, and how a stored configuration or an authors' checkpoint becomes one.
+
+use std::sync::RwLock;
+
+use clap::{ArgMatches, Args, Command, FromArgMatches};
+use serde::Serialize;
+use serde_json::{Map, Value as Json};
+
+use super::{System, dime};
+use crate::error::{Error, Result};
+use crate::nn::bert;
+
+/// A system's options as the user gave them: what makes the model, and the parts of its schedule.
+pub trait Options {
+    /// Checks the options against each other; `faithful` takes the authors' side where ours differs. Returns
+    /// warnings, a line each, of options that do nothing.
+    ///
+    /// # Errors
+    /// Options that contradict each other, and values that make no model.
+    fn check(&self, faithful: bool) -> Result<Vec<String>>;
+
+    /// What the options common to all systems are where the user does not give them: name and value.
+    fn common(&self, faithful: bool) -> Vec<(&'static str, String)>;
+
+    /// All of them as plain data, under the authors' names.
+    fn all(&self) -> Json;
+
+    /// Those that make the model, which a run keeps for life.
+    fn fixed(&self) -> Json;
+
+    /// The pieces of a caption at most, where the options say.
+    fn max_words(&self) -> Option<usize>;
+
+    /// The system over these encoders.
+    ///
+    /// # Errors
+    /// Sizes that make no model.
+    fn system(&self, encoders: &Encoders) -> Result<Box<dyn System>>;
+}
+
+/// What a system is built on besides its own options.
+#[derive(Clone, Debug)]
+pub struct Encoders {
+    /// Width of a region's features.
+    pub dim: usize,
+    /// The text encoder.
+    pub bert: bert::Config,
+    /// Samples of a batch.
+    pub batch_size: usize,
+    /// Whether the authors' side is taken where ours differs.
+    pub faithful: bool,
+}
+
+/// An authors' checkpoint, without its tensors.
+pub struct Checkpoint<'a> {
+    /// The options it was trained with, under the authors' names, as far as they are known.
+    pub options: Map<String, Json>,
+    /// The configuration of its BERT, if known.
+    pub bert: Option<&'a Json>,
+    /// The shape of a parameter.
+    pub shape: &'a dyn Fn(&str) -> Option<Vec<usize>>,
+}
+
+/// What a system's folder declares once; [`Kind::of`] makes its entry in the list.
+pub trait Family: Options + Args + Clone + Serialize + 'static {
+    /// The name, as `--system` takes it.
+    const NAME: &'static str;
+    /// The paper, for help.
+    const TITLE: &'static str;
+    /// The state dicts in the list `model` of an authors' checkpoint, in order.
+    const MODULES: &'static [&'static str];
+    /// Whether training always includes the text encoder.
+    const TRAINS_TEXT: bool;
+
+    /// The system of a stored configuration: a run's, or a fixture's.
+    ///
+    /// # Errors
+    /// An option that is missing or of another type; sizes that make no model.
+    fn open(config: &Json) -> Result<Box<dyn System>>;
+
+    /// The configuration of an authors' checkpoint.
+    ///
+    /// # Errors
+    /// An option that nothing tells.
+    fn import(checkpoint: Checkpoint) -> Result<Json>;
+}
+
+/// One system of the list.
+#[derive(Clone, Copy)]
+pub struct Kind {
+    /// The name, as `--system` takes it.
+    pub name: &'static str,
+    /// The paper, for help.
+    pub title: &'static str,
+    /// The state dicts in the list `model` of an authors' checkpoint, in order.
+    pub modules: &'static [&'static str],
+    /// Whether training always includes the text encoder.
+    pub trains_text: bool,
+    /// Adds its options to a command.
+    pub augment: fn(Command) -> Command,
+    /// Its options among those that were parsed.
+    pub parse: fn(&ArgMatches) -> std::result::Result<Box<dyn Options>, clap::Error>,
+    /// See [`Family::open`].
+    pub open: fn(&Json) -> Result<Box<dyn System>>,
+    /// See [`Family::import`].
+    pub import: fn(Checkpoint) -> Result<Json>,
+}
+
+impl Kind {
+    /// The entry of a system.
+    pub const fn of<F: Family>() -> Self {
+        Self {
+            name: F::NAME,
+            title: F::TITLE,
+            modules: F::MODULES,
+            trains_text: F::TRAINS_TEXT,
+            augment: |command| F::augment_args(command),
+            parse: |matches| Ok(Box::new(<F as FromArgMatches>::from_arg_matches(matches)?)),
+            open: F::open,
+            import: F::import,
+        }
+    }
+}
+
+/// The system that is trained where none is named.
+pub const DEFAULT: &str = dime::Options::NAME;
+
+/// The published systems.
+const PUBLISHED: [Kind; 1] = [Kind::of::<dime::Options>()];
+
+/// Systems of the program that uses this library.
+static OWN: RwLock<Vec<Kind>> = RwLock::new(Vec::new());
+
+/// Adds a system of one's own to the list; one of the same name is replaced.
+pub fn register(kind: Kind) {
+    let mut own = OWN.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+    own.retain(|other| other.name != kind.name);
+    own.push(kind);
+}
+
+/// Every system: the published ones, then those that were registered.
+pub fn kinds() -> Vec<Kind> {
+    let own = OWN.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+    PUBLISHED.iter().chain(own.iter()).copied().collect()
+}
+
+/// The system of a name.
+///
+/// # Errors
+/// No such system.
+pub fn kind(name: &str) -> Result<Kind> {
+    let all = kinds();
+    all.iter().find(|kind| kind.name == name).copied().ok_or_else(|| {
+        let names: Vec<&str> = all.iter().map(|kind| kind.name).collect();
+        Error::new("no such system").expected(names.join(", ")).found(if name.is_empty() {
+            "none"
+        } else {
+            name
+        })
+    })
+}
+
+/// The system of a stored configuration, which names it.
+///
+/// # Errors
+/// As [`kind`] and [`Family::open`].
+pub fn of_config(config: &Json) -> Result<Box<dyn System>> {
+    (kind(config["system"].as_str().unwrap_or_default())?.open)(config)
+}

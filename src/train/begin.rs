@@ -1,0 +1,105 @@
+//! Fresh models: the text encoder from a folder or from random weights, all else from a seed.
+
+use std::path::Path;
+
+use super::options::{BertInit, TrainOptions};
+use crate::data::tokenizer::{WordPiece, build_vocab};
+use crate::data::weights::Weights;
+use crate::error::{Error, Result};
+use crate::eval::model::{Model, check_vocab, fill, read_json};
+use crate::nn::{ParamSpec, Params, Role, bert};
+use crate::systems::Encoders;
+use crate::tensor::Device;
+
+/// Pieces of a random encoder's captions at most, where the options do not say.
+const MAX_WORDS: usize = 64;
+/// Pieces of a vocabulary built from captions, where the options do not say.
+const VOCAB: usize = 2000;
+
+/// A model with fresh weights for training, over features of width `dim`: BERT from `--bert_path`, or random with a
+/// vocabulary built from the captions.
+///
+/// # Errors
+/// A BERT folder that is missing, not imported or of another shape; sizes that make no model.
+pub fn fresh(options: &TrainOptions, dim: usize, captions: &[String], device: &Device) -> Result<Model> {
+    let fixed = &options.fixed;
+    let (pieces, bert, pretrained) = match fixed.bert_init {
+        BertInit::Random => {
+            let vocab = build_vocab(captions, fixed.vocab_size.unwrap_or(VOCAB));
+            let pieces = WordPiece::from_vocab(vocab)?;
+            let config = random_bert(options, pieces.size())?;
+            (pieces, config, None)
+        }
+        BertInit::Pretrained => {
+            let folder = &options.run.bert_path;
+            let weights = open_bert(folder)?;
+            let config: bert::Config = read_json(&folder.join("config.json"))?;
+            (WordPiece::open(&folder.join("vocab.txt"))?, config, Some(weights))
+        }
+    };
+    let (batch_size, faithful) = (fixed.batch_size, fixed.faithful);
+    let system = options.own.system(&Encoders { dim, bert, batch_size, faithful })?;
+    check_vocab(&pieces, &*system)?;
+    let specs = system.parameters();
+    let prefix = system.text_encoder().map_or("", |encoder| encoder.prefix);
+    // What the encoder's file holds needs no random beginning; many encoders come without a pooler, which
+    // nothing here uses.
+    let held = |s: &ParamSpec| {
+        let inner = s.name.strip_prefix(prefix).filter(|_| s.role == Role::Encoder);
+        inner.zip(pretrained.as_ref()).is_some_and(|(name, weights)| {
+            !name.starts_with("pooler.") || weights.names().any(|name| name.starts_with("pooler."))
+        })
+    };
+    let (held, begun): (Vec<ParamSpec>, Vec<ParamSpec>) = specs.iter().cloned().partition(held);
+    let mut params = Params::begin(&begun, device, fixed.seed);
+    if let Some(weights) = &pretrained {
+        let inner = |s: ParamSpec| ParamSpec { name: s.name[prefix.len()..].to_string(), ..s };
+        let expected: Vec<ParamSpec> = held.into_iter().map(inner).collect();
+        fill(weights, &expected, &|name| format!("{prefix}{name}"), &mut params, device)?;
+    }
+    Ok(Model { name: options.kind.name.to_string(), system, specs, params, pieces })
+}
+
+fn random_bert(options: &TrainOptions, vocab_size: usize) -> Result<bert::Config> {
+    let fixed = &options.fixed;
+    if let Some(file) = &fixed.bert_config {
+        let config: bert::Config = read_json(file)?;
+        return Ok(bert::Config { vocab_size, ..config });
+    }
+    let hidden = fixed.bert_hidden.unwrap_or(64);
+    Ok(bert::Config {
+        vocab_size,
+        hidden_size: hidden,
+        num_hidden_layers: fixed.bert_layers.unwrap_or(2),
+        num_attention_heads: fixed.bert_heads.unwrap_or(4),
+        intermediate_size: fixed.bert_intermediate.unwrap_or(4 * hidden),
+        hidden_act: "gelu".into(),
+        hidden_dropout_prob: 0.1,
+        attention_probs_dropout_prob: 0.1,
+        max_position_embeddings: options.own.max_words().unwrap_or(MAX_WORDS),
+        type_vocab_size: 2,
+        initializer_range: 0.02,
+        layer_norm_eps: 1e-12,
+    })
+}
+
+fn open_bert(folder: &Path) -> Result<Weights> {
+    let file = folder.join("model.safetensors");
+    if file.exists() {
+        let weights = Weights::open(&file)?;
+        weights.check_finite()?;
+        return Ok(weights);
+    }
+    let error = Error::new("there is no imported BERT here").at(folder.display());
+    let theirs = folder.join("pytorch_model.bin");
+    Err(if theirs.exists() {
+        error.cure(format!(
+            "import it: cargo run --release --bin import -- bert {} OUT, then --bert_path OUT",
+            theirs.display()
+        ))
+    } else {
+        error
+            .expected("model.safetensors, config.json and vocab.txt, as the `import` program writes them")
+            .cure("give --bert_path, or train a small BERT along with --bert-init random")
+    })
+}
