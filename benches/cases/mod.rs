@@ -441,7 +441,7 @@ fn step(mut model: Model, device: &Device, batch: usize, extra: usize) -> Job {
             .iter()
             .filter_map(|s| Some((s.name.clone(), grads.of(params.named(&s.name))?.clone())))
             .collect();
-        let squares = optimizer.step(&mut model.params, &named, &adam);
+        let squares = optimizer.step(&mut model.params, &named, &adam, &|_| Some(adam.lr));
         take_buffers(&mut model.params, &outcome.buffers, &squares);
         done += 1;
     })

@@ -5,14 +5,12 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::model::{Model, entry, upload};
-use super::optim::Optimizer;
+use super::model::{Model, entry, stored};
+use super::optim::{Optimizer, Taken};
 use super::rank::Metrics;
 use crate::data::weights::{self, Entry, Weights};
 use crate::error::{Error, Result};
 use crate::nn::Role;
-use crate::ops::AdamState;
-use crate::tensor::Device;
 
 /// The file in a run's folder.
 pub const FILE: &str = "last.safetensors";
@@ -57,13 +55,13 @@ pub fn save(
     let mut state = state.clone();
     let values = model.values(|role| with_bert || role != Role::Encoder)?;
     let mut entries: Vec<Entry> = values.iter().map(|(spec, v)| entry(spec, v)).collect();
-    let mut moments = Vec::new();
-    for (name, s) in optimizer.states() {
-        state.steps.insert(name.clone(), s.steps);
-        moments.push((format!("adam.m.{name}"), s.m.shape(), s.m.to_vec()?));
-        moments.push((format!("adam.v.{name}"), s.v.shape(), s.v.to_vec()?));
+    let taken = optimizer.read(&model.params)?;
+    for Taken { spec, m, v, steps } in &taken {
+        state.steps.insert(spec.name.clone(), *steps);
+        for (moment, values) in [("m", m), ("v", v)] {
+            entries.push(Entry::f32s(format!("adam.{moment}.{}", spec.name), spec.shape.dims(), values));
+        }
     }
-    entries.extend(moments.iter().map(|(name, shape, v)| Entry::f32s(name.clone(), shape.dims(), v)));
     let text = serde_json::to_string(&state).expect("the state is plain data");
     weights::write(&folder.join(FILE), &entries, &HashMap::from([("state".into(), text)]))
 }
@@ -101,7 +99,6 @@ pub fn load(
     model: &mut Model,
     optimizer: &mut Optimizer,
     with_bert: bool,
-    device: &Device,
 ) -> Result<State> {
     let path = folder.join(FILE);
     let file = Weights::open(&path)?;
@@ -116,14 +113,10 @@ pub fn load(
         }
     }
     weights::check(path.display(), &expected, file.shapes())?;
-    for spec in model.specs.iter().filter(|s| with_bert || s.role != Role::Encoder) {
-        let w = upload(&file, &spec.name, spec, device)?;
-        if let Some(&steps) = state.steps.get(&spec.name) {
-            let moment = |which| upload(&file, &format!("adam.{which}.{}", spec.name), spec, device);
-            let state = AdamState { w: w.clone(), m: moment("m")?, v: moment("v")?, steps };
-            optimizer.resume(&spec.name, state);
-        }
-        model.params.insert(&spec.name, w);
-    }
+    let wanted = |role| with_bert || role != Role::Encoder;
+    model.params.reload(wanted, &mut |spec| stored(&file, &spec.name, spec))?;
+    *optimizer = Optimizer::resume(&model.params, &state.steps, &mut |moment, spec| {
+        stored(&file, &format!("adam.{moment}.{}", spec.name), spec)
+    })?;
     Ok(state)
 }

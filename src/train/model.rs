@@ -13,9 +13,9 @@ use crate::data::atomic;
 use crate::data::tokenizer::{WordPiece, build_vocab};
 use crate::data::weights::{self, Dtype, Entry, Weights};
 use crate::error::{Error, Result};
-use crate::nn::{ParamSpec, Params, Role, bert, shapes};
+use crate::nn::{ParamSpec, ParamValues, Params, Role, begin_values, bert, shapes};
 use crate::systems::dime::{AttentionNorm, Config, Direction};
-use crate::tensor::{Device, Tensor};
+use crate::tensor::Device;
 
 /// The version of the folder's form.
 const VERSION: u64 = 1;
@@ -67,14 +67,16 @@ impl Model {
                     && (!pooler || weights.names().any(|name| name.starts_with("pooler.")))
             })
         };
-        let (held, begun): (Vec<ParamSpec>, Vec<ParamSpec>) = specs.iter().cloned().partition(held);
-        let mut params = Params::begin(&begun, device, options.seed);
+        let theirs = |name: &str| name.trim_start_matches("txt_enc.bert.").to_string();
         if let Some(weights) = &pretrained {
-            let behind = |name: &str| name.trim_start_matches("txt_enc.bert.").to_string();
-            let expected: Vec<ParamSpec> =
-                held.into_iter().map(|s| ParamSpec { name: behind(&s.name), ..s }).collect();
-            fill(weights, &expected, &|name| format!("txt_enc.bert.{name}"), &mut params, device)?;
+            let of = |s: &ParamSpec| (theirs(&s.name), s.shape.dims().to_vec());
+            let expected: Vec<_> = specs.iter().filter(|s| held(s)).map(of).collect();
+            weights::check(weights.path().display(), &expected, weights.shapes())?;
         }
+        let params = Params::new(&specs, device, &mut |spec| match &pretrained {
+            Some(weights) if held(spec) => stored(weights, &theirs(&spec.name), spec),
+            _ => Ok(begin_values(spec, &specs, options.seed)),
+        })?;
         Ok(Self { config, specs, params, pieces })
     }
 
@@ -118,8 +120,8 @@ impl Model {
         let own = folder.join("vocab.txt");
         let pieces = WordPiece::open(vocab.unwrap_or(&own))?;
         let specs = config.parameters();
-        let mut params = Params::default();
-        fill(&weights, &specs, &|name| name.to_string(), &mut params, device)?;
+        weights::check(weights.path().display(), &shapes(&specs), weights.shapes())?;
+        let params = Params::new(&specs, device, &mut |spec| stored(&weights, &spec.name, spec))?;
         check_vocab(&pieces, &config)?;
         Ok(Self { config, specs, params, pieces })
     }
@@ -151,8 +153,8 @@ impl Model {
     /// # Errors
     /// What the device reports.
     pub fn values(&self, keep: impl Fn(Role) -> bool) -> Result<Vec<(&ParamSpec, Vec<f32>)>> {
-        let kept = self.specs.iter().filter(|s| keep(s.role));
-        kept.map(|s| Ok((s, self.params.named(&s.name).to_vec()?))).collect()
+        let mut read = self.params.read(keep)?;
+        Ok(self.specs.iter().filter_map(|s| Some((s, read.remove(s.name.as_str())?))).collect())
     }
 
     /// Writes all weights under their original names.
@@ -176,32 +178,15 @@ pub(super) fn entry<'a>(spec: &ParamSpec, values: &'a [f32]) -> Entry<'a> {
     Entry::f32s(spec.name.clone(), spec.shape.dims(), values)
 }
 
-/// Loads the parameters that `specs` list, all or none, under the names that `named` gives them.
-pub(super) fn fill(
-    weights: &Weights,
-    specs: &[ParamSpec],
-    named: &dyn Fn(&str) -> String,
-    params: &mut Params,
-    device: &Device,
-) -> Result<()> {
-    weights::check(weights.path().display(), &shapes(specs), weights.shapes())?;
-    for spec in specs {
-        params.insert(&named(&spec.name), upload(weights, &spec.name, spec, device)?);
-    }
-    Ok(())
-}
-
-/// A tensor of a file with a parameter's shape, whose values stand under `name`: f32 straight from the file's map.
-pub(super) fn upload(weights: &Weights, name: &str, spec: &ParamSpec, device: &Device) -> Result<Tensor> {
-    if weights.dtype(name) == Some(Dtype::F32) {
-        return Ok(device.tensor_of_bytes(spec.shape, &[weights.bytes(name)?]));
-    }
-    let values = if spec.role == Role::Counter {
-        weights.ints(name)?.iter().map(|v| *v as f32).collect()
-    } else {
-        weights.f32s(name)?
-    };
-    Ok(device.tensor(spec.shape, &values))
+/// A parameter's values, or its moments', as a file has them under `name`: f32 straight from the file's map.
+pub(super) fn stored<'a>(weights: &'a Weights, name: &str, spec: &ParamSpec) -> Result<ParamValues<'a>> {
+    Ok(match (weights.dtype(name), spec.role) {
+        (Some(Dtype::F32), _) => ParamValues::Bytes(weights.bytes(name)?),
+        (_, Role::Counter) => {
+            ParamValues::Values(weights.ints(name)?.iter().map(|v| *v as f32).collect())
+        }
+        _ => ParamValues::Values(weights.f32s(name)?),
+    })
 }
 
 fn check_vocab(pieces: &WordPiece, config: &Config) -> Result<()> {

@@ -153,7 +153,7 @@ impl<'a> Session<'a> {
         let mut optimizer = Optimizer::default();
         let state = if options.resume.is_some() {
             model.resume(&folder)?;
-            checkpoint::load(&folder, &mut model, &mut optimizer, options.trains_bert(), &device)?
+            checkpoint::load(&folder, &mut model, &mut optimizer, options.trains_bert())?
         } else {
             let extra = if options.extra_stc > 0 { (0, options.extra_stc) } else { (options.extra_img, 0) };
             let images = options.batch_size * (1 + extra.0);
@@ -334,7 +334,7 @@ impl<'a> Session<'a> {
         let lr = self.rate(placed.epoch);
         let adam =
             AdamStep { lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: 0.0, clip: self.options.grad_clip };
-        let squares = self.optimizer.step(&mut self.model.params, &named, &adam);
+        let squares = self.optimizer.step(&mut self.model.params, &named, &adam, &|_| Some(lr));
         take_buffers(&mut self.model.params, &outcome.buffers, &squares);
         let losses = outcome.losses;
         let parts = [&losses.total, &losses.rank, &losses.path, &squares].map(|t| t.detach().reshape([1]));

@@ -10,7 +10,7 @@ use crate::nn::{ParamSpec, Params, Role};
 use crate::ops::AdamStep;
 use crate::systems::dime::{self, Config, Path, Run, Taps};
 use crate::tensor::{Device, Tape, Tensor};
-use crate::train::optim::Optimizer;
+use crate::train::optim::{Optimizer, take_buffers};
 
 /// What the user's path shares with the composition: where it differs inside, only results are compared.
 const RESULTS: [&str; 5] = ["sims", "loss_rank", "loss_path", "loss_total", "grad_norm"];
@@ -58,11 +58,7 @@ struct Results {
 
 fn run(fixture: &Fixture, config: &Config, device: &Device, path: Path) -> Result<Results> {
     let specs = config.parameters();
-    let mut params = Params::default();
-    for spec in &specs {
-        let value = fixture.upload(device, &format!("param.{}", spec.name))?;
-        params.insert(&spec.name, value);
-    }
+    let mut params = Params::new(&specs, device, &mut |spec| fixture.stored(spec))?;
     let tokens = Tokens {
         ids: fixture.upload(device, "in.input_ids")?,
         mask: fixture.upload(device, "in.attention_mask")?,
@@ -107,11 +103,9 @@ fn run(fixture: &Fixture, config: &Config, device: &Device, path: Path) -> Resul
             clip: fixture.number("grad_clip")?,
         };
         let ordered: Vec<(String, Tensor)> = named.clone().into_iter().collect();
-        let squares = Optimizer::default().step(&mut params, &ordered, &step);
+        let squares = Optimizer::default().step(&mut params, &ordered, &step, &|_| Some(step.lr));
         out.insert("grad_norm".to_string(), squares.map(crate::ops::Expr::sqrt));
-        for (name, value) in outcome.buffers {
-            params.insert(&name, value);
-        }
+        take_buffers(&mut params, &outcome.buffers, &squares);
         results.grad = values(&named)?;
         results.step =
             values(&fixture.family("step.").map(|n| (n.to_string(), params.named(n).clone())).collect())?;
