@@ -15,8 +15,11 @@ use crossweave::systems::dime::{self, AttentionNorm, Captions, Config, Direction
 use crossweave::tensor::{Device, Tape, Tensor};
 use crossweave::train::optim::{Optimizer, take_buffers};
 
-const IMAGES: usize = 2;
-const CAPTIONS: usize = 3;
+/// Images and captions of a batch; training takes one more of the side that does not travel.
+fn counts(direction: Direction) -> (usize, usize) {
+    if direction == Direction::I2t { (2, 3) } else { (3, 2) }
+}
+
 const REGIONS: usize = 3;
 const WORDS: usize = 4;
 
@@ -36,7 +39,7 @@ fn config(width: usize, direction: Direction) -> Config {
         margin: 0.2,
         max_violation: false,
         trade_off: 0.5,
-        batch_size: IMAGES,
+        batch_size: 2,
         path_hid: 16,
         mask_padding: false,
         bert_config: bert::Config {
@@ -74,16 +77,18 @@ impl Training {
     }
 
     fn tokens(&self) -> Tokens {
-        let shape = [CAPTIONS, WORDS];
-        let ids: Vec<f32> = (0..CAPTIONS * WORDS).map(|i| (1 + 5 * i % 19) as f32).collect();
+        let (_, captions) = counts(self.config.direction);
+        let shape = [captions, WORDS];
+        let ids: Vec<f32> = (0..captions * WORDS).map(|i| (1 + 5 * i % 19) as f32).collect();
         Tokens { ids: self.device.tensor(shape, &ids), mask: self.device.full(shape, 1.0), types: None }
     }
 
     fn encode(&self, run: &Run) -> (Images, Captions) {
+        let (images, captions) = counts(self.config.direction);
         let features: Vec<f32> =
-            (0..IMAGES * REGIONS * 8).map(|i| ((7 * i) % 11) as f32 / 11.0 - 0.4).collect();
-        let features = self.device.tensor([IMAGES, REGIONS, 8], &features);
-        let lengths = self.device.full([CAPTIONS], WORDS as f32);
+            (0..images * REGIONS * 8).map(|i| ((7 * i) % 11) as f32 / 11.0 - 0.4).collect();
+        let features = self.device.tensor([images, REGIONS, 8], &features);
+        let lengths = self.device.full([captions], WORDS as f32);
         let captions = dime::encode_captions(run, &self.tokens(), &lengths, None);
         (dime::encode_images(run, &features), captions)
     }
@@ -156,8 +161,15 @@ fn nothing_copies_parameters_in_steps_in_scoring_or_in_a_frozen_encoder() {
                 assert_eq!(step.get("pack"), None, "{width} {direction:?} {path:?}: {step:?}");
                 // Those of gradients, and one of statistics.
                 let copies = step["lay_out"];
-                assert!(copies <= slabs + 24, "{width}: {copies} dispatches lay {slabs} slabs' gradients out");
-                assert!(step["adam"] <= 2 * slabs + 8, "{width}: {} dispatches step {slabs} slabs", step["adam"]);
+                assert!(
+                    copies <= slabs + 24,
+                    "{width}: {copies} dispatches lay {slabs} slabs' gradients out"
+                );
+                assert!(
+                    step["adam"] <= 2 * slabs + 8,
+                    "{width}: {} dispatches step {slabs} slabs",
+                    step["adam"]
+                );
                 println!("{width} {direction:?}: {slabs} slabs, {copies} lay_out, {} adam", step["adam"]);
             }
             let score = runs(gpu, || model.score());
@@ -199,13 +211,18 @@ fn the_maps_of_one_product_are_contiguous_at_every_width() {
                 let after = gpu.stats();
                 assert_eq!((after.dispatches, after.live), (before.dispatches, before.live), "{width} {set}");
                 if width == 20 {
-                    let copied = lay_out(&device, &maps.iter().map(|t| (t.len(), Some(*t))).collect::<Vec<_>>());
+                    let copied =
+                        lay_out(&device, &maps.iter().map(|t| (t.len(), Some(*t))).collect::<Vec<_>>());
                     assert_eq!(values(&packed), values(&copied), "{set}");
                 }
             }
             for slab in params.slabs() {
                 assert!(slab.members.iter().all(|m| m.spec.group == slab.group));
-                assert!(slab.members.len() == 1 || slab.values.len() <= 1 << 22, "{} values", slab.values.len());
+                assert!(
+                    slab.members.len() == 1 || slab.values.len() <= 1 << 22,
+                    "{} values",
+                    slab.values.len()
+                );
             }
             let statistics = params.slabs().iter().filter(|s| s.role == Role::Statistic).count();
             assert_eq!(statistics, 1, "running statistics are taken up in one write");
@@ -244,18 +261,19 @@ fn tensors_are_laid_out_with_zeros_for_those_that_are_missing() {
         let tensors: Vec<Tensor> = lengths.iter().map(|n| device.full([*n], *n as f32)).collect();
         let whole = lay_out(&device, &lengths.map(|n| (n, None)));
         assert!(values(&whole).iter().all(|v| *v == 0.0));
+        // The least length that is laid out is the alignment.
+        let align = lay_out(&device, &[(1, None)]).len();
         for missing in [&[0][..], &[0, 1], &[2, 3], &[5], &[], &[0, 1, 2, 4, 5]] {
-            let parts: Vec<_> = (0..6).map(|i| (lengths[i], (!missing.contains(&i)).then(|| &tensors[i]))).collect();
+            let parts: Vec<_> =
+                (0..6).map(|i| (lengths[i], (!missing.contains(&i)).then(|| &tensors[i]))).collect();
             let got = values(&lay_out(&device, &parts));
             let mut want = vec![0.0; whole.len()];
             let mut place = 0;
-            // The first two places tell the device's alignment.
-            let align = (4..).map(|n| n * 4).find(|n| lengths.iter().map(|l| l.next_multiple_of(*n)).sum::<usize>() == whole.len());
             for (i, n) in lengths.into_iter().enumerate() {
                 if !missing.contains(&i) {
                     want[place..place + n].fill(n as f64);
                 }
-                place += n.next_multiple_of(align.unwrap_or(4));
+                place += n.next_multiple_of(align);
             }
             assert_eq!(got, want, "without {missing:?}");
         }
@@ -338,7 +356,8 @@ fn groups_have_rates_freeze_and_go_on_as_the_formula_says() {
                 }
                 let named: Vec<_> = grads.iter().map(|(s, g)| (s.name.clone(), g.clone())).collect();
                 let squares = optimizer.step(&mut params, &named, &adam(decay, clip), &rate);
-                let moving: Vec<_> = grads.iter().filter_map(|(s, g)| Some((s, values(g), rate(s.group)?))).collect();
+                let moving: Vec<_> =
+                    grads.iter().filter_map(|(s, g)| Some((s, values(g), rate(s.group)?))).collect();
                 let norm = moving.iter().flat_map(|(_, g, _)| g).map(|g| g * g).sum::<f64>();
                 assert!((values(&squares)[0] - norm).abs() < 1e-5 * norm, "step {t}");
                 let scale = (clip / (norm.sqrt() + 1e-6)).min(1.0);

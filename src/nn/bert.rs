@@ -128,7 +128,9 @@ impl Config {
             let at = format!("{prefix}encoder.layer.{i}");
             let own = format!("{at}.attention.self");
             l.together(&own, |l| {
-                ["query", "key", "value"].iter().for_each(|m| self.dense(l, &format!("{own}.{m}"), width, width));
+                ["query", "key", "value"]
+                    .iter()
+                    .for_each(|m| self.dense(l, &format!("{own}.{m}"), width, width));
             });
             self.dense(l, &format!("{at}.attention.output.dense"), width, width);
             self.norm(l, &format!("{at}.attention.output.LayerNorm"));

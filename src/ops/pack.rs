@@ -65,6 +65,9 @@ pub fn lay_out(device: &Device, parts: &[(usize, Option<&Tensor>)]) -> Tensor {
         t.inspect(|t| assert_eq!(t.len(), *len, "lay_out: shape {}", t.shape())).map(|t| (t, place))
     });
     let (tensors, places): (Vec<&Tensor>, Vec<usize>) = there.unzip();
+    if tensors.is_empty() {
+        return device.full([total], 0.0);
+    }
     match device {
         Device::Gpu(gpu) => {
             let bufs: Vec<&Buf> = tensors.iter().map(|t| t.buf().expect("all on one device")).collect();
@@ -119,8 +122,13 @@ fn launch(gpu: &Gpu, kernel: Kernel, x: &[&Buf], places: &[usize], y: &Buf) {
         let next = pieces.get(most * (i + 1)).map_or(y.len(), |piece| piece.place);
         let begin = chunk[0].place;
         let mut lengths: Vec<usize> = chunk.iter().map(|piece| piece.len).collect();
-        let mut ends: Vec<usize> =
-            chunk.iter().skip(1).map(|piece| piece.place).chain([next]).map(|end| (end - begin) / 4).collect();
+        let mut ends: Vec<usize> = chunk
+            .iter()
+            .skip(1)
+            .map(|piece| piece.place)
+            .chain([next])
+            .map(|end| (end - begin) / 4)
+            .collect();
         lengths.resize(PARTS, 0);
         ends.resize(PARTS, 0);
         let count = (next - begin) / 4;

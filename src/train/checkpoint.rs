@@ -94,12 +94,7 @@ fn state_of(file: &Weights) -> Result<State> {
 ///
 /// # Errors
 /// No file, a broken one, one of a newer version or of other shapes.
-pub fn load(
-    folder: &Path,
-    model: &mut Model,
-    optimizer: &mut Optimizer,
-    with_bert: bool,
-) -> Result<State> {
+pub fn load(folder: &Path, model: &mut Model, optimizer: &mut Optimizer, with_bert: bool) -> Result<State> {
     let path = folder.join(FILE);
     let file = Weights::open(&path)?;
     let state = state_of(&file)?;

@@ -182,9 +182,7 @@ pub(super) fn entry<'a>(spec: &ParamSpec, values: &'a [f32]) -> Entry<'a> {
 pub(super) fn stored<'a>(weights: &'a Weights, name: &str, spec: &ParamSpec) -> Result<ParamValues<'a>> {
     Ok(match (weights.dtype(name), spec.role) {
         (Some(Dtype::F32), _) => ParamValues::Bytes(weights.bytes(name)?),
-        (_, Role::Counter) => {
-            ParamValues::Values(weights.ints(name)?.iter().map(|v| *v as f32).collect())
-        }
+        (_, Role::Counter) => ParamValues::Values(weights.ints(name)?.iter().map(|v| *v as f32).collect()),
         _ => ParamValues::Values(weights.f32s(name)?),
     })
 }

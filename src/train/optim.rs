@@ -72,7 +72,8 @@ impl Optimizer {
         self.0.resize_with(params.slabs().len(), || None);
         let (mut moving, mut found) = (Vec::new(), 0);
         for (i, slab) in params.slabs().iter().enumerate() {
-            let has: Vec<bool> = slab.members.iter().map(|m| named.contains_key(m.spec.name.as_str())).collect();
+            let has: Vec<bool> =
+                slab.members.iter().map(|m| named.contains_key(m.spec.name.as_str())).collect();
             let count = has.iter().filter(|has| **has).count();
             found += count;
             if let Some(lr) = rate(slab.group).filter(|_| count > 0) {

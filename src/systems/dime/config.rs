@@ -211,7 +211,8 @@ impl Config {
             for i in 0..3 {
                 let bound = Init::Uniform(1.0 / (d as f64).sqrt());
                 for (part, shape) in [("weight", vec![d, d]), ("bias", vec![d])] {
-                    let init = if i == 0 { bound.clone() } else { Init::Same(format!("{attention}.0.{part}")) };
+                    let init =
+                        if i == 0 { bound.clone() } else { Init::Same(format!("{attention}.0.{part}")) };
                     l.push(format!("{attention}.{i}.{part}"), &shape, init, Role::Weight);
                 }
             }
