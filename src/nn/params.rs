@@ -229,8 +229,8 @@ impl Params {
         Scope { params: self, prefix: String::new() }
     }
 
-    /// The same parameters with those that `trained` picks tracked on a tape, to read only: a step moves the slabs of
-    /// these.
+    /// The same tensors, those that `trained` picks tracked on a tape. They come without slabs: the optimiser steps
+    /// `self`, whose memory they share on a GPU.
     pub fn tracked(&self, tape: &Tape, trained: impl Fn(&str) -> bool) -> Self {
         let leaf = |(name, t): (&String, &Tensor)| {
             (name.clone(), if trained(name) { tape.leaf(t) } else { t.clone() })
