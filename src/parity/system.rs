@@ -6,9 +6,9 @@ use super::Fixture;
 use super::compare::{HALF_SIMS, Row, Rules, family, steps};
 use crate::error::Result;
 use crate::eval::model::is_trained;
-use crate::nn::optim::Optimizer;
+use crate::nn::optim::{Optimizer, take_buffers};
 use crate::nn::{ParamSpec, Params};
-use crate::ops::{AdamStep, Expr};
+use crate::ops::Expr;
 use crate::systems::{Batch, Form, Items, Kind, Pass, Rates, Step, System, Taps};
 use crate::tensor::{Device, Tape, Tensor};
 
@@ -88,10 +88,7 @@ fn run(fixture: &Fixture, system: &dyn System, device: &Device, form: Form) -> R
     let (images, captions) = inputs(fixture, system, device)?;
     let held = |s: &ParamSpec| train || fixture.tensors.contains_key(&format!("param.{}", s.name));
     let specs: Vec<ParamSpec> = system.parameters().into_iter().filter(held).collect();
-    let mut params = Params::default();
-    for spec in &specs {
-        params.insert(&spec.name, fixture.upload(device, &format!("param.{}", spec.name))?);
-    }
+    let mut params = Params::new(&specs, device, &mut |spec| fixture.stored(spec))?;
     // What the reference gave no gradient, such as a frozen encoder, is not trained.
     let reference =
         |prefix: &str, s: &ParamSpec| fixture.tensors.contains_key(&format!("{prefix}{}", s.name));
@@ -133,18 +130,17 @@ fn run(fixture: &Fixture, system: &dyn System, device: &Device, form: Form) -> R
         };
         let schedule = system.schedule(&rates, 0, done);
         results.grad = values(named.iter().map(|(name, g)| (name.as_str(), g)))?;
-        let squares = step_of(&schedule, &mut params, &named);
+        let squares = Optimizer::default().step(&mut params, &named, &schedule.adam(), &|g| schedule.rate(g));
         out.insert("grad_norm".to_string(), squares.map(Expr::sqrt));
         results.clip = schedule.clip;
-        results.rates = specs.iter().map(|s| (s.name.clone(), rates.learning_rate)).collect();
+        results.rates =
+            specs.iter().map(|s| (s.name.clone(), schedule.rate(s.group).unwrap_or(0.0))).collect();
         let terms = loss.terms.iter().map(|(name, _)| *name);
         results.given = terms
             .chain(["total"])
             .flat_map(|name| [format!("loss_{name}"), format!("loss.{name}")])
             .collect();
-        for (name, value) in pass.into_buffers() {
-            params.insert(&name, value);
-        }
+        take_buffers(&mut params, &pass.into_buffers(), &squares);
         results.step = values(fixture.family("step.").map(|n| (n, params.named(n))))?;
     } else {
         let tiles = (0..n).step_by(tile).map(|start| encoded.part(start, tile.min(n - start)));
@@ -158,13 +154,6 @@ fn run(fixture: &Fixture, system: &dyn System, device: &Device, form: Form) -> R
     all.extend(out);
     results.out = values(all.iter().map(|(name, t)| (name.as_str(), t)))?;
     Ok(results)
-}
-
-fn step_of(schedule: &crate::systems::Schedule, params: &mut Params, named: &[(String, Tensor)]) -> Tensor {
-    let lr = schedule.rates.first().map_or(0.0, |(_, rate)| *rate);
-    let step =
-        AdamStep { lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: schedule.decay, clip: schedule.clip };
-    Optimizer::default().step(params, named, &step)
 }
 
 fn values<'a>(tensors: impl Iterator<Item = (&'a str, &'a Tensor)>) -> Result<BTreeMap<String, Vec<f64>>> {
