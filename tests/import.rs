@@ -1,9 +1,11 @@
 //! Imports against the values PyTorch itself read, and hostile files against the promise that each is refused.
 
+#[path = "../tools/dime_options.rs"]
+mod dime_options;
 mod mutation;
 
 use assert_cmd::Command;
-use crossweave::data::import::{self, Imported, Source};
+use crossweave::data::import::{self, Imported, Report, Source, StateDicts};
 use crossweave::data::pickle;
 use crossweave::data::pytorch::Checkpoint;
 use crossweave::data::weights::{self, Dtype, Entry, Weights};
@@ -47,8 +49,19 @@ fn bert_layout(config: &Json) -> crossweave::Result<import::Layout> {
     Ok(shapes(&bert::Config::read(config)?.parameters("")))
 }
 
-fn dime_layout(config: &Json) -> crossweave::Result<import::Layout> {
-    Ok(shapes(&dime::Config::read(config)?.parameters()))
+fn import_bert<'a>(source: &'a Source, config: &Json) -> crossweave::Result<Imported<'a>> {
+    import::model(source, &import::BERT, |_, _| Ok(config.clone()), bert_layout)
+}
+
+fn import_dime<'a>(
+    source: &'a Source,
+    given: Option<&Json>,
+    settings: &[(String, Json)],
+) -> crossweave::Result<Imported<'a>> {
+    let config =
+        |opt: Option<&_>, shape_of: &dyn Fn(&str) -> _| dime_options::config(opt, given, settings, shape_of);
+    let layout = |config: &Json| Ok(shapes(&dime::Config::read(config)?.parameters()));
+    import::model(source, &dime_options::DICTS, config, layout)
 }
 
 /// Asserts that the imported tensors are exactly those of `expected` whose names begin with `prefix`.
@@ -84,8 +97,7 @@ fn every_dime_checkpoint_is_exact() {
     let spec: Json = serde_json::from_str(&expected.metadata()["spec"]).expect("its spec");
     for path in checkpoints("ckpt_dime_") {
         let source = Source::open(&path).unwrap_or_else(|e| panic!("{e}"));
-        let imported =
-            import::dime(&source, Some(&bert_config()), &[], dime_layout).unwrap_or_else(|e| panic!("{e}"));
+        let imported = import_dime(&source, Some(&bert_config()), &[]).unwrap_or_else(|e| panic!("{e}"));
         assert_same(&path, &imported, &expected, "param.");
         let mut config = spec["config"]["opt"].clone();
         config["system"] = "dime".into();
@@ -102,7 +114,7 @@ fn every_bert_checkpoint_is_exact() {
     let expected = Weights::open(&fixture("ckpt_expected.safetensors")).expect("the fixture");
     for path in checkpoints("ckpt_bert_") {
         let source = Source::open(&path).unwrap_or_else(|e| panic!("{e}"));
-        let imported = import::bert(&source, &bert_config(), bert_layout).unwrap_or_else(|e| panic!("{e}"));
+        let imported = import_bert(&source, &bert_config()).unwrap_or_else(|e| panic!("{e}"));
         assert_same(&path, &imported, &expected, "param.txt_enc.bert.");
         let known = |name: &str| name.starts_with("cls.") || name.ends_with("position_ids");
         let heads = imported.report.ignored.iter().all(|(name, _)| known(name));
@@ -249,7 +261,7 @@ fn every_hostile_file_is_refused() {
         let started = Instant::now();
         let source = Source::open(&path);
         let refused = match &source {
-            Ok(source) => import::dime(source, Some(&bert_config()), &[], dime_layout).err(),
+            Ok(source) => import_dime(source, Some(&bert_config()), &[]).err(),
             Err(error) => Some(error.clone()),
         };
         let error = refused.unwrap_or_else(|| panic!("{name} was accepted")).to_string();
@@ -492,29 +504,106 @@ fn two_tensors_of_one_name_are_refused() {
 
 #[test]
 fn dime_names_the_option_it_cannot_know() {
-    let source = Source::open(&fixture("ckpt_expected.safetensors")).expect("the fixture");
-    let error = import::dime(&source, Some(&bert_config()), &[], dime_layout)
-        .err()
-        .expect("no sub-modules")
-        .to_string();
+    let source = Source::open(&fixture("ckpt_bert_plain_zip.bin")).expect("the fixture");
+    let error = import_dime(&source, Some(&bert_config()), &[]).err().expect("no sub-modules").to_string();
     assert!(error.contains("img_enc"), "{error}");
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("model.safetensors");
     let dime = Source::open(&fixture("ckpt_dime_zip.pth.tar")).expect("the fixture");
-    let made = import::dime(&dime, Some(&bert_config()), &[], dime_layout).expect("a DIME");
+    let made = import_dime(&dime, Some(&bert_config()), &[]).expect("a DIME");
     weights::write(&file, &made.entries, &made.metadata).expect("a file");
     let bare = Source::open(&file).expect("the file");
-    let error = import::dime(&bare, None, &[], dime_layout).err().expect("no BERT").to_string();
+    let error = import_dime(&bare, None, &[]).err().expect("no BERT").to_string();
     assert!(error.contains("--config"), "{error}");
-    let error =
-        import::dime(&bare, Some(&bert_config()), &[], dime_layout).err().expect("no options").to_string();
+    let error = import_dime(&bare, Some(&bert_config()), &[]).err().expect("no options").to_string();
     assert!(error.contains("--set direction"), "{error}");
     let given = json!({"direction": "t2i", "max_words": 10, "num_head_IMRC": 2, "raw_feature_norm_CMRC": "softmax",
         "lambda_softmax_CMRC": 9.0, "use_abs": false, "no_imgnorm": false});
     let settings: Vec<(String, Json)> = given.as_object().expect("a map").clone().into_iter().collect();
-    let made = import::dime(&bare, Some(&bert_config()), &settings, dime_layout).expect("a DIME");
+    let made = import_dime(&bare, Some(&bert_config()), &settings).expect("a DIME");
     let told = ["embed_size", "img_dim", "hid_IMRC", "hid_router"].map(|option| made.config[option].as_u64());
     assert_eq!(told, [Some(8), Some(14), Some(10), Some(6)]);
+}
+
+/// The names and shapes of a layout, and an import of these tensors (f32 zeros, in a safetensors file) into it.
+fn import_names(
+    names: &[&str],
+    dicts: &StateDicts,
+    layout: &[&str],
+) -> crossweave::Result<(Vec<String>, Report)> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("model.safetensors");
+    let entries: Vec<Entry> = names.iter().map(|name| Entry::f32s(*name, &[2], &[0.5; 2])).collect();
+    weights::write(&file, &entries, &Default::default()).expect("a file");
+    let source = Source::open(&file).expect("the file");
+    let shape = |name: &str| if name.ends_with("num_batches_tracked") { vec![] } else { vec![2] };
+    let layout = layout.iter().map(|name| (name.to_string(), shape(name))).collect();
+    let made = import::model(&source, dicts, |_, _| Ok(json!({})), |_| Ok(layout))?;
+    let mut taken: Vec<String> = made.entries.iter().map(|entry| entry.name.clone()).collect();
+    taken.sort_unstable();
+    Ok((taken, made.report))
+}
+
+const TWO: StateDicts = StateDicts {
+    modules: &["img_enc", "txt_enc"],
+    ignored: &[("txt_enc.unused", "only for training")],
+    optional: &["criterion"],
+};
+
+#[test]
+fn state_dicts_are_found_wherever_they_are() {
+    let layout = ["img_enc.fc.weight", "txt_enc.bert.a", "txt_enc.bert.b", "criterion.gnn.weight"];
+    let expected = ["img_enc.fc.weight", "txt_enc.bert.a", "txt_enc.bert.b"];
+    let forms = [
+        ["img_enc.fc.weight", "txt_enc.bert.a", "txt_enc.bert.b"],
+        ["module.img_enc.fc.weight", "module.txt_enc.bert.a", "module.txt_enc.bert.b"],
+        ["img_enc.module.fc.weight", "txt_enc.bert.a", "txt_enc.bert.b"],
+        ["model.0.fc.weight", "model.1.bert.a", "model.1.bert.b"],
+        ["model.0.module.fc.weight", "model.1.module.bert.a", "model.1.module.bert.b"],
+        [
+            "state_dict.net.img_enc.fc.weight",
+            "state_dict.net.txt_enc.bert.a",
+            "state_dict.net.txt_enc.bert.b",
+        ],
+        ["model_state_dict.0.fc.weight", "model_state_dict.1.bert.a", "model_state_dict.1.bert.b"],
+    ];
+    for mut form in forms.map(|form| form.to_vec()) {
+        let about = form.clone();
+        let more = [
+            form[1].replace("bert.a", "bert.embeddings.position_ids"),
+            form[1].replace("bert.a", "unused.w"),
+        ];
+        form.extend(more.iter().map(String::as_str));
+        form.push("optimizer.state.0.exp_avg");
+        let (taken, report) = import_names(&form, &TWO, &layout).unwrap_or_else(|e| panic!("{about:?}: {e}"));
+        assert_eq!(taken, expected, "{about:?}");
+        assert_eq!(report.missing, ["criterion.gnn.weight (not needed)"]);
+        let mut reasons: Vec<&str> = report.ignored.iter().map(|(_, why)| why.as_str()).collect();
+        reasons.sort_unstable();
+        assert_eq!(reasons, ["it only counts, and is not needed", "not of the model", "only for training"]);
+    }
+}
+
+#[test]
+fn what_a_model_lacks_is_named() {
+    let error = |names: &[&str], layout: &[&str]| {
+        import_names(names, &TWO, layout).err().expect("refused").to_string()
+    };
+    assert!(error(&["model.0.fc", "optimizer.x"], &[]).contains("no `txt_enc`"));
+    let twice = ["a.img_enc.w", "a.txt_enc.w", "b.img_enc.w", "b.txt_enc.w"];
+    assert!(error(&twice, &[]).contains("several such models"));
+    let missing = error(&["img_enc.w", "txt_enc.w"], &["img_enc.w", "txt_enc.w", "txt_enc.v"]);
+    assert!(missing.contains("1 missing") && missing.contains("txt_enc.v"), "{missing}");
+}
+
+#[test]
+fn counters_that_old_files_lack_are_zero_and_others_are_dropped() {
+    let names = ["img_enc.bn.weight", "img_enc.bn.num_batches_tracked", "txt_enc.bn.weight"];
+    let layout = ["img_enc.bn.weight", "txt_enc.bn.weight", "txt_enc.bn.num_batches_tracked"];
+    let (taken, report) = import_names(&names, &TWO, &layout).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(taken, ["img_enc.bn.weight", "txt_enc.bn.num_batches_tracked", "txt_enc.bn.weight"]);
+    assert!(report.missing[0].contains("older than this counter"), "{:?}", report.missing);
+    assert_eq!(report.ignored[0].0, "img_enc.bn.num_batches_tracked");
 }
 
 /// Longer than any sound or refused small file takes, even on a busy machine.
@@ -585,11 +674,11 @@ fn configurations_that_make_no_encoder_are_refused() {
     for (option, value, said) in refusals {
         let mut config = bert_config();
         config[option] = value;
-        let error = import::bert(&source, &config, bert_layout).err().expect(option).to_string();
+        let error = import_bert(&source, &config).err().expect(option).to_string();
         assert!(error.contains(said) && error.contains("--config"), "{option}: {error}");
     }
     let mut config = bert_config();
     config["intermediate_size"] = 2.into();
-    let error = import::bert(&source, &config, bert_layout).err().expect("another width").to_string();
+    let error = import_bert(&source, &config).err().expect("another width").to_string();
     assert!(error.contains("wrong shape: encoder.layer.0.intermediate.dense.weight"), "{error}");
 }
