@@ -6,10 +6,9 @@ use super::Fixture;
 use super::compare::{HALF_SIMS, Row, Rules, family, steps};
 use crate::error::Result;
 use crate::eval::model::is_trained;
-use crate::nn::optim::Optimizer;
-use crate::nn::{ParamSpec, Params};
-use crate::ops::{AdamStep, Expr};
-use crate::systems::{Batch, Form, Items, Kind, Pass, Rates, Step, System, Taps};
+use crate::nn::{ParamSpec, Params, Role};
+use crate::ops::{AdamState, AdamStep, Expr, adam, sum_of_squares};
+use crate::systems::{Batch, Form, Items, Kind, Pass, Rates, Schedule, Step, System, Taps};
 use crate::tensor::{Device, Tape, Tensor};
 
 /// The similarities, which have a bound of their own in f16.
@@ -133,10 +132,10 @@ fn run(fixture: &Fixture, system: &dyn System, device: &Device, form: Form) -> R
         };
         let schedule = system.schedule(&rates, 0, done);
         results.grad = values(named.iter().map(|(name, g)| (name.as_str(), g)))?;
-        let squares = step_of(&schedule, &mut params, &named);
+        let squares = step_of(&schedule, &specs, &mut params, &named);
         out.insert("grad_norm".to_string(), squares.map(Expr::sqrt));
         results.clip = schedule.clip;
-        results.rates = specs.iter().map(|s| (s.name.clone(), rates.learning_rate)).collect();
+        results.rates = specs.iter().map(|s| (s.name.clone(), rate_of(&schedule, s))).collect();
         let terms = loss.terms.iter().map(|(name, _)| *name);
         results.given = terms
             .chain(["total"])
@@ -160,11 +159,32 @@ fn run(fixture: &Fixture, system: &dyn System, device: &Device, form: Form) -> R
     Ok(results)
 }
 
-fn step_of(schedule: &crate::systems::Schedule, params: &mut Params, named: &[(String, Tensor)]) -> Tensor {
-    let lr = schedule.rates.first().map_or(0.0, |(_, rate)| *rate);
-    let step =
-        AdamStep { lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: schedule.decay, clip: schedule.clip };
-    Optimizer::default().step(params, named, &step)
+/// The learning rate of a parameter's group.
+fn rate_of(schedule: &Schedule, spec: &ParamSpec) -> f64 {
+    let group = match spec.role {
+        Role::Encoder => "bert",
+        Role::Criterion => "criterion",
+        _ => "",
+    };
+    schedule.rates.iter().find(|(name, _)| *name == group).map_or(0.0, |(_, rate)| *rate)
+}
+
+fn step_of(
+    schedule: &Schedule,
+    specs: &[ParamSpec],
+    params: &mut Params,
+    named: &[(String, Tensor)],
+) -> Tensor {
+    let squares = sum_of_squares(&named.iter().map(|(_, g)| g).collect::<Vec<_>>());
+    for (name, g) in named {
+        let lr = specs.iter().find(|s| s.name == *name).map_or(0.0, |s| rate_of(schedule, s));
+        let step =
+            AdamStep { lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: schedule.decay, clip: schedule.clip };
+        let mut state = AdamState::new(params.named(name));
+        adam(&mut state, g, &squares, &step);
+        params.insert(name, state.w);
+    }
+    squares
 }
 
 fn values<'a>(tensors: impl Iterator<Item = (&'a str, &'a Tensor)>) -> Result<BTreeMap<String, Vec<f64>>> {
