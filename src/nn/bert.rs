@@ -12,6 +12,8 @@ use crate::tensor::Tensor;
 /// Layers and sizes past which a configuration is a slip or hostile: its parameters could not even be listed.
 const MAX_LAYERS: usize = 1000;
 const MAX_SIZE: usize = 1 << 24;
+/// What the exact gelu is called.
+const EXACT_GELU: [&str; 2] = ["gelu", "gelu (erf)"];
 
 /// `bert_config.json`, or a `config.json` of the family.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,7 +28,7 @@ pub struct Config {
     pub num_attention_heads: usize,
     /// Width between a layer's two linear maps.
     pub intermediate_size: usize,
-    /// Only `gelu`, the exact one.
+    /// Only the exact gelu.
     #[serde(default = "gelu")]
     pub hidden_act: String,
     /// Dropout of outputs and embeddings.
@@ -91,7 +93,7 @@ impl Config {
                 format!("hidden_size {}, num_attention_heads {}", self.hidden_size, self.num_attention_heads),
             );
         }
-        if self.hidden_act != "gelu" {
+        if !EXACT_GELU.contains(&self.hidden_act.as_str()) {
             return wrong("only the exact gelu is known", format!("hidden_act {}", self.hidden_act));
         }
         Ok(())

@@ -1,9 +1,10 @@
-//! Building blocks shared by the systems: parameters by name, linear maps, norms, BERT.
+//! Building blocks shared by the systems: parameters by name, linear maps, norms, transformer layers, BERT.
 
 pub mod bert;
 pub mod optim;
 mod params;
 mod slab;
+pub mod transformer;
 
 use crate::ops::{Act, Expr, Linears, map, scaled_sum_of, sum_of};
 use crate::tensor::{Tensor, Viewed};

@@ -17,6 +17,7 @@ mod route;
 mod rows;
 mod share;
 mod softmax;
+mod top;
 mod walk;
 mod write;
 

@@ -222,7 +222,20 @@ pub fn cases() -> Vec<Case> {
     all.extend(attention());
     all.extend(rows());
     all.extend(routing());
+    all.extend(top());
     all
+}
+
+fn top() -> Vec<Case> {
+    vec![
+        case("top", "of columns", &[&[5, 9, 12]], POINT, |x| x[0].top(2, 1)).bench(),
+        case("top", "of rows, all of them", &[&[7, 10]], POINT, |x| x[0].top(10, -1)),
+        case("top", "equal values", &[&[6, 11, 3]], POINT, |x| x[0].top(4, 1)).all(Values::Grid),
+        case("top", "to lengths, fewer than are asked", &[&[4, 8, 5], &[2]], POINT, |x| {
+            x[0].top_to(3, 1, &x[1], 2)
+        })
+        .with(1, Values::Whole(9)),
+    ]
 }
 
 fn pointwise() -> Vec<Case> {

@@ -6,7 +6,7 @@ use clap::{ArgMatches, Args, Command, FromArgMatches};
 use serde::Serialize;
 use serde_json::{Map, Value as Json};
 
-use super::{System, dime};
+use super::{System, dime, hrem};
 use crate::error::{Error, Result};
 use crate::nn::bert;
 
@@ -126,7 +126,7 @@ impl Kind {
 pub const DEFAULT: &str = dime::Options::NAME;
 
 /// The published systems.
-const PUBLISHED: [Kind; 1] = [Kind::of::<dime::Options>()];
+const PUBLISHED: [Kind; 2] = [Kind::of::<dime::Options>(), Kind::of::<hrem::Options>()];
 
 /// Systems of the program that uses this library.
 static OWN: RwLock<Vec<Kind>> = RwLock::new(Vec::new());

@@ -6,6 +6,7 @@
 
 pub mod dime;
 pub mod hinge;
+pub mod hrem;
 mod items;
 mod kind;
 mod pass;

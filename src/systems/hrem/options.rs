@@ -1,0 +1,223 @@
+//! HREM's options on the command line and in a run's folder, and how its authors' checkpoints tell them.
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value as Json, json};
+
+use super::{Config, Dataset, Hrem, ModelOptions};
+use crate::error::{Error, Result};
+use crate::systems::{Checkpoint, Encoders, Family, System};
+
+/// HREM's options: those of the published `train.py` under their names and with their defaults.
+#[derive(Args, Clone, Debug, PartialEq, Serialize)]
+pub struct Options {
+    #[command(flatten)]
+    #[serde(flatten)]
+    model: ModelOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    training: TrainingOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    schedule: ScheduleOptions,
+    #[command(flatten)]
+    #[serde(skip)]
+    idle: IdleOptions,
+}
+
+/// What decides a run's numbers besides the model.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[command(rename_all = "verbatim", next_help_heading = "HREM: training")]
+#[serde(default)]
+pub(super) struct TrainingOptions {
+    /// 1: training leaves out a fifth of the regions and changes a fifth of the words; 0: it does not
+    #[arg(long, value_name = "0|1", default_value_t = 1)]
+    pub(super) size_augment: u8,
+}
+
+impl Default for TrainingOptions {
+    fn default() -> Self {
+        Self { size_augment: 1 }
+    }
+}
+
+/// What may change when a run goes on.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[command(rename_all = "verbatim", next_help_heading = "HREM: training")]
+#[serde(default)]
+pub(super) struct ScheduleOptions {
+    /// Epochs at whose start the learning rate falls
+    #[arg(long, value_name = "N", num_args = 0.., default_values_t = [15, 25])]
+    pub(super) lr_schedules: Vec<u64>,
+    /// What the learning rate is multiplied by then
+    #[arg(long, value_name = "X", default_value_t = 0.1)]
+    pub(super) decay_rate: f64,
+    /// The instance level's learning rate beside the encoders'
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    pub(super) graph_lr_factor: f64,
+}
+
+impl Default for ScheduleOptions {
+    fn default() -> Self {
+        Self { lr_schedules: vec![15, 25], decay_rate: 0.1, graph_lr_factor: 1.0 }
+    }
+}
+
+/// What changes nothing.
+#[derive(Args, Clone, Debug, PartialEq)]
+#[command(rename_all = "verbatim", next_help_heading = "HREM: options that do nothing")]
+struct IdleOptions {
+    /// Does nothing here: one device trains
+    #[arg(long, value_name = "0|1")]
+    multi_gpu: Option<u8>,
+    /// Does nothing here: similarities are saved where they are asked for
+    #[arg(long, value_name = "0|1")]
+    save_results: Option<u8>,
+    /// Does nothing here (see --device)
+    #[arg(long = "gpu-id", value_name = "N")]
+    gpu_id: Option<String>,
+    /// Does nothing here (see --logger_name)
+    #[arg(long, value_name = "DIR")]
+    model_name: Option<String>,
+}
+
+fn out_of_range(option: &str, expected: &str, found: impl ToString) -> Error {
+    Error::new("the value is out of range")
+        .at(format!("--{option}"))
+        .expected(expected)
+        .found(found.to_string())
+}
+
+impl super::super::Options for Options {
+    fn check(&self, _: bool) -> Result<Vec<String>> {
+        self.model.check()?;
+        if self.training.size_augment > 1 {
+            return Err(out_of_range("size_augment", "0 or 1", self.training.size_augment));
+        }
+        let rates =
+            [("decay_rate", self.schedule.decay_rate), ("graph_lr_factor", self.schedule.graph_lr_factor)];
+        if let Some((name, rate)) = rates.iter().find(|(_, v)| !(v.is_finite() && *v >= 0.0)) {
+            return Err(out_of_range(name, "a number that is not negative", rate));
+        }
+        let idle = [
+            ("--multi_gpu", self.idle.multi_gpu.is_some(), "one device trains"),
+            (
+                "--save_results",
+                self.idle.save_results.is_some(),
+                "similarities are saved where they are asked for",
+            ),
+            ("--gpu-id", self.idle.gpu_id.is_some(), "--device picks the adapter"),
+            (
+                "--model_name",
+                self.idle.model_name.is_some(),
+                "checkpoints are in the folder of --logger_name",
+            ),
+        ];
+        let given = idle.iter().filter(|(_, given, _)| *given);
+        Ok(given.map(|(option, _, why)| format!("{option} does nothing: {why}")).collect())
+    }
+
+    fn common(&self, faithful: bool) -> Vec<(&'static str, String)> {
+        let (data, test) = match self.model.dataset {
+            Dataset::F30k => ("f30k_precomp", "test"),
+            Dataset::Coco => ("coco_precomp", "testall"),
+        };
+        let mut common = vec![
+            ("data_name", data),
+            ("batch_size", "128"),
+            ("learning_rate", "5e-4"),
+            ("log_step", "200"),
+            ("val_step", "500"),
+            ("bert_dropout", "auto"),
+        ];
+        if faithful {
+            // The published code chooses its checkpoint on the split that it reports.
+            common.push(("dev_split", test));
+        }
+        common.into_iter().map(|(name, value)| (name, value.to_string())).collect()
+    }
+
+    fn all(&self) -> Json {
+        serde_json::to_value(self).expect("options are plain data")
+    }
+
+    fn fixed(&self) -> Json {
+        let mut all = self.all();
+        let free = serde_json::to_value(&self.schedule).expect("options are plain data");
+        if let (Some(all), Some(free)) = (all.as_object_mut(), free.as_object()) {
+            all.retain(|name, _| !free.contains_key(name));
+        }
+        all
+    }
+
+    fn max_words(&self) -> Option<usize> {
+        None
+    }
+
+    fn system(&self, encoders: &Encoders) -> Result<Box<dyn System>> {
+        let kept = (encoders.batch_size as f64 * self.model.threshold) as usize;
+        if kept == 0 {
+            return Err(out_of_range(
+                "threshold",
+                &format!("at least 1 sample of --batch_size {}", encoders.batch_size),
+                self.model.threshold,
+            )
+            .cure("raise --threshold or --batch_size"));
+        }
+        let config = Config {
+            options: self.model.clone(),
+            img_dim: encoders.dim,
+            k_max_pool: 2,
+            faithful: encoders.faithful,
+            bert: encoders.bert.clone(),
+        };
+        config.check()?;
+        Ok(Box::new(Hrem {
+            config,
+            augments: self.training.size_augment == 1,
+            schedule: self.schedule.clone(),
+        }))
+    }
+}
+
+/// The options that a weight's shape tells: the weight and its axis.
+const TOLD: [(&str, &str, usize); 2] =
+    [("embed_size", "txt_enc.linear.weight", 0), ("img_dim", "img_enc.fc.fc.weight", 1)];
+
+/// The options without which embeddings are others, and that no shape tells.
+const NEEDED: [&str; 4] = ["nhead", "residual_weight", "no_imgnorm", "no_txtnorm"];
+
+impl Family for Options {
+    const NAME: &'static str = "hrem";
+    const TITLE: &'static str = "HREM (CVPR 2023)";
+    const MODULES: &'static [&'static str] = &["img_enc", "txt_enc"];
+    const TRAINS_TEXT: bool = true;
+
+    fn open(config: &Json) -> Result<Box<dyn System>> {
+        let not_understood =
+            |e: serde_json::Error| Error::new(format!("the configuration is not understood: {e}"));
+        let schedule = ScheduleOptions::deserialize(config).map_err(not_understood)?;
+        let augments = TrainingOptions::deserialize(config).map_err(not_understood)?.size_augment == 1;
+        let config = Config::deserialize(config).map_err(not_understood)?;
+        config.check()?;
+        Ok(Box::new(Hrem { config, augments, schedule }))
+    }
+
+    fn import(checkpoint: Checkpoint) -> Result<Json> {
+        let mut config = checkpoint.options;
+        if let (Some(bert), false) = (checkpoint.bert, config.contains_key("bert")) {
+            config.insert("bert".into(), bert.clone());
+        }
+        for (option, weight, axis) in TOLD {
+            if let Some(shape) = (checkpoint.shape)(weight) {
+                config.insert(option.into(), json!(shape.get(axis)));
+            }
+        }
+        if let Some(option) = NEEDED.iter().find(|option| !config.contains_key(**option)) {
+            let error =
+                Error::new(format!("the checkpoint's options do not say `{option}`, which no weight tells"));
+            return Err(error.cure(format!("give it as it was in training: --set {option}=VALUE")));
+        }
+        Ok(Json::Object(config))
+    }
+}
