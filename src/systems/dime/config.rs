@@ -253,6 +253,10 @@ impl Config {
             }
             l.linear("itr_module.path_mapping", 36, self.path_hid);
             l.batch_norm("itr_module.bn", d);
+            // Nothing reads these: last, so that the optimiser steps what is before them as one.
+            for layer in 0..3 {
+                l.linear(&format!("itr_module.dynamic_itr_l{layer}.glgc.fc_2"), d, d);
+            }
         })
         .into_iter()
         .map(|mut spec| {
@@ -291,9 +295,7 @@ impl Config {
         });
         l.linear(&format!("{at}.imrc.sa.feed_forward_layer.fc1"), d, self.options.hid_IMRC);
         l.linear(&format!("{at}.imrc.sa.feed_forward_layer.fc2"), self.options.hid_IMRC, d);
-        for map in ["glgc.fc_1", "glgc.fc_2"] {
-            l.linear(&format!("{at}.{map}"), d, d);
-        }
+        l.linear(&format!("{at}.glgc.fc_1"), d, d);
         let refine = format!("{at}.cmrc.refine");
         l.together(&refine, |l| {
             ["fc_scale", "fc_shift"].iter().for_each(|map| l.linear(&format!("{refine}.{map}"), d, d));
