@@ -234,7 +234,7 @@ const REFUSALS: [(&str, &str); 35] = [
     ("zip_deep_nesting", "more than 250000 steps"),
     ("zip_deflated_bomb", "compressed"),
     ("zip_huge_numel_overflow", "overflow"),
-    ("zip_long_declared_string", "ends behind the file"),
+    ("zip_long_declared_string", "ends past the file"),
     ("zip_memo_bomb", "no dict of tensors"),
     ("zip_missing_storage", "does not hold it"),
     ("zip_negative_size", "non-negative"),
@@ -346,7 +346,7 @@ fn the_binary_refuses_with_status_2_and_leaves_nothing() {
     assert_eq!(fs::read_to_string(out.join("precious")).expect("kept"), "kept");
 }
 
-/// A zip archive of stored entries without checksums, so that damage reaches the readers behind it.
+/// A zip archive of stored entries without checksums, so that damage reaches what reads them.
 fn zip(entries: &[(&str, &[u8])]) -> Vec<u8> {
     let (mut archive, mut directory) = (Vec::new(), Vec::new());
     for (name, bytes) in entries {
@@ -614,7 +614,7 @@ fn fuzz_pickles() {
     let good: Vec<Vec<u8>> = ["ckpt_bad_legacy_missing_key.bin", "ckpt_odd_tensors_legacy.bin"]
         .map(|name| fs::read(fixture(name)).expect("the fixture"))
         .to_vec();
-    // Behind the three short pickles of a legacy file stands the one with the tensors.
+    // After the three short pickles of a legacy file comes the one with the tensors.
     let tails = good.iter().map(|bytes| {
         (0..3)
             .fold(&bytes[..], |rest, _| &rest[pickle::read(rest).expect("a sound pickle").length()..])

@@ -100,7 +100,7 @@ fn run(command: &Command) -> Result<()> {
     };
     write(&paths.out, &imported, vocab.as_deref())?;
     let mut out = std::io::stdout().lock();
-    // A closed pipe is no reason to fail: the folder stands.
+    // A closed pipe is no reason to fail: the folder is written.
     let _ = write!(out, "read     {} ({})\n{}", file.display(), source.format(), imported.report);
     let _ = writeln!(out, "wrote    {}", paths.out.display());
     Ok(())

@@ -181,7 +181,7 @@ impl TokenTable {
         table
     }
 
-    /// The same captions, padded to the longest of a batch only: where padding takes part in nothing.
+    /// The same captions, padded to the longest of a batch only: where padding is masked throughout.
     pub fn cut(self) -> Self {
         Self { cut: true, ..self }
     }
