@@ -586,9 +586,8 @@ fn state_dicts_are_found_wherever_they_are() {
 
 #[test]
 fn what_a_model_lacks_is_named() {
-    let error = |names: &[&str], layout: &[&str]| {
-        import_names(names, &TWO, layout).err().expect("refused").to_string()
-    };
+    let error =
+        |names: &[&str], layout: &[&str]| import_names(names, &TWO, layout).expect_err("refused").to_string();
     assert!(error(&["model.0.fc", "optimizer.x"], &[]).contains("no `txt_enc`"));
     let twice = ["a.img_enc.w", "a.txt_enc.w", "b.img_enc.w", "b.txt_enc.w"];
     assert!(error(&twice, &[]).contains("several such models"));
