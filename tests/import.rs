@@ -1,7 +1,5 @@
 //! Imports against the values PyTorch itself read, and hostile files against the promise that each is refused.
 
-#[path = "../tools/dime_options.rs"]
-mod dime_options;
 mod mutation;
 
 use assert_cmd::Command;
@@ -9,8 +7,9 @@ use crossweave::data::import::{self, Imported, Report, Source, StateDicts};
 use crossweave::data::pickle;
 use crossweave::data::pytorch::Checkpoint;
 use crossweave::data::weights::{self, Dtype, Entry, Weights};
+use crossweave::eval::import::system;
 use crossweave::nn::{bert, shapes};
-use crossweave::systems::dime;
+use crossweave::systems::kind;
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 use std::fs;
@@ -58,10 +57,7 @@ fn import_dime<'a>(
     given: Option<&Json>,
     settings: &[(String, Json)],
 ) -> crossweave::Result<Imported<'a>> {
-    let config =
-        |opt: Option<&_>, shape_of: &dyn Fn(&str) -> _| dime_options::config(opt, given, settings, shape_of);
-    let layout = |config: &Json| Ok(shapes(&dime::Config::read(config)?.parameters()));
-    import::model(source, &dime_options::DICTS, config, layout)
+    system(kind("dime").expect("a system"), source, given, settings)
 }
 
 /// Asserts that the imported tensors are exactly those of `expected` whose names begin with `prefix`.
@@ -234,7 +230,7 @@ const REFUSALS: [(&str, &str); 35] = [
     ("zip_deep_nesting", "more than 250000 steps"),
     ("zip_deflated_bomb", "compressed"),
     ("zip_huge_numel_overflow", "overflow"),
-    ("zip_long_declared_string", "ends behind the file"),
+    ("zip_long_declared_string", "ends past the file"),
     ("zip_memo_bomb", "no dict of tensors"),
     ("zip_missing_storage", "does not hold it"),
     ("zip_negative_size", "non-negative"),
@@ -346,7 +342,7 @@ fn the_binary_refuses_with_status_2_and_leaves_nothing() {
     assert_eq!(fs::read_to_string(out.join("precious")).expect("kept"), "kept");
 }
 
-/// A zip archive of stored entries without checksums, so that damage reaches the readers behind it.
+/// A zip archive of stored entries without checksums, so that damage reaches what reads them.
 fn zip(entries: &[(&str, &[u8])]) -> Vec<u8> {
     let (mut archive, mut directory) = (Vec::new(), Vec::new());
     for (name, bytes) in entries {
@@ -586,9 +582,8 @@ fn state_dicts_are_found_wherever_they_are() {
 
 #[test]
 fn what_a_model_lacks_is_named() {
-    let error = |names: &[&str], layout: &[&str]| {
-        import_names(names, &TWO, layout).err().expect("refused").to_string()
-    };
+    let error =
+        |names: &[&str], layout: &[&str]| import_names(names, &TWO, layout).expect_err("refused").to_string();
     assert!(error(&["model.0.fc", "optimizer.x"], &[]).contains("no `txt_enc`"));
     let twice = ["a.img_enc.w", "a.txt_enc.w", "b.img_enc.w", "b.txt_enc.w"];
     assert!(error(&twice, &[]).contains("several such models"));
@@ -614,7 +609,7 @@ fn fuzz_pickles() {
     let good: Vec<Vec<u8>> = ["ckpt_bad_legacy_missing_key.bin", "ckpt_odd_tensors_legacy.bin"]
         .map(|name| fs::read(fixture(name)).expect("the fixture"))
         .to_vec();
-    // Behind the three short pickles of a legacy file stands the one with the tensors.
+    // After the three short pickles of a legacy file comes the one with the tensors.
     let tails = good.iter().map(|bytes| {
         (0..3)
             .fold(&bytes[..], |rest, _| &rest[pickle::read(rest).expect("a sound pickle").length()..])

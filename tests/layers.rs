@@ -233,6 +233,31 @@ fn every_layer_names_only_what_it_may() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Outside their layer nothing names a system: not in code, not in a string. The program's help has examples.
+#[test]
+fn no_other_layer_names_a_system() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let names: Vec<&str> = crossweave::systems::kinds().iter().map(|kind| kind.name).collect();
+    let mut paths = Vec::new();
+    files(&root, "rs", &mut paths);
+    let help = root.join("cli/mod.rs");
+    let elsewhere = paths.iter().filter(|path| {
+        !path.starts_with(root.join("systems")) && **path != help && !path.ends_with("tests.rs")
+    });
+    let mut found = Vec::new();
+    for path in elsewhere {
+        let text = fs::read_to_string(path).expect("a source file");
+        let shipped = text.split("#[cfg(test)]").next().unwrap_or_default();
+        for (i, line) in shipped.lines().enumerate() {
+            let line = line.split("//").next().unwrap_or_default().to_lowercase();
+            if names.iter().any(|name| words(&line).contains(name)) {
+                found.push(format!("{}:{}: {line}", path.display(), i + 1));
+            }
+        }
+    }
+    assert!(names.contains(&"dime") && found.is_empty(), "{}", found.join("\n"));
+}
+
 #[test]
 fn the_scanner_sees_what_is_forbidden() {
     let wrong = |place: &str, text: &str| complaints(Path::new(place), &shipped(&code(text)).0).len();

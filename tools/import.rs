@@ -1,12 +1,12 @@
 //! The import binary: other programs' weights into a folder that Crossweave opens.
 
-mod dime_options;
-
-use clap::{Args, Parser, Subcommand};
+use clap::Parser;
+use clap::builder::PossibleValuesParser;
 use crossweave::data::import::{self, Imported, Source};
 use crossweave::data::{atomic, weights};
+use crossweave::eval;
 use crossweave::nn::{bert, shapes};
-use crossweave::systems::dime;
+use crossweave::systems::{self, kind, kinds};
 use crossweave::{Error, Result};
 use serde_json::Value as Json;
 use std::fs::File;
@@ -19,28 +19,10 @@ use std::process::ExitCode;
 #[derive(Parser)]
 #[command(name = "import", version)]
 struct Command {
-    #[command(subcommand)]
-    what: What,
-}
-
-#[derive(Subcommand)]
-enum What {
-    /// A BERT encoder: pytorch_model.bin or model.safetensors, with its bert_config.json and vocab.txt
-    Bert(Paths),
-    /// A checkpoint of DIME's train.py, with the configuration and vocabulary of the BERT it was trained on
-    Dime {
-        #[command(flatten)]
-        paths: Paths,
-        /// An option the checkpoint does not say, or says wrong, under the authors' name: direction=i2t
-        #[arg(long = "set", value_name = "OPTION=VALUE", value_parser = setting)]
-        settings: Vec<(String, Json)>,
-    },
-    /// Every tensor of a state dict, under its own name
-    Tensors(Paths),
-}
-
-#[derive(Args)]
-struct Paths {
+    /// What the weights are: a BERT encoder (with its bert_config.json and vocab.txt), a checkpoint of a system's
+    /// authors (with those of the BERT it was trained on), or plain tensors, each under its own name
+    #[arg(value_parser = PossibleValuesParser::new(whats()))]
+    what: String,
     /// The weights, or a folder that holds model.safetensors or pytorch_model.bin
     file: PathBuf,
     /// The folder to make
@@ -51,6 +33,16 @@ struct Paths {
     /// The WordPiece vocabulary [default: vocab.txt beside FILE]
     #[arg(long)]
     vocab: Option<PathBuf>,
+    /// An option that a system's checkpoint does not say, or says wrong, under the authors' name: direction=i2t
+    #[arg(long = "set", value_name = "OPTION=VALUE", value_parser = setting)]
+    settings: Vec<(String, Json)>,
+}
+
+const BERT: &str = "bert";
+const TENSORS: &str = "tensors";
+
+fn whats() -> Vec<&'static str> {
+    [BERT, TENSORS].into_iter().chain(kinds().iter().map(|kind| kind.name)).collect()
 }
 
 fn setting(text: &str) -> std::result::Result<(String, Json), String> {
@@ -70,39 +62,33 @@ fn main() -> ExitCode {
 }
 
 fn run(command: &Command) -> Result<()> {
-    let (What::Bert(paths) | What::Dime { paths, .. } | What::Tensors(paths)) = &command.what;
-    atomic::refuse_existing(&paths.out)?;
-    let file = weights_file(&paths.file)?;
+    atomic::refuse_existing(&command.out)?;
+    let file = weights_file(&command.file)?;
     let source = Source::open(&file)?;
-    let model = !matches!(command.what, What::Tensors(_));
-    let config = beside(&paths.config, &file, &["bert_config.json", "config.json"], model);
-    let vocab = beside(&paths.vocab, &file, &["vocab.txt"], model);
+    let model = command.what != TENSORS;
+    let config = beside(&command.config, &file, &["bert_config.json", "config.json"], model);
+    let vocab = beside(&command.vocab, &file, &["vocab.txt"], model);
     let config = config.map(|path| read_json(&path)).transpose()?;
-    let imported = match &command.what {
-        What::Bert(_) => {
+    let imported = match command.what.as_str() {
+        BERT => {
             let config =
                 config.ok_or_else(|| unknown("the configuration", "--config bert_config.json", &file))?;
             let layout = |json: &Json| Ok(shapes(&bert::Config::read(json)?.parameters("")));
             import::model(&source, &import::BERT, |_, _| Ok(config), layout)?
         }
-        What::Dime { settings, .. } => import::model(
-            &source,
-            &dime_options::DICTS,
-            |opt, shape_of| dime_options::config(opt, config.as_ref(), settings, shape_of),
-            |json| Ok(shapes(&dime::Config::read(json)?.parameters())),
-        )?,
-        What::Tensors(_) => Imported { config: config.unwrap_or(Json::Null), ..import::tensors(&source)? },
+        TENSORS => Imported { config: config.unwrap_or(Json::Null), ..import::tensors(&source)? },
+        name => eval::import::system(kind(name)?, &source, config.as_ref(), &command.settings)?,
     };
     let vocab = match vocab {
         Some(path) => Some(read_vocab(&path, &imported.config)?),
         None if model => return Err(unknown("the vocabulary", "--vocab vocab.txt", &file)),
         None => None,
     };
-    write(&paths.out, &imported, vocab.as_deref())?;
+    write(&command.out, &imported, vocab.as_deref())?;
     let mut out = std::io::stdout().lock();
-    // A closed pipe is no reason to fail: the folder stands.
+    // A closed pipe is no reason to fail: the folder is written.
     let _ = write!(out, "read     {} ({})\n{}", file.display(), source.format(), imported.report);
-    let _ = writeln!(out, "wrote    {}", paths.out.display());
+    let _ = writeln!(out, "wrote    {}", command.out.display());
     Ok(())
 }
 
@@ -184,7 +170,7 @@ fn read_vocab(path: &Path, config: &Json) -> Result<Vec<u8>> {
             return wrong(format!("the vocabulary has no {token}"));
         }
     }
-    let bert = config.get("bert_config").unwrap_or(config);
+    let bert = config.get(systems::BERT).unwrap_or(config);
     let lines = text.lines().count() as u64;
     match bert.get("vocab_size").and_then(Json::as_u64) {
         Some(rows) if lines > rows => {

@@ -15,7 +15,7 @@ pub const MAX_ENTRIES: usize = 200_000;
 pub struct Entry {
     /// Its name, folders included.
     pub name: String,
-    /// Where its bytes stand in the archive.
+    /// Where its bytes are in the archive.
     pub bytes: Range<usize>,
     crc: u32,
 }
@@ -79,7 +79,7 @@ fn directory(archive: &[u8]) -> Check<(u64, usize)> {
     Ok((count, usize::try_from(start).map_err(|_| cut)?))
 }
 
-/// Reads the directory record at `at`, moves `at` behind it, and checks what it points to.
+/// Reads the directory record at `at`, moves `at` past it, and checks what it points to.
 fn central(archive: &[u8], at: &mut usize) -> Check<Entry> {
     let record = *at;
     if u32_at(archive, record)? != CENTRAL {
@@ -108,7 +108,7 @@ fn central(archive: &[u8], at: &mut usize) -> Check<Entry> {
     Ok(Entry { name, bytes, crc })
 }
 
-/// Where an entry's bytes stand, by its local header.
+/// Where an entry's bytes are, by its local header.
 fn data(archive: &[u8], offset: u64, size: u64) -> Check<Range<usize>> {
     let outside = "it reaches outside the file";
     let local = usize::try_from(offset).map_err(|_| outside)?;

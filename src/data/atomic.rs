@@ -24,7 +24,7 @@ pub fn file(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()
 }
 
 /// Makes the folder `path`, whose files `fill` writes into the temporary folder it is given. `path` must not
-/// exist yet, or be an empty folder. On any failure nothing is left behind, and the error names `path`.
+/// exist yet, or be an empty folder. On any failure nothing is left, and the error names `path`.
 pub fn folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     refuse_existing(path)?;
     let temporary = Temporary::beside(path)?;

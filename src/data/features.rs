@@ -15,7 +15,7 @@ use crate::{Error, Result};
 
 /// The longest header text accepted, numpy's own limit.
 const MAX_HEADER: usize = 10_000;
-/// Magic, version and a 4-byte length: all that stands before the header text.
+/// Magic, version and a 4-byte length: all that precedes the header text.
 const MAX_PREAMBLE: usize = 12;
 
 /// The float type of a file's elements, little-endian.
@@ -158,7 +158,7 @@ impl Features {
         self.header.element == Element::F32
     }
 
-    /// A row of a file of f32 as it lies there, little-endian.
+    /// A row of a file of f32 as it is stored, little-endian.
     ///
     /// # Errors
     /// As [`Features::read`].

@@ -257,11 +257,16 @@ pub fn model<'a>(
 /// What precedes the weights' names of each module in a file, for those it holds.
 type Prefixes = Vec<Option<String>>;
 
+/// By name or by number, whichever finds more of the modules.
 fn prefixes(source: &Source, modules: &[&str]) -> Result<Prefixes> {
-    let mut found: Vec<Prefixes> = LISTS.iter().map(|list| numbered(source, list, modules.len())).collect();
-    found.push(named(source, modules)?);
     let held = |prefixes: &Prefixes| prefixes.iter().flatten().count();
-    Ok(found.into_iter().max_by_key(held).unwrap_or_default())
+    let lists = LISTS.iter().map(|list| numbered(source, list, modules.len()));
+    let listed = lists.max_by_key(held).unwrap_or_default();
+    match named(source, modules) {
+        Ok(named) if held(&named) >= held(&listed) => Ok(named),
+        Err(error) if held(&listed) == 0 => Err(error),
+        _ => Ok(listed),
+    }
 }
 
 /// Modules in a list, by their numbers.

@@ -3,7 +3,7 @@
 //!
 //! Values live in one arena and refer to each other by number, as Python's own memo does. So a shared list
 //! stays shared (a "memo bomb" costs its length, not its expansion), nothing is dropped recursively, and what
-//! is read is bounded by the file's length and by [`MAX_STEPS`]. A consumer that walks the values bounds its
+//! is read is bounded by the file's length and by [`MAX_STEPS`]. A consumer that visits the values bounds its
 //! own depth: values may be nested deeply, and even contain themselves.
 //!
 //! The opcodes are those of Python's `pickletools`, protocols 0 to 5, without the extension registry and
@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn hostile_bytes_are_refused() {
         assert!(refused(b"").contains("ends too early"));
-        assert!(refused(b"\x80\x02X\xff\xff\xff\x7fab.").contains("ends behind the file"));
+        assert!(refused(b"\x80\x02X\xff\xff\xff\x7fab.").contains("ends past the file"));
         assert!(refused(b"\x80\x09.").contains("protocol 9"));
         assert!(refused(b"K\x01(0t.").contains("mark is missing"));
         assert!(refused(b"(K\x01K\x02K\x03d.").contains("without its value"));

@@ -1,7 +1,7 @@
 //! PyTorch checkpoints: what `torch.save` wrote, in its zip format (1.6 and later) or its legacy format,
 //! by Python 2 or 3, from any device.
 //!
-//! The container is checked and its pickle decoded ([`archive`](super::archive), [`pickle`]); nothing is
+//! The container is checked and its pickle decoded ([`archive`](super::archive), [`pickle`](super::pickle)); nothing is
 //! executed. Entries that are compressed or damaged, storages missing or of another size than declared, tensors
 //! that reach outside their storage and requests to call something are refused, so a file costs at most a small
 //! multiple of its own size.

@@ -107,7 +107,7 @@ impl Weights {
         &self.metadata
     }
 
-    /// A tensor's bytes as they stand in the file: row-major, little-endian.
+    /// A tensor's bytes as they are stored: row-major, little-endian.
     pub fn bytes(&self, name: &str) -> Result<&[u8]> {
         let info = self.info(name)?;
         Ok(&self.map[info.bytes.clone()])
@@ -150,7 +150,7 @@ impl Weights {
 }
 
 /// Maps a file for reading.
-#[allow(unsafe_code, reason = "a map is unsafe as files change; what keeps it sound stands below")]
+#[allow(unsafe_code, reason = "a map is unsafe as files change; what keeps it sound is below")]
 pub(crate) fn map(file: &File) -> std::io::Result<Mmap> {
     // Sound as long as nobody shortens the file meanwhile: the offsets used are checked against the map's own
     // length, and our own writers replace files by renaming, which leaves an open map's file alone.

@@ -1,6 +1,7 @@
 //! Evaluation: models in their folders, a split encoded once, all its pairs scored in tiles, ranks and ensembles.
 
 pub mod encoded;
+pub mod import;
 pub mod model;
 mod options;
 pub mod rank;

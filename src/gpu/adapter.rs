@@ -21,7 +21,7 @@ pub enum Style {
     /// The invocations of a subgroup exchange what they load. A software driver loads for each invocation in turn,
     /// so that loads are nearly all of its time.
     Subgroup,
-    /// A workgroup shares tiles in its memory, behind barriers: what GPUs like best.
+    /// A workgroup shares tiles in its memory, with barriers: what GPUs like best.
     Workgroup,
 }
 

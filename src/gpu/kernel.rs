@@ -1,7 +1,6 @@
 //! Compiled kernels, by name and variant.
 
 use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
 use super::{Gpu, Launch};
@@ -9,7 +8,7 @@ use super::{Gpu, Launch};
 /// The most loop iterations one invocation may run: lavapipe ends it silently at 65,535.
 pub const MAX_LOOP: usize = 32_768;
 
-/// Stands behind every shader: a shader's directives come first.
+/// Appended to every shader: a shader's directives come first.
 const PRELUDE: &str = include_str!("../../shaders/prelude.wgsl");
 
 /// A WGSL file with its bindings: `reads` then `writes` storage buffers, then the parameters.
@@ -29,7 +28,9 @@ pub(super) struct Pipeline {
 
 #[derive(Default)]
 pub(super) struct Pipelines {
-    made: HashMap<(&'static str, u64), Rc<Pipeline>>,
+    made: HashMap<Box<[u8]>, Rc<Pipeline>>,
+    /// The key looked up last; its memory serves the next.
+    key: Vec<u8>,
     layouts: HashMap<(usize, usize), (Rc<wgpu::BindGroupLayout>, wgpu::PipelineLayout, u64)>,
 }
 
@@ -39,19 +40,33 @@ impl Pipelines {
     }
 }
 
+/// Writes what tells a launch's pipeline from all others: the kernel, its generated body, the size of a
+/// workgroup, the number of bindings, the constants. Names end in a byte that no text contains.
+fn write_key(key: &mut Vec<u8>, launch: &Launch, group: usize) {
+    const END: &[u8] = &[0xff];
+    key.clear();
+    key.extend_from_slice(launch.kernel.name.as_bytes());
+    key.extend_from_slice(END);
+    key.push(launch.body.is_some().into());
+    key.extend_from_slice(&launch.body.map_or(0, |(body, _)| body).to_le_bytes());
+    for count in [group, launch.reads.len(), launch.writes.len()] {
+        key.extend_from_slice(&(count as u32).to_le_bytes());
+    }
+    for (name, value) in launch.constants {
+        key.extend_from_slice(name.as_bytes());
+        key.extend_from_slice(END);
+        key.extend_from_slice(&value.to_bits().to_le_bytes());
+    }
+}
+
 /// The pipeline of a launch's variant of its kernel, compiled at its first use.
 pub(super) fn pipeline(gpu: &Gpu, launch: &Launch) -> Rc<Pipeline> {
     let Launch { kernel: Kernel { name, text }, body, constants, .. } = *launch;
     let (reads, writes) = (launch.reads.len(), launch.writes.len());
     let group = launch.grid.group(gpu.0.style);
-    let mut hash = DefaultHasher::new();
-    for (key, value) in constants {
-        (key, value.to_bits()).hash(&mut hash);
-    }
-    (body.map(|b| b.0), group).hash(&mut hash);
-    let variant = hash.finish();
     let mut pipelines = gpu.0.pipelines.borrow_mut();
-    if let Some(found) = pipelines.made.get(&(name, variant)) {
+    write_key(&mut pipelines.key, launch, group);
+    if let Some(found) = pipelines.made.get(pipelines.key.as_slice()) {
         return found.clone();
     }
     let device = &gpu.0.device;
@@ -87,7 +102,8 @@ pub(super) fn pipeline(gpu: &Gpu, launch: &Launch) -> Rc<Pipeline> {
         cache: None,
     });
     let made = Rc::new(Pipeline { pipeline, layout, id });
-    pipelines.made.insert((name, variant), made.clone());
+    let key = pipelines.key.as_slice().into();
+    pipelines.made.insert(key, made.clone());
     made
 }
 
@@ -103,4 +119,44 @@ fn bind_layout(device: &wgpu::Device, reads: usize, writes: usize) -> wgpu::Bind
         .collect();
     entries.push(entry(reads + writes, wgpu::BufferBindingType::Uniform, true));
     device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::{Grid, Words};
+    use std::collections::HashSet;
+
+    #[test]
+    fn every_part_of_a_launch_tells_its_pipeline() {
+        let text = || String::new();
+        let launch = |name, body: Option<u64>, constants| Launch {
+            kernel: Kernel { name, text: "" },
+            body: body.map(|body| (body, &text as _)),
+            constants,
+            reads: &[],
+            writes: &[],
+            params: Words::default(),
+            grid: Grid::Groups(1),
+            loops: 0,
+        };
+        let none: &[(&str, f64)] = &[];
+        let launches = [
+            (launch("a", None, none), 64),
+            (launch("a", None, none), 8),
+            (launch("b", None, none), 64),
+            (launch("a", Some(0), none), 64),
+            (launch("a", Some(255), none), 64),
+            (launch("a", None, &[("X", 1.0)]), 64),
+            (launch("a", None, &[("X", 2.0)]), 64),
+            (launch("a", None, &[("Y", 1.0)]), 64),
+            (launch("a", None, &[("X", 1.0), ("Y", 1.0)]), 64),
+        ];
+        let mut key = Vec::new();
+        let keys = launches.iter().map(|(launch, group)| {
+            write_key(&mut key, launch, *group);
+            key.clone()
+        });
+        assert_eq!(keys.collect::<HashSet<_>>().len(), launches.len());
+    }
 }

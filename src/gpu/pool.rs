@@ -42,7 +42,7 @@ impl Buf {
         &self.memory.buffer
     }
 
-    /// The device it lives on; `None` once that is gone.
+    /// The device it is on; `None` once that is gone.
     pub fn gpu(&self) -> Option<Gpu> {
         self.memory.home.upgrade().map(Gpu)
     }
@@ -52,10 +52,14 @@ impl Buf {
         self.memory.id == other.memory.id && self.offset == other.offset
     }
 
-    /// This and the values of `next`, if they stand right behind.
+    /// This and the values of `next`, if they are contiguous.
     pub fn joined(&self, next: &Self) -> Option<Self> {
-        let behind = self.memory.id == next.memory.id && self.offset + 4 * self.len as u64 == next.offset;
-        behind.then(|| Self { memory: self.memory.clone(), offset: self.offset, len: self.len + next.len })
+        let contiguous = self.memory.id == next.memory.id && self.offset + 4 * self.len as u64 == next.offset;
+        contiguous.then(|| Self {
+            memory: self.memory.clone(),
+            offset: self.offset,
+            len: self.len + next.len,
+        })
     }
 
     /// `len` values from where this begins, if its memory has so many.
@@ -64,7 +68,7 @@ impl Buf {
         fits.then(|| Self { memory: self.memory.clone(), offset: self.offset, len })
     }
 
-    /// The memory it lies in, and where.
+    /// The id of its memory, and its offset there.
     pub fn place(&self) -> (u64, u64) {
         (self.memory.id, self.offset)
     }
@@ -124,7 +128,7 @@ fn class_of(bytes: u64) -> u64 {
     bytes.next_multiple_of(step)
 }
 
-/// Bytes from which size classes lie closer.
+/// Bytes from which size classes are closer.
 const LARGE: u64 = 1 << 20;
 
 /// The largest buffer this adapter can make and bind.

@@ -1,7 +1,6 @@
 //! The command stream: dispatches are kept as a list and encoded into one compute pass per submission.
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -112,7 +111,10 @@ pub(super) struct Recorder {
     clocked: Vec<Timed>,
     arena: Vec<u8>,
     uniforms: wgpu::Buffer,
-    bindings: HashMap<u64, Rc<wgpu::BindGroup>>,
+    /// By the layout's id, then each buffer's id and offset.
+    bindings: HashMap<Box<[u64]>, Rc<wgpu::BindGroup>>,
+    /// The key looked up last; its memory serves the next.
+    key: Vec<u64>,
     in_flight: VecDeque<wgpu::SubmissionIndex>,
     align: u64,
 }
@@ -132,6 +134,7 @@ impl Recorder {
             arena: Vec::new(),
             uniforms,
             bindings: HashMap::new(),
+            key: Vec::new(),
             in_flight: VecDeque::new(),
             align: facts.uniform_align.max(16),
         }
@@ -179,14 +182,12 @@ fn has_clock(gpu: &Gpu) -> bool {
 }
 
 fn bind_group(gpu: &Gpu, rec: &mut Recorder, pipeline: &Pipeline, launch: &Launch) -> Rc<wgpu::BindGroup> {
-    let mut hash = DefaultHasher::new();
-    pipeline.id.hash(&mut hash);
-    for buf in launch.reads.iter().chain(launch.writes) {
-        (buf.memory.id, buf.offset).hash(&mut hash);
-    }
-    let key = hash.finish();
+    let buffers = launch.reads.iter().chain(launch.writes);
+    rec.key.clear();
+    rec.key.push(pipeline.id);
+    rec.key.extend(buffers.flat_map(|buf| [buf.memory.id, buf.offset]));
     let mut profile = gpu.0.profile.borrow_mut();
-    if let Some(found) = rec.bindings.get(&key) {
+    if let Some(found) = rec.bindings.get(rec.key.as_slice()) {
         profile.bindings_reused += 1;
         return found.clone();
     }
@@ -221,11 +222,11 @@ fn bind_group(gpu: &Gpu, rec: &mut Recorder, pipeline: &Pipeline, launch: &Launc
     if rec.bindings.len() >= MAX_BINDINGS {
         rec.bindings.clear();
     }
-    rec.bindings.insert(key, made.clone());
+    rec.bindings.insert(rec.key.as_slice().into(), made.clone());
     made
 }
 
-/// Counts an upload, and hands the device what has come together once that is much.
+/// Counts an upload, and submits what was uploaded once that is much.
 pub(super) fn uploaded(gpu: &Gpu, bytes: u64) {
     gpu.0.profile.borrow_mut().uploaded += bytes;
     gpu.0.staged.set(gpu.0.staged.get() + bytes);

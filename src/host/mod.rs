@@ -1,5 +1,4 @@
-//! The host twin's ground: f64 arrays, named columns of items, comparison by norm ratios, and the counter-based
-//! generator.
+//! What the host computes with: f64 arrays, named columns of items, comparison by norm ratios, random numbers.
 
 mod array;
 mod columns;

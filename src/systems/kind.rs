@@ -4,7 +4,7 @@ use std::sync::RwLock;
 
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 use serde::Serialize;
-use serde_json::{Map, Value as Json};
+use serde_json::{Map, Value as Json, json};
 
 use super::{System, dime, hrem};
 use crate::error::{Error, Result};
@@ -51,14 +51,43 @@ pub struct Encoders {
     pub faithful: bool,
 }
 
+/// What a configuration calls that of its BERT.
+pub const BERT: &str = "bert_config";
+
 /// An authors' checkpoint, without its tensors.
 pub struct Checkpoint<'a> {
-    /// The options it was trained with, under the authors' names, as far as they are known.
+    /// The options it was trained with, under the authors' names, and [`BERT`], as far as they are known.
     pub options: Map<String, Json>,
-    /// The configuration of its BERT, if known.
-    pub bert: Option<&'a Json>,
     /// The shape of a parameter.
     pub shape: &'a dyn Fn(&str) -> Option<Vec<usize>>,
+}
+
+impl Checkpoint<'_> {
+    /// The configuration: the options, those that a weight's shape tells (name, weight, axis), and no default for
+    /// those that are needed.
+    ///
+    /// # Errors
+    /// An unknown BERT, or a needed option that nothing tells.
+    pub fn config(self, told: &[(&str, &str, usize)], needed: &[&str]) -> Result<Json> {
+        let mut config = self.options;
+        for (option, weight, axis) in told {
+            if let (false, Some(shape)) = (config.contains_key(*option), (self.shape)(weight)) {
+                config.insert((*option).into(), json!(shape.get(*axis)));
+            }
+        }
+        if !config.contains_key(BERT) {
+            return Err(Error::new("the configuration of the checkpoint's BERT is not known").cure(
+                "give it: --config bert_config.json (of the folder that --bert_path named in training)",
+            ));
+        }
+        match needed.iter().find(|option| !config.contains_key(**option)) {
+            Some(option) => Err(Error::new(format!(
+                "the checkpoint's options do not say `{option}`, which no weight tells"
+            ))
+            .cure(format!("give it as it was in training: --set {option}=VALUE"))),
+            None => Ok(Json::Object(config)),
+        }
+    }
 }
 
 /// What a system's folder declares once; [`Kind::of`] makes its entry in the list.

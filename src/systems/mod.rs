@@ -12,7 +12,9 @@ mod kind;
 mod pass;
 
 pub use items::Items;
-pub use kind::{Checkpoint, DEFAULT, Encoders, Family, Kind, Options, kind, kinds, of_config, register};
+pub use kind::{
+    BERT, Checkpoint, DEFAULT, Encoders, Family, Kind, Options, kind, kinds, of_config, register,
+};
 pub use pass::{Form, Pass, Step, Taps};
 
 pub use crate::host::Inputs;

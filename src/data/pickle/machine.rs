@@ -297,7 +297,7 @@ impl<'a> Machine<'a> {
     fn skip_frame(&mut self) -> Step<()> {
         let length = u64::from_le_bytes(self.array()?);
         match length > (self.bytes.len() - self.at) as u64 {
-            true => Err("a frame that ends behind the file".into()),
+            true => Err("a frame that ends past the file".into()),
             false => Ok(()),
         }
     }
@@ -311,7 +311,7 @@ impl<'a> Machine<'a> {
     fn take(&mut self, length: u64) -> Step<&'a [u8]> {
         let left = self.bytes.len() - self.at;
         let length = usize::try_from(length).ok().filter(|&n| n <= left);
-        let length = length.ok_or("a string that ends behind the file")?;
+        let length = length.ok_or("a string that ends past the file")?;
         let bytes = &self.bytes[self.at..self.at + length];
         self.at += length;
         Ok(bytes)

@@ -224,20 +224,6 @@ impl Family for Options {
     }
 
     fn import(checkpoint: Checkpoint) -> Result<Json> {
-        let mut config = checkpoint.options;
-        if let (Some(bert), false) = (checkpoint.bert, config.contains_key("bert_config")) {
-            config.insert("bert_config".into(), bert.clone());
-        }
-        for (option, weight, axis) in TOLD {
-            if let (false, Some(shape)) = (config.contains_key(option), (checkpoint.shape)(weight)) {
-                config.insert(option.into(), json!(shape.get(axis)));
-            }
-        }
-        if let Some(option) = NEEDED.iter().find(|option| !config.contains_key(**option)) {
-            let error =
-                Error::new(format!("the checkpoint's options do not say `{option}`, which no weight tells"));
-            return Err(error.cure(format!("give it as it was in training: --set {option}=VALUE")));
-        }
-        Ok(Json::Object(config))
+        checkpoint.config(&TOLD, &NEEDED)
     }
 }

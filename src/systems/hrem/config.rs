@@ -145,6 +145,7 @@ pub struct Config {
     #[serde(default = "yes")]
     pub faithful: bool,
     /// The text encoder.
+    #[serde(rename = "bert_config", alias = "bert")]
     pub bert: bert::Config,
 }
 

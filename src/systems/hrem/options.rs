@@ -2,7 +2,7 @@
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value as Json, json};
+use serde_json::Value as Json;
 
 use super::{Config, Dataset, Hrem, ModelOptions};
 use crate::error::{Error, Result};
@@ -204,20 +204,6 @@ impl Family for Options {
     }
 
     fn import(checkpoint: Checkpoint) -> Result<Json> {
-        let mut config = checkpoint.options;
-        if let (Some(bert), false) = (checkpoint.bert, config.contains_key("bert")) {
-            config.insert("bert".into(), bert.clone());
-        }
-        for (option, weight, axis) in TOLD {
-            if let Some(shape) = (checkpoint.shape)(weight) {
-                config.insert(option.into(), json!(shape.get(axis)));
-            }
-        }
-        if let Some(option) = NEEDED.iter().find(|option| !config.contains_key(**option)) {
-            let error =
-                Error::new(format!("the checkpoint's options do not say `{option}`, which no weight tells"));
-            return Err(error.cure(format!("give it as it was in training: --set {option}=VALUE")));
-        }
-        Ok(Json::Object(config))
+        checkpoint.config(&TOLD, &NEEDED)
     }
 }

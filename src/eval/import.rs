@@ -1,0 +1,43 @@
+//! Authors' checkpoints of any system: where a system has its weights and how its options make a configuration stand in
+//! its folder, how files are read in [`crate::data::import`].
+
+use serde_json::{Map, Value as Json};
+
+use super::model::saved;
+use crate::data::import::{self, Imported, Source, StateDicts};
+use crate::error::Result;
+use crate::nn::{ParamSpec, shapes};
+use crate::systems::{BERT, Checkpoint, Kind};
+
+/// A system's weights and configuration: the options beside the weights, which `given` (BERT's configuration, or a
+/// whole one of the system) adds to and `settings` overrule.
+///
+/// # Errors
+/// A file of another model, an option that nothing tells, weights that do not fit the configuration.
+pub fn system<'a>(
+    kind: Kind,
+    source: &'a Source,
+    given: Option<&Json>,
+    settings: &[(String, Json)],
+) -> Result<Imported<'a>> {
+    let dicts = StateDicts { modules: kind.modules, ignored: &[], optional: &[] };
+    let config = |opt: Option<&Map<String, Json>>, shape: &dyn Fn(&str) -> Option<Vec<usize>>| {
+        let mut options = opt.cloned().unwrap_or_default();
+        let whole = given.and_then(Json::as_object).filter(|given| given.contains_key(BERT));
+        for (option, value) in whole.into_iter().flatten() {
+            options.entry(option).or_insert_with(|| value.clone());
+        }
+        if let (Some(bert), None) = (given, whole) {
+            options.insert(BERT.into(), bert.clone());
+        }
+        options.extend(settings.iter().cloned());
+        let mut config = (kind.import)(Checkpoint { options, shape })?;
+        config["system"] = kind.name.into();
+        Ok(config)
+    };
+    let layout = |config: &Json| {
+        let specs: Vec<ParamSpec> = saved((kind.open)(config)?.parameters()).collect();
+        Ok(shapes(&specs))
+    };
+    import::model(source, &dicts, config, layout)
+}
