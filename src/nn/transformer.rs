@@ -71,7 +71,8 @@ impl Layer<'_> {
         if let (Keys::To(lengths), true) = (keys, self.fused && !self.drops()) {
             let places: Vec<f32> = (0..rows).map(|i| i as f32).collect();
             let places = x.device().tensor([rows], &places);
-            let hidden = places.map2(lengths.view().repeat(1, 1), |place, n| n.greater(place).select(0.0, NOWHERE));
+            let hidden =
+                places.map2(lengths.view().repeat(1, 1), |place, n| n.greater(place).select(0.0, NOWHERE));
             return packed.self_attention(self.heads, scale, Some(&hidden), None);
         }
         let [q, k, v] = [0, 1, 2].map(|i| materialize(packed.view().slice(2, i * width, width)));

@@ -203,8 +203,11 @@ impl ModelOptions {
         if let Some((name, value)) = numbers.iter().find(|(_, v)| !v.is_finite()) {
             return Err(out_of_range(name, "a number", value));
         }
-        let flags =
-            [("mask_repeat", self.mask_repeat), ("norm_input", self.norm_input), ("cross_loss", self.cross_loss)];
+        let flags = [
+            ("mask_repeat", self.mask_repeat),
+            ("norm_input", self.norm_input),
+            ("cross_loss", self.cross_loss),
+        ];
         match flags.iter().find(|(_, flag)| *flag > 1) {
             Some((name, flag)) => Err(out_of_range(name, "0 or 1", flag)),
             None => Ok(()),
@@ -227,8 +230,12 @@ impl Config {
         }
         let words = self.bert.max_position_embeddings;
         if self.options.topk > words {
-            return Err(out_of_range("topk", &format!("at most {words}, the text encoder's positions"), self.options.topk)
-                .cure("lower --topk"));
+            return Err(out_of_range(
+                "topk",
+                &format!("at most {words}, the text encoder's positions"),
+                self.options.topk,
+            )
+            .cure("lower --topk"));
         }
         Ok(())
     }
@@ -246,7 +253,8 @@ impl Config {
     pub fn parameters(&self) -> Vec<ParamSpec> {
         let d = self.options.embed_size;
         layout(|l| {
-            let maps = [("fc", self.img_dim, d), ("mlp.layers.0", self.img_dim, d / 2), ("mlp.layers.1", d / 2, d)];
+            let maps =
+                [("fc", self.img_dim, d), ("mlp.layers.0", self.img_dim, d / 2), ("mlp.layers.1", d / 2, d)];
             for (name, from, to) in maps {
                 xavier(l, &format!("img_enc.fc.{name}"), from, to);
             }
@@ -288,7 +296,12 @@ fn placed(mut spec: ParamSpec) -> ParamSpec {
 
 /// A linear map begun by Glorot and Bengio's bound, its bias 0.
 fn xavier(l: &mut Layout, at: &str, from: usize, to: usize) {
-    l.push(format!("{at}.weight"), &[to, from], Init::Uniform((6.0 / (from + to) as f64).sqrt()), Role::Weight);
+    l.push(
+        format!("{at}.weight"),
+        &[to, from],
+        Init::Uniform((6.0 / (from + to) as f64).sqrt()),
+        Role::Weight,
+    );
     l.push(format!("{at}.bias"), &[to], Init::Const(0.0), Role::Weight);
 }
 

@@ -35,8 +35,11 @@ fn projected(run: &Run, scope: &Scope, x: &Tensor) -> Tensor {
     let mlp = scope.sub("mlp");
     let hidden = linear(&mlp.sub("layers").sub("0"), &rows, Act::None);
     let bn = mlp.sub("bns").sub("0");
-    let statistics =
-        if run.pass.is_train() { BatchNorm::of_batch(&bn, &[&hidden], None) } else { BatchNorm::running(&bn) };
+    let statistics = if run.pass.is_train() {
+        BatchNorm::of_batch(&bn, &[&hidden], None)
+    } else {
+        BatchNorm::running(&bn)
+    };
     run.pass.update_batch_norm("img_enc.fc.mlp.bns.0", &statistics);
     let hidden = statistics.apply(&bn, &hidden).map(Expr::relu);
     let direct = linear(&scope.sub("fc"), &rows, Act::None);
@@ -97,9 +100,10 @@ fn mean_of_largest(run: &Run, x: &Tensor, lengths: &Tensor) -> Tensor {
     let (items, k) = (lengths.len(), run.config.k_max_pool.min(x.shape()[1]));
     let row = places(items, &x.device());
     let counts = if run.config.faithful {
-        let earlier = map(vec![lengths.view().repeat(0, 1), row.view().repeat(0, 1), row.view().repeat(1, 1)], |v| {
-            v[1].greater(&v[2]).select(LOWEST, v[0].clone() * -1.0)
-        });
+        let earlier =
+            map(vec![lengths.view().repeat(0, 1), row.view().repeat(0, 1), row.view().repeat(1, 1)], |v| {
+                v[1].greater(&v[2]).select(LOWEST, v[0].clone() * -1.0)
+            });
         earlier.max(1).map(|n| (n.clone() * -1.0).min(k as f64))
     } else {
         lengths.map(|n| n.min(k as f64))

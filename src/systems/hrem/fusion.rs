@@ -28,9 +28,8 @@ pub(super) struct Fused {
 pub(super) fn fuse(run: &Run, images: &Items, captions: &Items) -> Fused {
     let options = &run.config.options;
     let graph = graph(run, images, captions);
-    let weighted = |x: f64| {
-        graph.connected.map2(&graph.relevance, |c, r| c.select(r * options.mask_weight, x))
-    };
+    let weighted =
+        |x: f64| graph.connected.map2(&graph.relevance, |c, r| c.select(r * options.mask_weight, x));
     let column = if options.norm_input == 0 { "unnormalised" } else { "emb" };
     let input = concat(&[images.at(column).clone(), captions.at(column).clone()], 0);
     let (rows, width) = (input.shape()[0], input.shape()[1]);

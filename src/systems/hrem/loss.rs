@@ -70,7 +70,8 @@ impl<'a> Facts<'a> {
             device.tensor([n, n], &(0..n * n).map(value).collect::<Vec<f32>>())
         };
         let pairs = (0..n * n).filter(|at| ids[at / n] == ids[at % n]);
-        let (rows, columns): (Vec<f32>, Vec<f32>) = pairs.map(|at| ((at / n) as f32, (at % n) as f32)).unzip();
+        let (rows, columns): (Vec<f32>, Vec<f32>) =
+            pairs.map(|at| ((at / n) as f32, (at % n) as f32)).unzip();
         let list = |values: &[f32]| device.tensor([values.len()], values);
         Self {
             given: batch.given,
@@ -139,8 +140,8 @@ fn chances(sims: &Tensor, same: &Tensor, far: f64) -> Tensor {
     let squared = |s: &Expr| (2.0 - s.clone() * 2.0).max(NEAR * NEAR);
     let log = sims.map2(same, |s, same| {
         let d = squared(s);
-        let density = d.log() * ((2.0 - DIMENSION) / 2.0)
-            - (1.0 - d.clone() * 0.25).log() * ((DIMENSION - 3.0) / 2.0);
+        let density =
+            d.log() * ((2.0 - DIMENSION) / 2.0) - (1.0 - d.clone() * 0.25).log() * ((DIMENSION - 3.0) / 2.0);
         (exists(s) * (1.0 - same.clone())).select(density, 0.0)
     });
     let most = log.max(1);

@@ -55,7 +55,8 @@ impl Run<'_> {
     /// Whether the loss `vse` takes the hardest negatives only.
     fn hardest_only(&self) -> bool {
         let options = &self.config.options;
-        options.max_violation || self.pass.step.is_some_and(|step| step.epoch >= options.vse_mean_warmup_epochs)
+        options.max_violation
+            || self.pass.step.is_some_and(|step| step.epoch >= options.vse_mean_warmup_epochs)
     }
 }
 

@@ -38,7 +38,8 @@ struct Fragments {
 /// The graph of a batch.
 pub(super) fn graph(run: &Run, images: &Items, captions: &Items) -> Graph {
     let tap = |name: &str, value: &Tensor| run.pass.tap(name, value);
-    let found = fragments(run, &images.at("rows").detach(), &captions.at("rows").detach(), captions.at("lengths"));
+    let found =
+        fragments(run, &images.at("rows").detach(), &captions.at("rows").detach(), captions.at("lengths"));
     for (name, [mean, top]) in [("t2i", &found.t2i), ("i2t", &found.i2t)] {
         tap(&format!("adj.{name}_mean"), mean);
         tap(&format!("adj.{name}_topk"), top);
@@ -163,8 +164,7 @@ fn pair_fragments(scores: &Tensor, lengths: &Tensor, k: usize) -> [Tensor; 4] {
     ];
     let squares = sum_of(views, 1, |x| x[2].greater(&x[1]).select(&x[0] * &x[0], 0.0));
     let best = scores.map2(squares.view().repeat(1, n), over).max(3);
-    let views =
-        vec![best.view(), place.view().repeat(1, 1), lengths.view().repeat(1, 1).repeat(2, 1)];
+    let views = vec![best.view(), place.view().repeat(1, 1), lengths.view().repeat(1, 1).repeat(2, 1)];
     let word_mean = sum_of(views, 1, |x| x[2].greater(&x[1]).select(&x[0] / x[2].max(1.0), 0.0));
     let word_top = materialize(best.top_to(k, 1, &taken, 1).view().permute(&[0, 2, 1]));
     // A region's best word, of scores normalised over the regions.
