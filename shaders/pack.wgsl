@@ -1,11 +1,12 @@
-// y[to_k + i] = x_k[i]: tensors into their places in one, each followed by zeros up to a multiple of `align`.
+// y[place_k + i] = x_k[i]: tensors at their places in one, each followed by zeros up to the next.
 // Sizes are in fours but for `lengths`. The text between the marks is replaced: a binding and a case a tensor.
 struct Params {
-    count: u32, // invocations: the padded lengths' sum
-    place: u32, // of the first part in y; the others follow
-    align: u32,
-    unused: u32,
-    lengths: array<vec4<u32>, 8>, // in values; 0 past the last part
+    count: u32, // invocations: the last end
+    place: u32, // of the first part in y
+    unused0: u32,
+    unused1: u32,
+    lengths: array<vec4<u32>, 8>, // in values
+    ends: array<vec4<u32>, 8>, // of each part and its zeros, from `place`
 }
 //: bindings
 @group(0) @binding(0) var<storage, read> x0: array<vec4<f32>>; // [lengths[0]], rounded up to fours
@@ -21,16 +22,11 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     }
     var part = 0u;
     var local = i;
-    var length = p.lengths[0].x;
-    loop {
-        let padded = (length + 4u * p.align - 1u) / (4u * p.align) * p.align;
-        if local < padded {
-            break;
-        }
-        local -= padded;
+    while i >= p.ends[part / 4u][part % 4u] {
+        local = i - p.ends[part / 4u][part % 4u];
         part++;
-        length = p.lengths[part / 4u][part % 4u];
     }
+    let length = p.lengths[part / 4u][part % 4u];
     var value = vec4<f32>(0.0);
     if 4u * local < length {
         switch part {

@@ -166,8 +166,8 @@ fn runs_that_are_not_whole_are_refused() {
     let cases: [(&str, Spoil, &[&str]); 17] = [
         (
             evaluate,
-            |r| edit(&r.join("config.json"), "\"system\": \"dime\"", "\"system\": \"hrem\""),
-            &["another system", "dime", "hrem"],
+            |r| edit(&r.join("config.json"), "\"system\": \"dime\"", "\"system\": \"scan\""),
+            &["no such system", "dime", "scan"],
         ),
         (
             evaluate,

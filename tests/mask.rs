@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crossweave::gpu::{Gpu, Options};
 use crossweave::host::Rng;
 use crossweave::nn::{Params, Role};
+use crossweave::ops::concat;
 use crossweave::systems::{Batch, Form, Items, Pass, Step, kind};
 use crossweave::tensor::{Device, Tape};
 use serde_json::{Value, json};
@@ -69,12 +70,12 @@ fn results(device: &Device, config: &Value, way: Way) -> BTreeMap<String, Vec<f6
     let pass = Pass::evaluation(tracked.root()).computed(way.form, way.tile);
     let captions = system.captions(&pass, &texts);
     let images = system.images(&pass, &pictures);
-    let sims: Vec<Vec<f64>> = (0..LENGTHS.len())
+    let sims: Vec<_> = (0..LENGTHS.len())
         .step_by(way.tile)
         .map(|start| captions.part(start, way.tile.min(LENGTHS.len() - start)))
-        .map(|part| system.score(&pass, &images, &part).to_f64().expect("read"))
+        .map(|part| system.score(&pass, &images, &part))
         .collect();
-    let mut all = BTreeMap::from([("eval".to_string(), sims.concat())]);
+    let mut all = BTreeMap::from([("eval".to_string(), concat(&sims, 1).to_f64().expect("read"))]);
 
     let step = Step { seed: 1, epoch: 0, step: 0, text_dropout: false };
     let pass = Pass::training(tracked.root(), step).computed(way.form, way.tile);

@@ -163,7 +163,7 @@ fn what_decides_the_numbers_cannot_change_on_resuming() {
     for (option, parts) in [
         (
             "--seed 2 --batch_size 8",
-            &["expected: --seed 1, --batch_size 4", "found: --seed 2, --batch_size 8"][..],
+            &["expected: --batch_size 4, --seed 1", "found: --batch_size 8, --seed 2"][..],
         ),
         ("--tile 4", &["expected: --tile 3", "found: --tile 4"]),
         ("--embed_size 16", &["--embed_size 8", "--embed_size 16"]),

@@ -1,5 +1,7 @@
 //! The import binary: other programs' weights into a folder that Crossweave opens.
 
+mod dime_options;
+
 use clap::{Args, Parser, Subcommand};
 use crossweave::data::import::{self, Imported, Source};
 use crossweave::data::{atomic, weights};
@@ -80,11 +82,15 @@ fn run(command: &Command) -> Result<()> {
         What::Bert(_) => {
             let config =
                 config.ok_or_else(|| unknown("the configuration", "--config bert_config.json", &file))?;
-            import::bert(&source, &config, |json| Ok(shapes(&bert::Config::read(json)?.parameters(""))))?
+            let layout = |json: &Json| Ok(shapes(&bert::Config::read(json)?.parameters("")));
+            import::model(&source, &import::BERT, |_, _| Ok(config), layout)?
         }
-        What::Dime { settings, .. } => import::dime(&source, config.as_ref(), settings, |json| {
-            Ok(shapes(&dime::Config::read(json)?.parameters()))
-        })?,
+        What::Dime { settings, .. } => import::model(
+            &source,
+            &dime_options::DICTS,
+            |opt, shape_of| dime_options::config(opt, config.as_ref(), settings, shape_of),
+            |json| Ok(shapes(&dime::Config::read(json)?.parameters())),
+        )?,
         What::Tensors(_) => Imported { config: config.unwrap_or(Json::Null), ..import::tensors(&source)? },
     };
     let vocab = match vocab {

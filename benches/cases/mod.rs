@@ -15,7 +15,6 @@ use crossweave::host::{Columns, Rng, ratios};
 use crossweave::nn::bert::{self, Tokens};
 use crossweave::nn::optim::{Optimizer, take_buffers};
 use crossweave::nn::{ParamSpec, Params, Role};
-use crossweave::ops::AdamStep;
 use crossweave::systems::{
     self, Encoders, Form, Items, Kind as SystemKind, Pass, Rates, Step, System, kinds,
 };
@@ -462,15 +461,7 @@ fn step(mut model: Model, device: &Device, batch: usize, extra: usize) -> Job {
             .filter_map(|s| Some((s.name.clone(), grads.of(params.named(&s.name))?.clone())))
             .collect();
         let schedule = model.system.schedule(&rates, 0, done);
-        let adam = AdamStep {
-            lr: rates.learning_rate,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            decay: schedule.decay,
-            clip: schedule.clip,
-        };
-        let squares = optimizer.step(&mut model.params, &named, &adam);
+        let squares = optimizer.step(&mut model.params, &named, &schedule.adam(), &|g| schedule.rate(g));
         take_buffers(&mut model.params, &buffers, &squares);
         done += 1;
     })

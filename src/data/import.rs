@@ -1,12 +1,13 @@
 //! Turns other programs' weights into ours: original names, shapes checked against the configuration, floats
 //! as f32, and a report of what became of every tensor.
 
+use crate::data::archive::shown;
 use crate::data::pytorch::Checkpoint;
 use crate::data::weights::{self, Dtype, Entry, Weights};
 use crate::{Error, Result};
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Map, Value as Json};
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
@@ -63,11 +64,23 @@ impl Source {
         }
     }
 
-    /// The options beside the weights: the attributes of the authors' `opt`.
+    /// The options beside the weights: the attributes of the authors' `opt`, or Lightning's hyper-parameters.
     fn options(&self) -> Option<&Map<String, Json>> {
+        let Self::PyTorch(checkpoint) = self else { return None };
+        ["opt", "hyper_parameters"].iter().find_map(|key| checkpoint.facts().get(*key)?.as_object())
+    }
+
+    /// How far training had come: the numbers beside the weights.
+    fn progress(&self) -> HashMap<String, String> {
         match self {
-            Self::PyTorch(checkpoint) => checkpoint.facts().get("opt")?.as_object(),
-            Self::Safetensors(_) => None,
+            Self::PyTorch(checkpoint) => {
+                let numbers = checkpoint.facts().iter().filter(|(_, value)| value.is_number());
+                numbers.map(|(key, value)| (key.clone(), value.to_string())).collect()
+            }
+            Self::Safetensors(weights) => {
+                let numbers = weights.metadata().iter().filter(|(_, value)| value.parse::<f64>().is_ok());
+                numbers.map(|(key, value)| (key.clone(), value.clone())).collect()
+            }
         }
     }
 
@@ -181,117 +194,114 @@ pub fn tensors(source: &Source) -> Result<Imported<'_>> {
     plan.run(source, Json::Null)
 }
 
-/// A BERT encoder: no `bert.` prefix, LayerNorm's gamma and beta as weight and bias. Heads (`cls.*`, and
-/// whatever else stands beside `bert.*`) and the `position_ids` buffer are left out; the pooler may be missing.
-/// `layout` says what weights a configuration asks for.
-pub fn bert<'a>(
-    source: &'a Source,
-    config: &Json,
-    layout: impl FnOnce(&Json) -> Result<Layout>,
-) -> Result<Imported<'a>> {
-    let place = source.path().display();
-    let mut expected = layout(config).map_err(|e| e.at(place).cure("give the right --config"))?;
-    let prefixed = source.shapes().any(|(name, _)| name.starts_with("bert."));
-    let mut plan = Plan::default();
-    for (name, _) in source.shapes() {
-        let inner = if prefixed { name.strip_prefix("bert.") } else { Some(name) };
-        match inner {
-            Some("embeddings.position_ids") => plan.ignore(name, "a counter, which is not needed"),
-            Some(inner) if !inner.starts_with("cls.") => plan.kept.push((name, modern(inner))),
-            _ => plan.ignore(name, "a head that the encoder does not have"),
-        }
-    }
-    if !plan.kept.iter().any(|(_, new)| new.starts_with("pooler.")) {
-        let (pooler, rest): (Layout, Layout) =
-            expected.into_iter().partition(|(name, _)| name.starts_with("pooler."));
-        plan.missing =
-            pooler.into_iter().map(|(name, _)| format!("{name} (the pooler, which nothing uses)")).collect();
-        expected = rest;
-    }
-    plan.check(source, &expected)?;
-    plan.run(source, config.clone())
+/// Where a model's state dicts are in its authors' checkpoints, as data. A pattern is a name without its first
+/// or last parts: `cls` matches `cls.bias` and `a.cls`, `pooler.dense` matches `pooler.dense.weight`.
+#[derive(Clone, Copy, Debug)]
+pub struct StateDicts<'a> {
+    /// The model's sub-modules, each the first part of its weights' names, in the order of the checkpoint's list
+    /// `model` if it has one.
+    pub modules: &'a [&'a str],
+    /// Patterns of what the model does not need, and why.
+    pub ignored: &'a [(&'a str, &'a str)],
+    /// What checkpoints need not hold: the first parts of names.
+    pub optional: &'a [&'a str],
 }
 
-/// The authors' order in a checkpoint's list `model`.
-const SUB_MODULES: [&str; 3] = ["img_enc", "txt_enc", "itr_module"];
+/// A BERT encoder. Heads (`cls.*`, and whatever else is beside `bert.*`) are left out; the pooler may be missing.
+pub const BERT: StateDicts<'static> = StateDicts {
+    modules: &["embeddings", "encoder", "pooler"],
+    ignored: &[("cls", "a head that the encoder does not have")],
+    optional: &["pooler"],
+};
 
-/// The options without which DIME cannot be built, and that no shape tells.
-const NEEDED: [&str; 7] = [
-    "direction",
-    "max_words",
-    "num_head_IMRC",
-    "raw_feature_norm_CMRC",
-    "lambda_softmax_CMRC",
-    "use_abs",
-    "no_imgnorm",
+/// What any checkpoint may hold though the model does not ask for it: last parts of names.
+const EXTRAS: [(&str, &str); 2] = [
+    ("position_ids", "it only counts, and is not needed"),
+    ("num_batches_tracked", "it only counts batches, and is not needed"),
 ];
 
-/// The options that a weight's shape tells: the weight and its axis.
-const TOLD: [(&str, &str, usize); 4] = [
-    ("embed_size", "img_enc.fc.weight", 0),
-    ("img_dim", "img_enc.fc.weight", 1),
-    ("hid_IMRC", "itr_module.dynamic_itr_l0.imrc.sa.feed_forward_layer.fc1.weight", 0),
-    ("hid_router", "itr_module.dynamic_itr_l0.ric.router.mlp.0.weight", 0),
-];
+/// A counter that checkpoints of before PyTorch 0.4.1 lack; 0 will do.
+const COUNTER: &str = "num_batches_tracked";
 
-/// DIME: the authors' checkpoint, or an exported one with sub-module names. `given` is BERT's configuration
-/// or a whole DIME one; `settings` overrule single options; `layout` says what weights a configuration asks for.
-pub fn dime<'a>(
+/// Dicts and lists that checkpoints keep their state dicts in.
+const LISTS: [&str; 3] = ["model.", "state_dict.", "model_state_dict."];
+
+/// A model: its weights under their own names, wherever the checkpoint has its state dicts and whatever prefix
+/// all names of one share (`module.` of DataParallel, say); LayerNorm's old gamma and beta as weight and bias.
+///
+/// `config` makes the configuration of the options beside the weights, if there are any, and of the weights'
+/// shapes, by their own names; `layout` says what weights a configuration asks for.
+pub fn model<'a>(
     source: &'a Source,
-    given: Option<&Json>,
-    settings: &[(String, Json)],
+    dicts: &StateDicts,
+    config: impl FnOnce(Option<&Map<String, Json>>, &dyn Fn(&str) -> Option<Vec<usize>>) -> Result<Json>,
     layout: impl FnOnce(&Json) -> Result<Layout>,
 ) -> Result<Imported<'a>> {
-    let mut plan = Plan::default();
-    let lists = source.shapes().any(|(name, _)| name.starts_with("model."));
-    for (name, _) in source.shapes() {
-        let new = match name.split_once('.') {
-            Some(("model", rest)) => sub_module(rest),
-            Some((module, _)) if !lists && SUB_MODULES.contains(&module) => Some(modern(name)),
-            _ => None,
-        };
-        match new {
-            Some(new) => plan.kept.push((name, new)),
-            None => plan.ignore(name, "not of the model"),
-        }
-    }
     let place = source.path().display();
-    for module in SUB_MODULES {
-        if !plan.kept.iter().any(|(_, new)| new.starts_with(module)) {
-            let error = Error::new(format!("the checkpoint holds no `{module}`")).at(place);
-            let expected = "`model`, a list of three state dicts: img_enc, txt_enc, itr_module";
-            return Err(error.expected(expected).cure("give a checkpoint of DIME's train.py"));
-        }
-    }
+    let mut plan = Plan::default();
+    plan.find(source, dicts)?;
     let shapes: HashMap<&str, &[usize]> = source.shapes().collect();
     let shape_of = |name: &str| {
         let (old, _) = plan.kept.iter().find(|(_, new)| new == name)?;
-        shapes.get(old).copied()
+        shapes.get(old).map(|shape| shape.to_vec())
     };
-    let config = dime_config(source, given, settings, shape_of).map_err(|e| e.at(&place))?;
-    let expected = layout(&config).map_err(|e| e.at(&place).cure("give it in --config, or by --set"))?;
+    let config = config(source.options(), &shape_of).map_err(|e| e.at(&place))?;
+    let expected = layout(&config)
+        .map_err(|e| e.at(&place).cure("give the right --config, or single options by --set"))?;
+    let expected = plan.settle(expected, dicts);
     plan.check(source, &expected)?;
-    plan.metadata = progress(source);
+    plan.metadata = source.progress();
     plan.run(source, config)
 }
 
-/// How far training had come, as the checkpoint says.
-fn progress(source: &Source) -> HashMap<String, String> {
-    let said = |key: &str| match source {
-        Source::PyTorch(checkpoint) => checkpoint.facts().get(key).map(Json::to_string),
-        Source::Safetensors(weights) => weights.metadata().get(key).cloned(),
-    };
-    ["epoch", "best_rsum", "Eiters"]
-        .into_iter()
-        .filter_map(|key| Some((key.to_string(), said(key)?)))
-        .collect()
+/// What precedes the weights' names of each module in a file, for those it holds.
+type Prefixes = Vec<Option<String>>;
+
+fn prefixes(source: &Source, modules: &[&str]) -> Result<Prefixes> {
+    let mut found: Vec<Prefixes> = LISTS.iter().map(|list| numbered(source, list, modules.len())).collect();
+    found.push(named(source, modules)?);
+    let held = |prefixes: &Prefixes| prefixes.iter().flatten().count();
+    Ok(found.into_iter().max_by_key(held).unwrap_or_default())
 }
 
-/// `0.fc.weight` as `img_enc.fc.weight`; `None` for a list that is too long.
-fn sub_module(rest: &str) -> Option<String> {
-    let (index, name) = rest.split_once('.')?;
-    let module = SUB_MODULES.get(index.parse::<usize>().ok()?)?;
-    Some(modern(&format!("{module}.{name}")))
+/// Modules in a list, by their numbers.
+fn numbered(source: &Source, list: &str, count: usize) -> Prefixes {
+    let at = (0..count).map(|index| format!("{list}{index}."));
+    at.map(|at| source.shapes().any(|(name, _)| name.starts_with(&at)).then_some(at)).collect()
+}
+
+/// Modules by name, side by side after some prefix.
+fn named(source: &Source, modules: &[&str]) -> Result<Prefixes> {
+    let mut held: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (name, _) in source.shapes() {
+        let starts = std::iter::once(0).chain(name.match_indices('.').map(|(dot, _)| dot + 1));
+        for start in starts {
+            let (prefix, rest) = name.split_at(start);
+            let first = rest.split_once('.').map(|(first, _)| first);
+            if let Some(module) = modules.iter().find(|module| first == Some(module)) {
+                held.entry(prefix).or_default().insert(module);
+            }
+        }
+    }
+    // The prefix with most of the modules; the shortest of those.
+    let most = held.values().map(BTreeSet::len).max().unwrap_or(0);
+    let mut best: Vec<_> = held.into_iter().filter(|(_, modules)| modules.len() == most).collect();
+    best.sort_by_key(|(prefix, _)| prefix.len());
+    if let [(one, _), (other, _), ..] = best[..]
+        && one.len() == other.len()
+    {
+        let error = Error::new("the file holds several such models").at(source.path().display());
+        let found = format!("{} and {}", shown(one), shown(other));
+        return Err(error.found(found).cure("save the state dict of the one you want by itself"));
+    }
+    let (prefix, held) = best.into_iter().next().unwrap_or_default();
+    Ok(modules.iter().map(|module| held.contains(module).then(|| format!("{prefix}{module}."))).collect())
+}
+
+/// Whether a pattern of [`StateDicts`] matches a name: whole parts of it, from its beginning or to its end.
+fn matches(name: &str, pattern: &str) -> bool {
+    let begins = name.strip_prefix(pattern).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    begins || name.strip_suffix(pattern).is_some_and(|rest| rest.ends_with('.'))
 }
 
 /// LayerNorm's old names `gamma` and `beta` as `weight` and `bias`.
@@ -304,56 +314,8 @@ fn modern(name: &str) -> String {
     name.to_string()
 }
 
-/// The configuration of a DIME: the checkpoint's `opt`, what `given` adds, what `settings` overrule, and what
-/// shapes tell.
-fn dime_config<'s>(
-    source: &Source,
-    given: Option<&Json>,
-    settings: &[(String, Json)],
-    shape_of: impl Fn(&str) -> Option<&'s [usize]>,
-) -> Result<Json> {
-    let mut config = source.options().cloned().unwrap_or_default();
-    let whole = given.and_then(|given| given.as_object()).filter(|given| given.contains_key("bert_config"));
-    for (option, value) in whole.into_iter().flatten() {
-        config.entry(option).or_insert_with(|| value.clone());
-    }
-    if let (Some(bert), None) = (given, whole) {
-        config.insert("bert_config".into(), bert.clone());
-    }
-    config.extend(settings.iter().cloned());
-    for (option, weight, axis) in TOLD {
-        if let (false, Some(shape)) = (config.contains_key(option), shape_of(weight)) {
-            config.insert(option.into(), json!(shape.get(axis)));
-        }
-    }
-    if !config.contains_key("bert_config") {
-        let error = Error::new("the configuration of the checkpoint's BERT is not known");
-        return Err(error
-            .cure("give it: --config bert_config.json (of the folder that --bert_path named in training)"));
-    }
-    if let Some(option) = NEEDED.iter().find(|option| !config.contains_key(**option)) {
-        let error =
-            Error::new(format!("the checkpoint's options do not say `{option}`, which no weight tells"));
-        return Err(error.cure(format!("give it as it was in training: --set {option}=VALUE")));
-    }
-    if !matches!(config["direction"].as_str(), Some("i2t" | "t2i")) {
-        let error = Error::new("`direction` is unknown").expected("i2t or t2i").found(&config["direction"]);
-        return Err(error.cure("give it: --set direction=i2t"));
-    }
-    config.insert("system".into(), "dime".into());
-    let config = Json::Object(config);
-    let (width, heads) = (size(&config, "embed_size")?, size(&config, "num_head_IMRC")?);
-    if width % heads != 0 {
-        let error = Error::new("`num_head_IMRC` does not divide `embed_size`");
-        return Err(error
-            .found(format!("{heads} heads, {width} channels"))
-            .cure("give it: --set num_head_IMRC=N"));
-    }
-    Ok(config)
-}
-
 /// A size of a configuration: a whole number from 1.
-fn size(config: &Json, option: &str) -> Result<usize> {
+pub fn size(config: &Json, option: &str) -> Result<usize> {
     let value = config.get(option).unwrap_or(&Json::Null);
     let size = value.as_u64().filter(|n| (1..=MAX_SIZE).contains(n));
     size.map(|n| n as usize).ok_or_else(|| {
@@ -366,7 +328,10 @@ fn size(config: &Json, option: &str) -> Result<usize> {
 /// Which tensors are taken, and under which names.
 #[derive(Default)]
 struct Plan<'a> {
+    /// Old and new names.
     kept: Vec<(&'a str, String)>,
+    /// Names that the file lacks, and that are made.
+    made: Vec<String>,
     ignored: Vec<(String, String)>,
     missing: Vec<String>,
     metadata: HashMap<String, String>,
@@ -375,6 +340,75 @@ struct Plan<'a> {
 impl<'a> Plan<'a> {
     fn ignore(&mut self, name: &str, why: &str) {
         self.ignored.push((name.to_string(), why.to_string()));
+    }
+
+    /// Finds the weights of each module.
+    fn find(&mut self, source: &'a Source, dicts: &StateDicts) -> Result<()> {
+        let prefixes = prefixes(source, dicts.modules)?;
+        for (module, prefix) in dicts.modules.iter().zip(&prefixes) {
+            if prefix.is_none() && !dicts.optional.contains(module) {
+                let error = Error::new(format!("the checkpoint holds no `{module}`"));
+                let listed = dicts.modules.join(", ");
+                let expected = format!("a state dict, or a list `model` of state dicts, of these: {listed}");
+                let cure = "give a checkpoint of this model's own training, or export its state_dict() anew";
+                return Err(error.at(source.path().display()).expected(expected).cure(cure));
+            }
+        }
+        // DataParallel puts `module.` before all names of what it wraps.
+        let wrapped = prefixes.iter().map(|prefix| {
+            let names = || source.shapes().filter_map(|(name, _)| name.strip_prefix(prefix.as_ref()?));
+            names().all(|rest| rest.starts_with("module."))
+        });
+        let wrapped: Vec<bool> = wrapped.collect();
+        for (name, _) in source.shapes() {
+            let found = prefixes.iter().enumerate().find_map(|(i, prefix)| {
+                let rest = name.strip_prefix(prefix.as_ref()?)?;
+                let rest = if wrapped[i] { rest.strip_prefix("module.")? } else { rest };
+                Some(modern(&format!("{}.{rest}", dicts.modules[i])))
+            });
+            let ignored = |new: &str| dicts.ignored.iter().find(|(pattern, _)| matches(new, pattern));
+            match found {
+                Some(new) => match ignored(&new) {
+                    Some((_, why)) => self.ignore(name, why),
+                    None => self.kept.push((name, new)),
+                },
+                None => self.ignore(name, ignored(name).map_or("not of the model", |(_, why)| why)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops what is superfluous in any checkpoint, and of what is expected takes what may be missing.
+    fn settle(&mut self, expected: Layout, dicts: &StateDicts) -> Layout {
+        let wanted: HashSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+        for (old, new) in std::mem::take(&mut self.kept) {
+            let last = new.rsplit('.').next();
+            match EXTRAS.iter().find(|(extra, _)| last == Some(extra) && !wanted.contains(new.as_str())) {
+                Some((_, why)) => self.ignore(old, why),
+                None => self.kept.push((old, new)),
+            }
+        }
+        let kept: HashSet<&str> = self.kept.iter().map(|(_, new)| new.as_str()).collect();
+        let (mut made, mut missing) = (Vec::new(), Vec::new());
+        let present = |(name, _): &(String, Vec<usize>)| {
+            if kept.contains(name.as_str()) {
+                return true;
+            }
+            let optional = dicts.optional.iter().any(|pattern| matches(name, pattern));
+            if optional {
+                missing.push(format!("{name} (not needed)"));
+            } else if matches(name, COUNTER) {
+                missing.push(format!("{name} (0: the file is older than this counter)"));
+                made.push(name.clone());
+            } else {
+                return true;
+            }
+            false
+        };
+        let expected = expected.into_iter().filter(present).collect();
+        self.made = made;
+        self.missing.extend(missing);
+        expected
     }
 
     fn check(&self, source: &Source, expected: &Layout) -> Result<()> {
@@ -409,6 +443,8 @@ impl<'a> Plan<'a> {
             entries.push(entry);
         }
         weights::refuse_non_finite(source.path().display(), &bad)?;
+        let zero = |name| Entry { name, dtype: Dtype::I64, shape: Vec::new(), bytes: Cow::Borrowed(&[0; 8]) };
+        entries.extend(self.made.into_iter().map(zero));
         if let Source::PyTorch(checkpoint) = source {
             let objects = checkpoint.unread().iter();
             report.ignored.extend(objects.map(|what| (what.clone(), "not read, and never made".to_string())));

@@ -23,6 +23,9 @@ pub const MAX_STEPS: usize = 250_000;
 /// The longest module, class or function name, in bytes.
 pub const MAX_NAME: usize = 128;
 
+/// What a value costs in [`Pickle::json`] beside its text, in bytes.
+const VALUE_BYTES: usize = 32;
+
 /// The number of a [`Node`] in its [`Pickle`].
 pub type Id = u32;
 
@@ -125,7 +128,7 @@ impl<'a> Pickle<'a> {
         }
     }
 
-    /// The key-value pairs of a dict or an `OrderedDict`, however it was made.
+    /// The key-value pairs of a dict, an `OrderedDict` however it was made, or any object on which some are set.
     pub fn items(&self, id: Id) -> Option<Vec<(Id, Id)>> {
         match self.node(id) {
             Node::Dict(items) => Some(items.clone()),
@@ -141,6 +144,7 @@ impl<'a> Pickle<'a> {
                 items.extend(&object.items);
                 Some(items)
             }
+            Node::Object(object) if !object.items.is_empty() => Some(object.items.clone()),
             _ => None,
         }
     }
@@ -168,14 +172,16 @@ impl<'a> Pickle<'a> {
 
     /// A value as JSON, to `depth` levels: numbers, text, lists, dicts, and an object's attributes (an
     /// `argparse.Namespace`, say). `None` where JSON has no such value, where a key is no text, and past
-    /// the depth or 10,000 values.
+    /// the depth or a megabyte.
     pub fn json(&self, id: Id, depth: usize) -> Option<Json> {
-        self.json_within(id, depth, &mut 10_000)
+        self.json_within(id, depth, &mut (1 << 20))
     }
 
-    fn json_within(&self, id: Id, depth: usize, left: &mut usize) -> Option<Json> {
+    /// As [`Pickle::json`], within the bytes `left`, of which it takes what the value costs.
+    pub(super) fn json_within(&self, id: Id, depth: usize, left: &mut usize) -> Option<Json> {
         let depth = depth.checked_sub(1)?;
-        *left = left.checked_sub(1)?;
+        // Values share each other and their texts, so the file's length bounds neither.
+        *left = left.checked_sub(VALUE_BYTES + self.text(id).map_or(0, str::len))?;
         match self.node(id) {
             Node::None => Some(Json::Null),
             Node::Bool(b) => Some((*b).into()),
@@ -190,12 +196,9 @@ impl<'a> Pickle<'a> {
             }
             _ => {
                 let items = self.items(id)?;
-                if items.len() > *left {
-                    *left = 0;
-                    return None;
-                }
                 let mut map = Map::new();
                 for (key, value) in items {
+                    *left = left.checked_sub(VALUE_BYTES + self.text(key).map_or(0, str::len))?;
                     // An attribute that is no plain value (a device, an array) is left out of the map.
                     if let Some(value) = self.json_within(value, depth, left) {
                         map.insert(self.text(key)?.to_string(), value);

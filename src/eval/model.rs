@@ -12,9 +12,9 @@ use crate::data::atomic;
 use crate::data::tokenizer::WordPiece;
 use crate::data::weights::{self, Dtype, Entry, Weights};
 use crate::error::{Error, Result};
-use crate::nn::{ParamSpec, Params, Role, shapes};
+use crate::nn::{ParamSpec, ParamValues, Params, Role, shapes};
 use crate::systems::{System, kind};
-use crate::tensor::{Device, Tensor};
+use crate::tensor::Device;
 
 /// The version of the folder's form.
 const VERSION: u64 = 1;
@@ -76,8 +76,8 @@ impl Model {
         let own = folder.join("vocab.txt");
         let pieces = WordPiece::open(vocab.unwrap_or(&own))?;
         let specs: Vec<ParamSpec> = saved(system.parameters()).collect();
-        let mut params = Params::default();
-        fill(&weights, &specs, &|name| name.to_string(), &mut params, device)?;
+        weights::check(weights.path().display(), &shapes(&specs), weights.shapes())?;
+        let params = Params::new(&specs, device, &mut |spec| stored(&weights, &spec.name, spec))?;
         check_vocab(&pieces, &*system)?;
         Ok(Self { name, system, specs, params, pieces })
     }
@@ -106,8 +106,8 @@ impl Model {
     /// # Errors
     /// What the device reports.
     pub fn values(&self, keep: impl Fn(Role) -> bool) -> Result<Vec<(&ParamSpec, Vec<f32>)>> {
-        let kept = self.specs.iter().filter(|s| keep(s.role));
-        kept.map(|s| Ok((s, self.params.named(&s.name).to_vec()?))).collect()
+        let mut read = self.params.read(keep)?;
+        Ok(self.specs.iter().filter_map(|s| Some((s, read.remove(s.name.as_str())?))).collect())
     }
 
     /// Writes all weights that evaluation needs under their original names.
@@ -141,38 +141,16 @@ pub fn entry<'a>(spec: &ParamSpec, values: &'a [f32]) -> Entry<'a> {
     Entry::f32s(spec.name.clone(), spec.shape.dims(), values)
 }
 
-/// Loads the parameters that `specs` list, all or none, under the names that `named` gives them.
-///
-/// # Errors
-/// Names or shapes that differ, all of them listed.
-pub fn fill(
-    weights: &Weights,
-    specs: &[ParamSpec],
-    named: &dyn Fn(&str) -> String,
-    params: &mut Params,
-    device: &Device,
-) -> Result<()> {
-    weights::check(weights.path().display(), &shapes(specs), weights.shapes())?;
-    for spec in specs {
-        params.insert(&named(&spec.name), upload(weights, &spec.name, spec, device)?);
-    }
-    Ok(())
-}
-
-/// A tensor of a file with a parameter's shape, whose values are called `name`: f32 straight from the file's map.
+/// A parameter's values, or its moments', as a file has them under `name`: f32 straight from the file's map.
 ///
 /// # Errors
 /// A type that holds no numbers.
-pub fn upload(weights: &Weights, name: &str, spec: &ParamSpec, device: &Device) -> Result<Tensor> {
-    if weights.dtype(name) == Some(Dtype::F32) {
-        return Ok(device.tensor_of_bytes(spec.shape, &[weights.bytes(name)?]));
-    }
-    let values = if spec.role == Role::Counter {
-        weights.ints(name)?.iter().map(|v| *v as f32).collect()
-    } else {
-        weights.f32s(name)?
-    };
-    Ok(device.tensor(spec.shape, &values))
+pub fn stored<'a>(weights: &'a Weights, name: &str, spec: &ParamSpec) -> Result<ParamValues<'a>> {
+    Ok(match (weights.dtype(name), spec.role) {
+        (Some(Dtype::F32), _) => ParamValues::Bytes(weights.bytes(name)?),
+        (_, Role::Counter) => ParamValues::Values(weights.ints(name)?.iter().map(|v| *v as f32).collect()),
+        _ => ParamValues::Values(weights.f32s(name)?),
+    })
 }
 
 /// Whether the text encoder has a row for every piece.

@@ -18,9 +18,13 @@ pub fn uniform(seed: u64, i: u32) -> f32 {
     (bits >> 8) as f32 / (1u32 << 24) as f32
 }
 
-/// A sequential view of a stream, for initialisation and sampling on the host.
+/// A stream of 64-bit words, for initialisation and sampling on the host: SplitMix64 (Steele, Lea and Flood,
+/// 2014), whose state is a counter.
 #[derive(Clone, Debug)]
 pub struct Rng(u64);
+
+/// How far a word moves the state.
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 impl Rng {
     /// The stream of a seed.
@@ -37,9 +41,14 @@ impl Rng {
         rng
     }
 
+    /// The stream without its next `n` words, which need not be drawn for it.
+    pub fn skip(&self, n: u64) -> Self {
+        Self(self.0.wrapping_add(n.wrapping_mul(STEP)))
+    }
+
     /// The next 64 bits: a Weyl sequence through a 64-bit finaliser.
     pub fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.0 = self.0.wrapping_add(STEP);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -62,7 +71,7 @@ impl Rng {
         radius * (std::f64::consts::TAU * self.unit()).cos()
     }
 
-    /// Uniform in 0..n.
+    /// Uniform in 0..n; its bias is below `n / 2^64`.
     pub fn below(&mut self, n: usize) -> usize {
         ((u128::from(self.next_u64()) * n as u128) >> 64) as usize
     }
@@ -78,6 +87,16 @@ impl Rng {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_words_are_those_of_splitmix64() {
+        // The generator's published first outputs from state 1234567.
+        let words = [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423];
+        let mut rng = Rng::new(1_234_567);
+        assert_eq!([rng.next_u64(), rng.next_u64(), rng.next_u64()], words);
+        let start = Rng::new(1_234_567);
+        assert_eq!([0, 1, 2].map(|i| start.skip(i).next_u64()), words);
+    }
 
     #[test]
     fn streams_are_flat_and_apart() {

@@ -110,31 +110,37 @@ impl Config {
         Ok(config)
     }
 
-    /// The encoder's parameters behind `prefix`, in the order of the original state dict.
+    /// The encoder's parameters behind `prefix`, in the order of the original state dict; their group is "bert".
     pub fn parameters(&self, prefix: &str) -> Vec<ParamSpec> {
+        layout(|l| l.group("bert", |l| self.list(l, prefix)))
+    }
+
+    fn list(&self, l: &mut Layout, prefix: &str) {
         let width = self.hidden_size;
-        layout(|l| {
-            for (table, rows) in [
-                ("word_embeddings", self.vocab_size),
-                ("position_embeddings", self.max_position_embeddings),
-                ("token_type_embeddings", self.type_vocab_size),
-            ] {
-                let name = format!("{prefix}embeddings.{table}.weight");
-                l.push(name, &[rows, width], Init::Normal(self.initializer_range), Role::Encoder);
-            }
-            self.norm(l, &format!("{prefix}embeddings.LayerNorm"));
-            for i in 0..self.num_hidden_layers {
-                let at = format!("{prefix}encoder.layer.{i}");
-                for part in ["self.query", "self.key", "self.value", "output.dense"] {
-                    self.dense(l, &format!("{at}.attention.{part}"), width, width);
-                }
-                self.norm(l, &format!("{at}.attention.output.LayerNorm"));
-                self.dense(l, &format!("{at}.intermediate.dense"), width, self.intermediate_size);
-                self.dense(l, &format!("{at}.output.dense"), self.intermediate_size, width);
-                self.norm(l, &format!("{at}.output.LayerNorm"));
-            }
-            self.dense(l, &format!("{prefix}pooler.dense"), width, width);
-        })
+        for (table, rows) in [
+            ("word_embeddings", self.vocab_size),
+            ("position_embeddings", self.max_position_embeddings),
+            ("token_type_embeddings", self.type_vocab_size),
+        ] {
+            let name = format!("{prefix}embeddings.{table}.weight");
+            l.push(name, &[rows, width], Init::Normal(self.initializer_range), Role::Encoder);
+        }
+        self.norm(l, &format!("{prefix}embeddings.LayerNorm"));
+        for i in 0..self.num_hidden_layers {
+            let at = format!("{prefix}encoder.layer.{i}");
+            let own = format!("{at}.attention.self");
+            l.together(&own, |l| {
+                ["query", "key", "value"]
+                    .iter()
+                    .for_each(|m| self.dense(l, &format!("{own}.{m}"), width, width));
+            });
+            self.dense(l, &format!("{at}.attention.output.dense"), width, width);
+            self.norm(l, &format!("{at}.attention.output.LayerNorm"));
+            self.dense(l, &format!("{at}.intermediate.dense"), width, self.intermediate_size);
+            self.dense(l, &format!("{at}.output.dense"), self.intermediate_size, width);
+            self.norm(l, &format!("{at}.output.LayerNorm"));
+        }
+        self.dense(l, &format!("{prefix}pooler.dense"), width, width);
     }
 
     fn dense(&self, l: &mut Layout, at: &str, from: usize, to: usize) {

@@ -3,11 +3,13 @@
 pub mod bert;
 pub mod optim;
 mod params;
+mod slab;
 pub mod transformer;
 
 use crate::ops::{Act, Expr, Linears, map, scaled_sum_of, sum_of};
 use crate::tensor::{Tensor, Viewed};
-pub use params::{Init, Layout, ParamSpec, Params, Role, Scope, layout, shapes};
+pub use params::{Init, Layout, ParamSpec, Params, Role, Scope, begin_values, layout, shapes};
+pub use slab::{Member, ParamValues, Slab, Source};
 
 /// `act(x wᵀ + b)` with the scope's `weight` and `bias`.
 pub fn linear(scope: &Scope, x: &Tensor, act: Act) -> Tensor {

@@ -1,149 +1,199 @@
-//! The optimiser over a model's parameters by name.
+//! The optimiser: it steps a model's parameters slab by slab.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 
-use super::Params;
-use crate::ops::{AdamState, AdamStep, adam, pack, pack_with_zeros, sum_of_squares, unpack, write};
-use crate::shape::Shape;
+use super::{ParamSpec, ParamValues, Params, Slab};
+use crate::error::Result;
+use crate::ops::{AdamState, AdamStep, adam, lay_out, sum_of_squares};
 use crate::tensor::Tensor;
 
-/// Takes up what a batch makes of the model's buffers (running statistics and counters), in place. Where the
-/// squared gradient norm is NaN or infinite they stay as they were, as the parameters do.
-///
-/// On a GPU they come to lie behind each other, so that this takes a few dispatches for all.
+/// Takes up what a batch makes of the model's buffers (running statistics and counters), in place: one write, as they
+/// share a slab. Where the squared gradient norm is NaN or infinite they stay as they were, as the parameters do.
+#[track_caller]
 pub fn take_buffers(params: &mut Params, buffers: &[(String, Tensor)], squares: &Tensor) {
-    if buffers.is_empty() {
-        return;
+    let new = by_name(buffers);
+    let mut taken = 0;
+    for i in 0..params.slabs().len() {
+        let slab = &params.slabs()[i];
+        let named = |name: &String| new.get(name.as_str()).copied();
+        let count = slab.members.iter().filter(|m| named(&m.spec.name).is_some()).count();
+        if count == 0 {
+            continue;
+        }
+        taken += count;
+        // What the batch has not moved stays.
+        let new = laid_out(slab, |name| Some(named(name).unwrap_or_else(|| params.named(name))));
+        let kept = slab.values.map3(&new, squares, |old, new, s| s.is_finite().select(new, old));
+        params.set_slab(i, &kept);
     }
-    let old: Vec<Tensor> = buffers.iter().map(|(name, _)| params.named(name).clone()).collect();
-    let new: Vec<&Tensor> = buffers.iter().map(|(_, value)| value).collect();
-    let mut kept = pack(&old.iter().collect::<Vec<_>>());
-    let taken = kept.map3(&pack(&new), squares, |old, new, s| s.is_finite().select(new, old));
-    write(&mut kept, 0, &taken);
-    let shapes: Vec<Shape> = new.iter().map(|t| t.shape()).collect();
-    for ((name, _), value) in buffers.iter().zip(unpack(&kept, &shapes)) {
-        params.insert(name, value);
-    }
+    assert_eq!(taken, buffers.len(), "a buffer that is no parameter");
 }
 
-/// Values of a group of parameters that are stepped together.
-const GROUP: usize = 1 << 20;
+/// Adam's state of every slab that has had a gradient.
+#[derive(Debug, Default)]
+pub struct Optimizer(Vec<Option<Moments>>);
 
-/// Adam's state of every parameter that has had a gradient.
-///
-/// On a GPU small parameters lie behind each other in groups, so that a step takes a few dispatches instead of
-/// several a parameter.
-#[derive(Default)]
-pub struct Optimizer {
-    states: BTreeMap<String, AdamState>,
-    groups: Vec<Group>,
+/// The moments of a slab, laid out like it, and the steps that each member has taken.
+#[derive(Debug)]
+struct Moments {
+    m: Tensor,
+    v: Tensor,
+    steps: Vec<u32>,
 }
 
-/// Parameters whose values and moments lie in one tensor each; their own states are parts of these.
-struct Group {
-    names: Vec<String>,
-    state: AdamState,
+/// A parameter's moments, and the steps it has taken: those in which it had a gradient.
+#[derive(Clone, Debug)]
+pub struct Taken<'a> {
+    /// The parameter.
+    pub spec: &'a ParamSpec,
+    /// The mean of its gradients.
+    pub m: Vec<f32>,
+    /// The mean of their squares.
+    pub v: Vec<f32>,
+    /// The steps.
+    pub steps: u32,
 }
 
 impl Optimizer {
-    /// Takes one step: clips all gradients by their global norm, moves the parameters in `params`, and
-    /// returns the squared norm before clipping, still on the device. Parameters come to lie in memory in the order of
-    /// `grads`: what a kernel takes or yields in one piece then is one.
-    pub fn step(&mut self, params: &mut Params, grads: &[(String, Tensor)], step: &AdamStep) -> Tensor {
-        for (name, _) in grads {
-            if !self.states.contains_key(name) {
-                self.states.insert(name.clone(), AdamState::new(params.named(name)));
-                self.groups.clear();
+    /// Takes one step: clips the gradients of all groups that move by their global norm, moves the parameters, and
+    /// returns the squared norm before clipping, still on the device. `rate` gives a group's learning rate (that of
+    /// `step` is not read), or `None` where it is frozen: its gradients are then left out, and its moments wait.
+    /// A parameter without a gradient stays as it is, decay included.
+    #[track_caller]
+    pub fn step(
+        &mut self,
+        params: &mut Params,
+        grads: &[(String, Tensor)],
+        step: &AdamStep,
+        rate: &dyn Fn(&'static str) -> Option<f64>,
+    ) -> Tensor {
+        let named = by_name(grads);
+        self.0.resize_with(params.slabs().len(), || None);
+        let (mut moving, mut found) = (Vec::new(), 0);
+        for (i, slab) in params.slabs().iter().enumerate() {
+            let has: Vec<bool> =
+                slab.members.iter().map(|m| named.contains_key(m.spec.name.as_str())).collect();
+            let count = has.iter().filter(|has| **has).count();
+            found += count;
+            if let Some(lr) = rate(slab.group).filter(|_| count > 0) {
+                let g = laid_out(slab, |name| named.get(name.as_str()).copied());
+                moving.push((i, has, g, AdamStep { lr, ..*step }));
             }
         }
-        let mut steps = self.states.values().map(|s| s.steps);
-        let first = steps.next();
-        let together = grads.len() == self.states.len() && steps.all(|s| Some(s) == first);
-        if together && self.groups.is_empty() {
-            self.gather(grads);
+        assert_eq!(found, grads.len(), "a gradient of no parameter");
+        if moving.is_empty() {
+            return params.slabs()[0].values.device().scalar(0.0);
         }
-        let squares = match together.then(|| self.step_groups(grads, step)).flatten() {
-            Some(squares) => squares,
-            None => self.step_each(grads, step),
-        };
-        for (name, state) in &self.states {
-            params.insert(name, state.w.clone());
+        let squares = sum_of_squares(&moving.iter().map(|(_, _, g, _)| g).collect::<Vec<_>>());
+        for (i, has, g, step) in &moving {
+            let slab = &params.slabs()[*i];
+            let moments = self.0[*i].get_or_insert_with(|| Moments::new(slab));
+            let values = moments.step(slab, has, g, &squares, step);
+            params.set_slab(*i, &values);
         }
         squares
     }
 
-    fn step_each(&mut self, grads: &[(String, Tensor)], step: &AdamStep) -> Tensor {
-        let squares = sum_of_squares(&grads.iter().map(|(_, g)| g).collect::<Vec<_>>());
-        for (name, g) in grads {
-            let state = self.states.get_mut(name).expect("a state for every gradient");
-            adam(state, g, &squares, step);
-        }
-        // The groups count one number of steps for all of theirs.
-        self.groups.clear();
-        squares
-    }
-
-    /// A step by groups; `None` where there are none.
-    fn step_groups(&mut self, grads: &[(String, Tensor)], step: &AdamStep) -> Option<Tensor> {
-        if self.groups.is_empty() {
-            return None;
-        }
-        let named: BTreeMap<&String, &Tensor> = grads.iter().map(|(name, g)| (name, g)).collect();
-        let of =
-            |group: &Group| pack_with_zeros(&group.names.iter().map(|name| named[name]).collect::<Vec<_>>());
-        let packed: Vec<Tensor> = self.groups.iter().map(of).collect();
-        let squares = sum_of_squares(&packed.iter().collect::<Vec<_>>());
-        for (group, g) in self.groups.iter_mut().zip(&packed) {
-            adam(&mut group.state, g, &squares, step);
-            for name in &group.names {
-                self.states.get_mut(name).expect("a group's parameter has a state").steps = group.state.steps;
+    /// Forgets the moments of a group and the steps it has taken, so that it begins anew.
+    pub fn forget(&mut self, params: &Params, group: &str) {
+        for (moments, slab) in self.0.iter_mut().zip(params.slabs()) {
+            if slab.group == group {
+                *moments = None;
             }
         }
-        Some(squares)
     }
 
-    /// Lays the states out in groups, in the order of the gradients; leaves them as they are on the host.
-    fn gather(&mut self, grads: &[(String, Tensor)]) {
-        if grads.iter().any(|(_, g)| g.buf().is_none()) {
-            return;
-        }
-        let mut runs: Vec<Vec<String>> = Vec::new();
-        let mut room = 0;
-        for (name, g) in grads {
-            let len = g.len();
-            if runs.is_empty() || len > room {
-                runs.push(Vec::new());
-                room = GROUP.max(len);
+    /// The state of every parameter that has taken a step, for a checkpoint: two copies back a slab.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn read<'a>(&self, params: &'a Params) -> Result<Vec<Taken<'a>>> {
+        let mut all = Vec::new();
+        for (moments, slab) in self.0.iter().zip(params.slabs()) {
+            let Some(moments) = moments else { continue };
+            let (m, v) = (moments.m.to_vec()?, moments.v.to_vec()?);
+            for (((spec, m), (_, v)), &steps) in slab.parts(&m).zip(slab.parts(&v)).zip(&moments.steps) {
+                if steps > 0 {
+                    all.push(Taken { spec, m: m.to_vec(), v: v.to_vec(), steps });
+                }
             }
-            room -= len;
-            runs.last_mut().expect("just pushed").push(name.clone());
         }
-        let mut groups = Vec::new();
-        for names in runs {
-            let states: Vec<&AdamState> = names.iter().map(|name| &self.states[name]).collect();
-            let shapes: Vec<Shape> = states.iter().map(|s| s.w.shape()).collect();
-            let steps = states[0].steps;
-            let all = |part: fn(&AdamState) -> &Tensor| {
-                let packed = pack_with_zeros(&states.iter().map(|s| part(s)).collect::<Vec<_>>());
-                (unpack(&packed, &shapes), packed)
+        Ok(all)
+    }
+
+    /// Takes up the steps that parameters have taken by name, and their moments, the `m` and `v` that `values` gives.
+    ///
+    /// # Errors
+    /// Those of `values`.
+    pub fn resume<'a>(
+        params: &Params,
+        steps: &BTreeMap<String, u32>,
+        values: &mut dyn FnMut(&str, &ParamSpec) -> Result<ParamValues<'a>>,
+    ) -> Result<Self> {
+        let slab = |slab: &Slab| {
+            let own = |spec: &ParamSpec| steps.get(&spec.name).copied().unwrap_or(0);
+            let steps: Vec<u32> = slab.members.iter().map(|m| own(&m.spec)).collect();
+            if steps.iter().all(|n| *n == 0) {
+                return Ok(None);
+            }
+            let mut moment = |which: &str| {
+                slab.upload(&mut |spec| match own(spec) {
+                    0 => Ok(ParamValues::Values(vec![0.0; spec.shape.len()])),
+                    _ => values(which, spec),
+                })
             };
-            let ((w, flat_w), (m, flat_m), (v, flat_v)) = (all(|s| &s.w), all(|s| &s.m), all(|s| &s.v));
-            for (name, ((w, m), v)) in names.iter().zip(w.into_iter().zip(m).zip(v)) {
-                self.states.insert(name.clone(), AdamState { w, m, v, steps });
+            Ok(Some(Moments { m: moment("m")?, v: moment("v")?, steps }))
+        };
+        Ok(Self(params.slabs().iter().map(slab).collect::<Result<_>>()?))
+    }
+}
+
+impl Moments {
+    fn new(slab: &Slab) -> Self {
+        let zeros = || slab.values.device().full(slab.values.shape(), 0.0);
+        Self { m: zeros(), v: zeros(), steps: vec![0; slab.members.len()] }
+    }
+
+    /// Steps the members that have a gradient: those as one that are contiguous and have taken as many steps. Returns
+    /// the slab's values, on a GPU in the same memory.
+    fn step(&mut self, slab: &Slab, has: &[bool], g: &Tensor, squares: &Tensor, step: &AdamStep) -> Tensor {
+        let mut values = slab.values.clone();
+        for run in runs(has, &self.steps) {
+            let end = slab.members.get(run.end).map_or(values.len(), |m| m.start);
+            let start = slab.members[run.start].start;
+            let part = |t: &Tensor| t.section(start, [end - start].into());
+            let (w, m, v) = (part(&values), part(&self.m), part(&self.v));
+            let mut state = AdamState { w, m, v, steps: self.steps[run.start] };
+            adam(&mut state, &part(g), squares, step);
+            self.steps[run].fill(state.steps);
+            // On the host, where a slab is one parameter, nothing moves in place.
+            if end - start == values.len() {
+                (values, self.m, self.v) = (state.w, state.m, state.v);
             }
-            groups.push(Group { names, state: AdamState { w: flat_w, m: flat_m, v: flat_v, steps } });
         }
-        self.groups = groups;
+        values
     }
+}
 
-    /// The state of each parameter, for a checkpoint.
-    pub fn states(&self) -> impl Iterator<Item = (&String, &AdamState)> {
-        self.states.iter()
+/// The longest ranges of members that have a gradient and one number of steps.
+fn runs(has: &[bool], steps: &[u32]) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for i in (0..has.len()).filter(|i| has[*i]) {
+        match runs.last_mut() {
+            Some(last) if last.end == i && steps[last.start] == steps[i] => last.end += 1,
+            _ => runs.push(i..i + 1),
+        }
     }
+    runs
+}
 
-    /// Takes up a parameter's state from a checkpoint; its steps will move `state.w` in place.
-    pub fn resume(&mut self, name: &str, state: AdamState) {
-        self.states.insert(name.to_string(), state);
-        self.groups.clear();
-    }
+fn by_name(tensors: &[(String, Tensor)]) -> HashMap<&str, &Tensor> {
+    tensors.iter().map(|(name, t)| (name.as_str(), t)).collect()
+}
+
+/// Tensors of a slab's members in one that is laid out like it.
+fn laid_out<'a>(slab: &Slab, of: impl Fn(&String) -> Option<&'a Tensor>) -> Tensor {
+    let parts: Vec<_> = slab.members.iter().map(|m| (m.spec.shape.len(), of(&m.spec.name))).collect();
+    lay_out(&slab.values.device(), &parts)
 }

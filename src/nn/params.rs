@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
+use super::slab::{ParamValues, Slab, Source};
+use crate::error::Result;
 use crate::host::Rng;
+use crate::ops::write;
 use crate::shape::Shape;
 use crate::tensor::{Device, Tape, Tensor};
 
@@ -20,7 +23,7 @@ pub enum Init {
 }
 
 /// What a parameter is to training.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
     /// Trained.
     Weight,
@@ -34,6 +37,13 @@ pub enum Role {
     Counter,
 }
 
+impl Role {
+    /// The role whose slabs it lies in: statistics and counters are taken up together.
+    pub(super) fn in_memory(self) -> Self {
+        if self == Self::Counter { Self::Statistic } else { self }
+    }
+}
+
 /// One parameter of a model.
 #[derive(Clone, Debug)]
 pub struct ParamSpec {
@@ -45,6 +55,10 @@ pub struct ParamSpec {
     pub init: Init,
     /// What it is to training.
     pub role: Role,
+    /// The optimiser group it belongs to; "" is the default.
+    pub group: &'static str,
+    /// The set of maps that one product takes, if it is in one: they are contiguous in memory.
+    pub together: Option<String>,
 }
 
 /// The parameters' names and shapes.
@@ -54,19 +68,39 @@ pub fn shapes(specs: &[ParamSpec]) -> Vec<(String, Vec<usize>)> {
 
 /// Lists a model's parameters under nested names.
 #[derive(Debug, Default)]
-pub struct Layout(Vec<ParamSpec>);
+pub struct Layout {
+    specs: Vec<ParamSpec>,
+    group: &'static str,
+    together: Option<String>,
+}
 
 /// The parameters that `build` lists.
 pub fn layout(build: impl FnOnce(&mut Layout)) -> Vec<ParamSpec> {
     let mut layout = Layout::default();
     build(&mut layout);
-    layout.0
+    layout.specs
 }
 
 impl Layout {
     /// One parameter.
     pub fn push(&mut self, name: String, shape: &[usize], init: Init, role: Role) {
-        self.0.push(ParamSpec { name, shape: Shape::new(shape), init, role });
+        let (shape, group, together) = (Shape::new(shape), self.group, self.together.clone());
+        self.specs.push(ParamSpec { name, shape, init, role, group, together });
+    }
+
+    /// Parameters of an optimiser group.
+    pub fn group(&mut self, name: &'static str, build: impl FnOnce(&mut Self)) {
+        let outer = std::mem::replace(&mut self.group, name);
+        build(self);
+        self.group = outer;
+    }
+
+    /// Maps that one product takes, each its weight and its bias, in the product's order. The set's name is its own
+    /// within the model.
+    pub fn together(&mut self, set: impl Into<String>, build: impl FnOnce(&mut Self)) {
+        let outer = self.together.replace(set.into());
+        build(self);
+        self.together = outer;
     }
 
     /// A linear map's `weight [to, from]` and `bias [to]`, begun as PyTorch does: uniform within the inverse
@@ -88,46 +122,108 @@ impl Layout {
 
     /// Changes how the last parameter begins.
     pub fn begin_last(&mut self, init: Init) {
-        if let Some(last) = self.0.last_mut() {
+        if let Some(last) = self.specs.last_mut() {
             last.init = init;
         }
     }
 
     /// Adds parameters listed elsewhere.
     pub fn extend(&mut self, others: Vec<ParamSpec>) {
-        self.0.extend(others);
+        self.specs.extend(others);
     }
 }
 
-/// A model's parameters by name.
+/// A model's parameters by name, and the slabs they lie in.
 #[derive(Clone, Debug, Default)]
-pub struct Params(HashMap<String, Tensor>);
+pub struct Params {
+    tensors: HashMap<String, Tensor>,
+    slabs: Vec<Slab>,
+}
+
+/// Tensors by name, in memory of their own: for a part of a model that only reads them.
+impl FromIterator<(String, Tensor)> for Params {
+    fn from_iter<I: IntoIterator<Item = (String, Tensor)>>(tensors: I) -> Self {
+        Self { tensors: tensors.into_iter().collect(), slabs: Vec::new() }
+    }
+}
 
 impl Params {
-    /// Begins every parameter from a seed: the values depend on the names alone, not on their order.
-    pub fn begin(specs: &[ParamSpec], device: &Device, seed: u64) -> Self {
-        let mut params = Self::default();
-        for spec in specs {
-            let values = begin_values(spec, specs, seed);
-            params.insert(&spec.name, device.tensor(spec.shape, &values));
-        }
-        params
+    /// Lays all parameters out in slabs, with the values that `values` gives each.
+    ///
+    /// # Errors
+    /// Those of `values`.
+    pub fn new(specs: &[ParamSpec], device: &Device, values: Source) -> Result<Self> {
+        let slabs = Slab::all(specs, device, values)?;
+        let mut params = Self { tensors: HashMap::new(), slabs };
+        (0..params.slabs.len()).for_each(|i| params.view(i));
+        Ok(params)
     }
 
-    /// Sets one.
-    pub fn insert(&mut self, name: &str, value: Tensor) {
-        self.0.insert(name.to_string(), value);
+    /// Begins every parameter from a seed: the values depend on the names alone, not on their order.
+    pub fn begin(specs: &[ParamSpec], device: &Device, seed: u64) -> Self {
+        Self::new(specs, device, &mut |spec| Ok(begin_values(spec, specs, seed)))
+            .expect("beginning reads nothing that could fail")
+    }
+
+    /// Gives the parameters of some roles other values.
+    ///
+    /// # Errors
+    /// Those of `values`; parameters of earlier slabs have been changed.
+    pub fn reload(&mut self, wanted: impl Fn(Role) -> bool, values: Source) -> Result<()> {
+        for i in 0..self.slabs.len() {
+            if wanted(self.slabs[i].role) {
+                self.slabs[i].values = self.slabs[i].upload(values)?;
+                self.view(i);
+            }
+        }
+        Ok(())
+    }
+
+    /// The values of the parameters of some roles, by name: one copy back a slab.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn read(&self, wanted: impl Fn(Role) -> bool) -> Result<HashMap<&str, Vec<f32>>> {
+        let mut read = HashMap::new();
+        for slab in self.slabs.iter().filter(|s| wanted(s.role)) {
+            let all = slab.values.to_vec()?;
+            read.extend(slab.parts(&all).map(|(spec, part)| (spec.name.as_str(), part.to_vec())));
+        }
+        Ok(read)
+    }
+
+    /// The slabs. Their order, and that of their members, is the same whenever a model is laid out on an adapter.
+    pub fn slabs(&self) -> &[Slab] {
+        &self.slabs
+    }
+
+    /// Takes up a slab's values, in place where it is on a GPU.
+    pub fn set_slab(&mut self, i: usize, values: &Tensor) {
+        let slab = &mut self.slabs[i].values;
+        if slab.buf().zip(values.buf()).is_some_and(|(a, b)| a.same(b)) {
+            return;
+        }
+        write(slab, 0, values);
+        if slab.buf().is_none() {
+            self.view(i);
+        }
+    }
+
+    fn view(&mut self, i: usize) {
+        let slab = &self.slabs[i];
+        let names = slab.members.iter().map(|m| m.spec.name.clone());
+        self.tensors.extend(names.zip(slab.views()));
     }
 
     /// One by its full name.
     #[track_caller]
     pub fn named(&self, name: &str) -> &Tensor {
-        self.0.get(name).unwrap_or_else(|| panic!("the model has no parameter {name}"))
+        self.tensors.get(name).unwrap_or_else(|| panic!("the model has no parameter {name}"))
     }
 
     /// Whether there is one of this name.
     pub fn has(&self, name: &str) -> bool {
-        self.0.contains_key(name)
+        self.tensors.contains_key(name)
     }
 
     /// The whole model as a scope.
@@ -140,16 +236,19 @@ impl Params {
         Scope { params: self, prefix: prefix.to_string() }
     }
 
-    /// The same parameters with those that `trained` picks tracked on a tape.
+    /// The same tensors, those that `trained` picks tracked on a tape. They come without slabs: the optimiser steps
+    /// `self`, whose memory they share on a GPU.
     pub fn tracked(&self, tape: &Tape, trained: impl Fn(&str) -> bool) -> Self {
         let leaf = |(name, t): (&String, &Tensor)| {
             (name.clone(), if trained(name) { tape.leaf(t) } else { t.clone() })
         };
-        Self(self.0.iter().map(leaf).collect())
+        self.tensors.iter().map(leaf).collect()
     }
 }
 
-fn begin_values(spec: &ParamSpec, specs: &[ParamSpec], seed: u64) -> Vec<f32> {
+/// What a parameter of a layout begins with.
+#[track_caller]
+pub fn begin_values(spec: &ParamSpec, specs: &[ParamSpec], seed: u64) -> ParamValues<'static> {
     if let Init::Same(other) = &spec.init {
         let other = specs.iter().find(|s| s.name == *other).expect("a layout names its own parameters");
         return begin_values(other, specs, seed);
@@ -162,7 +261,7 @@ fn begin_values(spec: &ParamSpec, specs: &[ParamSpec], seed: u64) -> Vec<f32> {
         Init::Const(value) => value,
         Init::Same(_) => unreachable!("handled above"),
     };
-    (0..spec.shape.len()).map(|_| draw() as f32).collect()
+    ParamValues::Values((0..spec.shape.len()).map(|_| draw() as f32).collect())
 }
 
 /// The parameters below a prefix.
@@ -182,7 +281,7 @@ impl<'a> Scope<'a> {
     pub fn all(&self) -> Vec<(String, &'a Tensor)> {
         let below =
             |(name, t): (&'a String, &'a Tensor)| Some((name.strip_prefix(&self.prefix)?.to_string(), t));
-        let mut all: Vec<_> = self.params.0.iter().filter_map(below).collect();
+        let mut all: Vec<_> = self.params.tensors.iter().filter_map(below).collect();
         all.sort_by(|a, b| a.0.cmp(&b.0));
         all
     }

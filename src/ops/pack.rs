@@ -1,4 +1,4 @@
-//! Many small tensors in one: a dispatch then does for all of them. Where they lie in memory so already, it is theirs.
+//! Many tensors in one: a dispatch then does for all of them. Where they are contiguous already, it is their memory.
 
 use super::walk::fill;
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Style, Words};
@@ -8,13 +8,15 @@ use crate::tensor::{Back, Device, Grad, Keep, Op, Tensor, apply, record};
 use std::rc::Rc;
 
 const KERNEL: Kernel = Kernel { name: "pack", text: include_str!("../../shaders/pack.wgsl") };
+/// The same under a name of its own: gradients are copied so in every step, parameters never.
+const LAY_OUT: Kernel = Kernel { name: "lay_out", ..KERNEL };
 /// Tensors a dispatch takes at most: the lengths its parameters hold.
 const PARTS: usize = 32;
 /// Where the adapter is the CPU, which passes through the loads of every other tensor for each value.
 const PARTS_ON_CORES: usize = 12;
 
 /// The place of each length and the total, which the device can bind all: a multiple of four.
-pub(super) fn places(device: &Device, lengths: impl IntoIterator<Item = usize>) -> (Vec<usize>, usize) {
+pub(crate) fn places(device: &Device, lengths: impl IntoIterator<Item = usize>) -> (Vec<usize>, usize) {
     let align = alignment(device);
     let mut total = 0;
     let places = lengths
@@ -32,8 +34,8 @@ fn alignment(device: &Device) -> usize {
     bytes.div_ceil(4).next_multiple_of(4)
 }
 
-/// The tensors behind each other in one `[total]`, each where the device can bind it, without a copy where they lie so
-/// already. What stands between them is nobody's.
+/// The tensors in one `[total]`, each where the device can bind it, without a copy where they are there already. What is
+/// between them is nobody's.
 #[track_caller]
 pub fn pack(tensors: &[&Tensor]) -> Tensor {
     let op = Pack::of(tensors);
@@ -54,23 +56,101 @@ pub fn pack(tensors: &[&Tensor]) -> Tensor {
     }
 }
 
-/// As [`pack`], in memory of its own and with zeros between the tensors.
+/// Tensors of these lengths at their places in one `[total]`, untracked: zeros between them and in place of those that are
+/// not there. Without a copy where the only one fills it.
 #[track_caller]
-pub fn pack_with_zeros(tensors: &[&Tensor]) -> Tensor {
-    apply(Pack::of(tensors), tensors)
+pub fn lay_out(device: &Device, parts: &[(usize, Option<&Tensor>)]) -> Tensor {
+    let (places, total) = places(device, parts.iter().map(|(len, _)| *len));
+    let there = parts.iter().zip(places).filter_map(|((len, t), place)| {
+        t.inspect(|t| assert_eq!(t.len(), *len, "lay_out: shape {}", t.shape())).map(|t| (t, place))
+    });
+    let (tensors, places): (Vec<&Tensor>, Vec<usize>) = there.unzip();
+    if tensors.is_empty() {
+        return device.full([total], 0.0);
+    }
+    match device {
+        Device::Gpu(gpu) => {
+            let bufs: Vec<&Buf> = tensors.iter().map(|t| t.buf().expect("all on one device")).collect();
+            let y = match bufs.as_slice() {
+                [only] if only.len() == total => (*only).clone(),
+                _ => {
+                    let y = gpu.alloc(total);
+                    launch(gpu, LAY_OUT, &bufs, &places, &y);
+                    y
+                }
+            };
+            Tensor::on_gpu(Shape::new(&[total]), y)
+        }
+        Device::Host => {
+            let arrays: Vec<&Array> = tensors.iter().map(|t| t.array().expect("all on one device")).collect();
+            Tensor::on_host(on_host(&arrays, &places, total))
+        }
+    }
 }
 
-/// The buffers with their places, those as one that lie as their places do.
-fn joined(x: &[&Buf], places: &[usize]) -> Vec<(Buf, usize)> {
-    let mut pieces: Vec<(Buf, usize)> = Vec::new();
-    for (buf, place) in x.iter().zip(places) {
-        let last = pieces.last_mut().filter(|(last, at)| at + last.len() == *place);
-        match last.and_then(|(last, at)| Some((last.joined(buf)?, *at))) {
-            Some(joined) => *pieces.last_mut().expect("it has a last") = joined,
-            None => pieces.push(((*buf).clone(), *place)),
+/// A stretch of the result: the values of a buffer, then zeros up to the next.
+struct Piece {
+    buf: Buf,
+    place: usize,
+    len: usize,
+}
+
+/// The buffers at their places, those as one that are contiguous as their places are.
+fn pieces(x: &[&Buf], places: &[usize]) -> Vec<Piece> {
+    let mut pieces: Vec<Piece> = Vec::new();
+    // The zeros before the first are those after a piece of no values.
+    if let Some(first) = x.first().filter(|_| places[0] > 0) {
+        pieces.push(Piece { buf: (*first).clone(), place: 0, len: 0 });
+    }
+    for (buf, &place) in x.iter().zip(places) {
+        let last = pieces.last_mut().filter(|last| last.place + last.len == place);
+        match last.and_then(|last| Some((last.buf.joined(buf)?, last))) {
+            Some((joined, last)) => (last.len, last.buf) = (joined.len(), joined),
+            None => pieces.push(Piece { buf: (*buf).clone(), place, len: buf.len() }),
         }
     }
     pieces
+}
+
+/// Records the copies of buffers to their places in `y`, with zeros elsewhere.
+fn launch(gpu: &Gpu, kernel: Kernel, x: &[&Buf], places: &[usize], y: &Buf) {
+    let pieces = pieces(x, places);
+    let most = if gpu.style() == Style::Workgroup { PARTS } else { PARTS_ON_CORES };
+    let most = most.min(gpu.facts().buffers - 1);
+    for (i, chunk) in pieces.chunks(most).enumerate() {
+        let bufs: Vec<&Buf> = chunk.iter().map(|piece| &piece.buf).collect();
+        let next = pieces.get(most * (i + 1)).map_or(y.len(), |piece| piece.place);
+        let begin = chunk[0].place;
+        let mut lengths: Vec<usize> = chunk.iter().map(|piece| piece.len).collect();
+        let mut ends: Vec<usize> = chunk
+            .iter()
+            .skip(1)
+            .map(|piece| piece.place)
+            .chain([next])
+            .map(|end| (end - begin) / 4)
+            .collect();
+        lengths.resize(PARTS, 0);
+        ends.resize(PARTS, 0);
+        let count = (next - begin) / 4;
+        gpu.dispatch(&Launch {
+            kernel,
+            body: Some((bufs.len() as u64, &|| text(bufs.len()))),
+            constants: &[],
+            reads: &bufs,
+            writes: &[y],
+            params: Words::default().sizes(&[count, begin / 4, 0, 0]).sizes(&lengths).sizes(&ends),
+            grid: Grid::Invocations(count),
+            loops: PARTS,
+        });
+    }
+}
+
+fn on_host(x: &[&Array], places: &[usize], total: usize) -> Array {
+    let mut y = Array::zeros(Shape::new(&[total]));
+    for (x, place) in x.iter().zip(places) {
+        y.data[*place..place + x.data.len()].copy_from_slice(&x.data);
+    }
+    y
 }
 
 /// Tensors of any shapes at their places in one.
@@ -97,33 +177,11 @@ impl Op for Pack {
     }
 
     fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, _: &[Shape]) {
-        let align = alignment(&Device::Gpu(gpu.clone()));
-        let most = if gpu.style() == Style::Workgroup { PARTS } else { PARTS_ON_CORES };
-        let pieces = joined(x, &self.places);
-        for chunk in pieces.chunks(most.min(gpu.facts().buffers - 1)) {
-            let bufs: Vec<&Buf> = chunk.iter().map(|(buf, _)| buf).collect();
-            let mut lengths: Vec<usize> = bufs.iter().map(|buf| buf.len()).collect();
-            let count: usize = lengths.iter().map(|n| n.next_multiple_of(align) / 4).sum();
-            lengths.resize(PARTS, 0);
-            gpu.dispatch(&Launch {
-                kernel: KERNEL,
-                body: Some((bufs.len() as u64, &|| text(bufs.len()))),
-                constants: &[],
-                reads: &bufs,
-                writes: &[y],
-                params: Words::default().sizes(&[count, chunk[0].1 / 4, align / 4, 0]).sizes(&lengths),
-                grid: Grid::Invocations(count),
-                loops: PARTS,
-            });
-        }
+        launch(gpu, KERNEL, x, &self.places, y);
     }
 
     fn host(&self, x: &[&Array]) -> Array {
-        let mut y = Array::zeros(Shape::new(&[self.total]));
-        for (x, place) in x.iter().zip(&self.places) {
-            y.data[*place..place + x.data.len()].copy_from_slice(&x.data);
-        }
-        y
+        on_host(x, &self.places, self.total)
     }
 
     fn keep(&self) -> Keep {

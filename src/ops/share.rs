@@ -42,7 +42,7 @@ impl Tensor {
     /// The values from `start` on under a shape of their own, untracked; without a copy where the adapter's
     /// alignment allows.
     #[track_caller]
-    pub(super) fn section(&self, start: usize, shape: Shape) -> Self {
+    pub(crate) fn section(&self, start: usize, shape: Shape) -> Self {
         self.shared(start, shape).unwrap_or_else(|| {
             let flat = self.detach().reshape([self.len()]);
             materialize(Viewed::from(&flat).slice(0, start, shape.len())).reshape(shape)

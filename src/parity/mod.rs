@@ -11,6 +11,7 @@ pub use compare::{Row, Rules};
 
 use crate::data::weights::Weights;
 use crate::error::{Error, Result};
+use crate::nn::{ParamSpec, ParamValues};
 use crate::shape::Shape;
 use crate::systems::kind;
 use crate::tensor::Device;
@@ -59,6 +60,12 @@ impl Fixture {
     fn upload(&self, device: &Device, name: &str) -> Result<crate::tensor::Tensor> {
         let (shape, values) = self.tensor(name)?;
         Ok(device.tensor(*shape, values))
+    }
+
+    /// A parameter's values.
+    fn stored(&self, spec: &ParamSpec) -> Result<ParamValues<'static>> {
+        let (_, values) = self.tensor(&format!("param.{}", spec.name))?;
+        Ok(ParamValues::Values(values.clone()))
     }
 
     /// The names that begin with a prefix, without it.

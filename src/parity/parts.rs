@@ -7,9 +7,9 @@ use super::compare::{HALF_TEXT, Row, Rules, family};
 use crate::error::{Error, Result};
 use crate::eval::rank;
 use crate::host::ratios;
-use crate::nn::Params;
 use crate::nn::bert::{self, Config, Tokens};
 use crate::nn::optim::Optimizer;
+use crate::nn::{Init, Params, Role, layout};
 use crate::ops::AdamStep;
 use crate::systems::hinge::hinge;
 use crate::tensor::{Device, Tape};
@@ -19,11 +19,8 @@ const PATH: &str = "fast";
 pub(super) fn bert(fixture: &Fixture, device: &Device) -> Result<Vec<Row>> {
     let config: Config = fixture.config()?;
     config.check().map_err(|e| e.at(&fixture.place))?;
-    let mut params = Params::default();
     let prefix = if fixture.tensors.contains_key("param.embeddings.LayerNorm.weight") { "" } else { "bert." };
-    for spec in config.parameters(prefix) {
-        params.insert(&spec.name, fixture.upload(device, &format!("param.{}", spec.name))?);
-    }
+    let params = Params::new(&config.parameters(prefix), device, &mut |spec| fixture.stored(spec))?;
     let scope = if prefix.is_empty() { params.root() } else { params.root().sub("bert") };
     let tokens = Tokens {
         ids: fixture.upload(device, "in.input_ids")?,
@@ -68,11 +65,14 @@ pub(super) fn loss(fixture: &Fixture, device: &Device) -> Result<Vec<Row>> {
 const FIRST_RATE_STEPS: usize = 4;
 
 pub(super) fn adam(fixture: &Fixture, device: &Device) -> Result<Vec<Row>> {
-    let mut params = Params::default();
     let names: Vec<String> = fixture.family("param.").map(String::from).collect();
-    for name in &names {
-        params.insert(name, fixture.upload(device, &format!("param.{name}"))?);
-    }
+    let specs = layout(|l| {
+        for name in &names {
+            let (shape, _) = &fixture.tensors[&format!("param.{name}")];
+            l.push(name.clone(), shape.dims(), Init::Const(0.0), Role::Weight);
+        }
+    });
+    let mut params = Params::new(&specs, device, &mut |spec| fixture.stored(spec))?;
     let host = device.gpu().is_none();
     let mut optimizer = Optimizer::default();
     let (mut rows, mut norms) = (Vec::new(), Vec::new());
@@ -86,7 +86,7 @@ pub(super) fn adam(fixture: &Fixture, device: &Device) -> Result<Vec<Row>> {
         }
         let clip = fixture.number("grad_clip")?;
         let step = AdamStep { lr: rate, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: 0.0, clip };
-        norms.push(optimizer.step(&mut params, &grads, &step).item()?.sqrt());
+        norms.push(optimizer.step(&mut params, &grads, &step, &|_| Some(rate)).item()?.sqrt());
         for name in &names {
             let full = format!("step.{t}.{name}");
             let reference: Vec<f64> = fixture.tensor(&full)?.1.iter().map(|v| f64::from(*v)).collect();

@@ -6,9 +6,10 @@ use super::Fixture;
 use super::compare::{HALF_SIMS, Row, Rules, family, steps};
 use crate::error::Result;
 use crate::eval::model::is_trained;
-use crate::nn::{ParamSpec, Params, Role};
-use crate::ops::{AdamState, AdamStep, Expr, adam, sum_of_squares};
-use crate::systems::{Batch, Form, Items, Kind, Pass, Rates, Schedule, Step, System, Taps};
+use crate::nn::optim::{Optimizer, take_buffers};
+use crate::nn::{ParamSpec, Params};
+use crate::ops::Expr;
+use crate::systems::{Batch, Form, Items, Kind, Pass, Rates, Step, System, Taps};
 use crate::tensor::{Device, Tape, Tensor};
 
 /// The similarities, which have a bound of their own in f16.
@@ -87,10 +88,7 @@ fn run(fixture: &Fixture, system: &dyn System, device: &Device, form: Form) -> R
     let (images, captions) = inputs(fixture, system, device)?;
     let held = |s: &ParamSpec| train || fixture.tensors.contains_key(&format!("param.{}", s.name));
     let specs: Vec<ParamSpec> = system.parameters().into_iter().filter(held).collect();
-    let mut params = Params::default();
-    for spec in &specs {
-        params.insert(&spec.name, fixture.upload(device, &format!("param.{}", spec.name))?);
-    }
+    let mut params = Params::new(&specs, device, &mut |spec| fixture.stored(spec))?;
     // What the reference gave no gradient, such as a frozen encoder, is not trained.
     let reference =
         |prefix: &str, s: &ParamSpec| fixture.tensors.contains_key(&format!("{prefix}{}", s.name));
@@ -132,18 +130,17 @@ fn run(fixture: &Fixture, system: &dyn System, device: &Device, form: Form) -> R
         };
         let schedule = system.schedule(&rates, 0, done);
         results.grad = values(named.iter().map(|(name, g)| (name.as_str(), g)))?;
-        let squares = step_of(&schedule, &specs, &mut params, &named);
+        let squares = Optimizer::default().step(&mut params, &named, &schedule.adam(), &|g| schedule.rate(g));
         out.insert("grad_norm".to_string(), squares.map(Expr::sqrt));
         results.clip = schedule.clip;
-        results.rates = specs.iter().map(|s| (s.name.clone(), rate_of(&schedule, s))).collect();
+        results.rates =
+            specs.iter().map(|s| (s.name.clone(), schedule.rate(s.group).unwrap_or(0.0))).collect();
         let terms = loss.terms.iter().map(|(name, _)| *name);
         results.given = terms
             .chain(["total"])
             .flat_map(|name| [format!("loss_{name}"), format!("loss.{name}")])
             .collect();
-        for (name, value) in pass.into_buffers() {
-            params.insert(&name, value);
-        }
+        take_buffers(&mut params, &pass.into_buffers(), &squares);
         results.step = values(fixture.family("step.").map(|n| (n, params.named(n))))?;
     } else {
         let tiles = (0..n).step_by(tile).map(|start| encoded.part(start, tile.min(n - start)));
@@ -157,34 +154,6 @@ fn run(fixture: &Fixture, system: &dyn System, device: &Device, form: Form) -> R
     all.extend(out);
     results.out = values(all.iter().map(|(name, t)| (name.as_str(), t)))?;
     Ok(results)
-}
-
-/// The learning rate of a parameter's group.
-fn rate_of(schedule: &Schedule, spec: &ParamSpec) -> f64 {
-    let group = match spec.role {
-        Role::Encoder => "bert",
-        Role::Criterion => "criterion",
-        _ => "",
-    };
-    schedule.rates.iter().find(|(name, _)| *name == group).map_or(0.0, |(_, rate)| *rate)
-}
-
-fn step_of(
-    schedule: &Schedule,
-    specs: &[ParamSpec],
-    params: &mut Params,
-    named: &[(String, Tensor)],
-) -> Tensor {
-    let squares = sum_of_squares(&named.iter().map(|(_, g)| g).collect::<Vec<_>>());
-    for (name, g) in named {
-        let lr = specs.iter().find(|s| s.name == *name).map_or(0.0, |s| rate_of(schedule, s));
-        let step =
-            AdamStep { lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: schedule.decay, clip: schedule.clip };
-        let mut state = AdamState::new(params.named(name));
-        adam(&mut state, g, &squares, &step);
-        params.insert(name, state.w);
-    }
-    squares
 }
 
 fn values<'a>(tensors: impl Iterator<Item = (&'a str, &'a Tensor)>) -> Result<BTreeMap<String, Vec<f64>>> {

@@ -18,6 +18,7 @@ pub use pass::{Form, Pass, Step, Taps};
 pub use crate::host::Inputs;
 
 use crate::nn::{ParamSpec, bert};
+use crate::ops::AdamStep;
 use crate::tensor::Tensor;
 
 /// One model of a published system, with its configuration; parameters come with each [`Pass`].
@@ -128,4 +129,16 @@ pub struct Schedule {
     pub clip: f64,
     /// Decoupled weight decay.
     pub decay: f64,
+}
+
+impl Schedule {
+    /// The constants of the step; each group has its own rate.
+    pub fn adam(&self) -> AdamStep {
+        AdamStep { lr: 0.0, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: self.decay, clip: self.clip }
+    }
+
+    /// The learning rate of a group; `None` where it is frozen.
+    pub fn rate(&self, group: &str) -> Option<f64> {
+        self.rates.iter().find(|(name, _)| *name == group).map(|(_, rate)| *rate)
+    }
 }

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use super::options::{BertInit, TrainOptions};
 use crate::data::tokenizer::{WordPiece, build_vocab};
-use crate::data::weights::Weights;
+use crate::data::weights::{self, Weights};
 use crate::error::{Error, Result};
-use crate::eval::model::{Model, check_vocab, fill, read_json};
-use crate::nn::{ParamSpec, Params, Role, bert};
+use crate::eval::model::{Model, check_vocab, read_json, stored};
+use crate::nn::{ParamSpec, Params, Role, begin_values, bert};
 use crate::systems::Encoders;
 use crate::tensor::Device;
 
@@ -50,13 +50,15 @@ pub fn fresh(options: &TrainOptions, dim: usize, captions: &[String], device: &D
             !name.starts_with("pooler.") || weights.names().any(|name| name.starts_with("pooler."))
         })
     };
-    let (held, begun): (Vec<ParamSpec>, Vec<ParamSpec>) = specs.iter().cloned().partition(held);
-    let mut params = Params::begin(&begun, device, fixed.seed);
     if let Some(weights) = &pretrained {
-        let inner = |s: ParamSpec| ParamSpec { name: s.name[prefix.len()..].to_string(), ..s };
-        let expected: Vec<ParamSpec> = held.into_iter().map(inner).collect();
-        fill(weights, &expected, &|name| format!("{prefix}{name}"), &mut params, device)?;
+        let inner = |s: &ParamSpec| (s.name[prefix.len()..].to_string(), s.shape.dims().to_vec());
+        let expected: Vec<_> = specs.iter().filter(|s| held(s)).map(inner).collect();
+        weights::check(weights.path().display(), &expected, weights.shapes())?;
     }
+    let params = Params::new(&specs, device, &mut |spec| match &pretrained {
+        Some(weights) if held(spec) => stored(weights, &spec.name[prefix.len()..], spec),
+        _ => Ok(begin_values(spec, &specs, fixed.seed)),
+    })?;
     Ok(Model { name: options.kind.name.to_string(), system, specs, params, pieces })
 }
 

@@ -7,12 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::weights::{self, Entry, Weights};
 use crate::error::{Error, Result};
-use crate::eval::model::{Model, entry, upload};
+use crate::eval::model::{Model, entry, stored};
 use crate::eval::rank::Metrics;
 use crate::nn::Role;
-use crate::nn::optim::Optimizer;
-use crate::ops::AdamState;
-use crate::tensor::Device;
+use crate::nn::optim::{Optimizer, Taken};
 
 /// The file in a run's folder.
 pub const FILE: &str = "last.safetensors";
@@ -57,13 +55,13 @@ pub fn save(
     let mut state = state.clone();
     let values = model.values(|role| with_text || role != Role::Encoder)?;
     let mut entries: Vec<Entry> = values.iter().map(|(spec, v)| entry(spec, v)).collect();
-    let mut moments = Vec::new();
-    for (name, s) in optimizer.states() {
-        state.steps.insert(name.clone(), s.steps);
-        moments.push((format!("adam.m.{name}"), s.m.shape(), s.m.to_vec()?));
-        moments.push((format!("adam.v.{name}"), s.v.shape(), s.v.to_vec()?));
+    let taken = optimizer.read(&model.params)?;
+    for Taken { spec, m, v, steps } in &taken {
+        state.steps.insert(spec.name.clone(), *steps);
+        for (moment, values) in [("m", m), ("v", v)] {
+            entries.push(Entry::f32s(format!("adam.{moment}.{}", spec.name), spec.shape.dims(), values));
+        }
     }
-    entries.extend(moments.iter().map(|(name, shape, v)| Entry::f32s(name.clone(), shape.dims(), v)));
     let text = serde_json::to_string(&state).expect("the state is plain data");
     weights::write(&folder.join(FILE), &entries, &HashMap::from([("state".into(), text)]))
 }
@@ -96,13 +94,7 @@ fn state_of(file: &Weights) -> Result<State> {
 ///
 /// # Errors
 /// No file, a broken one, one of a newer version or of other shapes.
-pub fn load(
-    folder: &Path,
-    model: &mut Model,
-    optimizer: &mut Optimizer,
-    with_text: bool,
-    device: &Device,
-) -> Result<State> {
+pub fn load(folder: &Path, model: &mut Model, optimizer: &mut Optimizer, with_text: bool) -> Result<State> {
     let path = folder.join(FILE);
     let file = Weights::open(&path)?;
     let state = state_of(&file)?;
@@ -116,14 +108,10 @@ pub fn load(
         }
     }
     weights::check(path.display(), &expected, file.shapes())?;
-    for spec in model.specs.iter().filter(|s| with_text || s.role != Role::Encoder) {
-        let w = upload(&file, &spec.name, spec, device)?;
-        if let Some(&steps) = state.steps.get(&spec.name) {
-            let moment = |which| upload(&file, &format!("adam.{which}.{}", spec.name), spec, device);
-            let state = AdamState { w: w.clone(), m: moment("m")?, v: moment("v")?, steps };
-            optimizer.resume(&spec.name, state);
-        }
-        model.params.insert(&spec.name, w);
-    }
+    let wanted = |role| with_text || role != Role::Encoder;
+    model.params.reload(wanted, &mut |spec| stored(&file, &spec.name, spec))?;
+    *optimizer = Optimizer::resume(&model.params, &state.steps, &mut |moment, spec| {
+        stored(&file, &format!("adam.{moment}.{}", spec.name), spec)
+    })?;
     Ok(state)
 }

@@ -25,7 +25,7 @@ use crate::eval::rank::{Metrics, Sims};
 use crate::eval::text_cache::{Captions, TextCache};
 use crate::gpu::{Gpu, Options};
 use crate::nn::optim::{Optimizer, take_buffers};
-use crate::ops::{AdamStep, concat, write};
+use crate::ops::{concat, write};
 use crate::systems::{self, Items, Loss, Pass, Step};
 use crate::tensor::{Device, Tape, Tensor};
 
@@ -121,7 +121,7 @@ fn model_of(options: &TrainOptions, data: &Dataset, device: &Device) -> Result<(
     let mut optimizer = Optimizer::default();
     if options.run.resume.is_some() {
         model.resume(&folder)?;
-        let state = checkpoint::load(&folder, &mut model, &mut optimizer, options.trains_text(), device)?;
+        let state = checkpoint::load(&folder, &mut model, &mut optimizer, options.trains_text())?;
         return Ok((model, optimizer, state));
     }
     let (inputs, batch) = (model.system.inputs(), options.fixed.batch_size);
@@ -328,9 +328,8 @@ impl<'a> Session<'a> {
             .collect();
         let schedule = system.schedule(&options.rates(), placed.epoch, step);
         let lr = schedule.rates.first().map_or(0.0, |(_, rate)| *rate);
-        let adam =
-            AdamStep { lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: schedule.decay, clip: schedule.clip };
-        let squares = self.optimizer.step(&mut self.model.params, &named, &adam);
+        let squares =
+            self.optimizer.step(&mut self.model.params, &named, &schedule.adam(), &|g| schedule.rate(g));
         take_buffers(&mut self.model.params, &buffers, &squares);
         self.note(&loss, &squares);
         let ids: Vec<String> = batch.caption_ids.iter().take(NAMED).map(ToString::to_string).collect();

@@ -51,8 +51,7 @@ fn recomputed(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides, cell: Cell)
     let guides =
         Guides { global: guides.global.detach(), context: guides.context.detach(), ..guides.clone() };
     checkpoint(&inputs, move |x| {
-        let mut params = Params::default();
-        names.iter().zip(&x[3..]).for_each(|(name, w)| params.insert(name, w.clone()));
+        let params: Params = names.iter().cloned().zip(x[3..].iter().cloned()).collect();
         let pass = Pass::evaluation(params.root());
         let run = Run { config: &config, pass: &pass };
         let guides = Guides { global: x[1].clone(), context: x[2].clone(), ..guides.clone() };

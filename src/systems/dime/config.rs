@@ -231,8 +231,7 @@ impl Config {
     }
 
     /// Every parameter, named as in the authors' state dicts behind `img_enc`, `txt_enc` and `itr_module`.
-    /// Those without a use in the direction, or any (`fc_2` of the guidance cell), are there too. Maps that one product
-    /// takes follow each other: training lays them out so.
+    /// Those without a use in the direction, or any (`fc_2` of the guidance cell), are there too.
     pub fn parameters(&self) -> Vec<ParamSpec> {
         let d = self.options.embed_size;
         layout(|l| {
@@ -254,6 +253,10 @@ impl Config {
             }
             l.linear("itr_module.path_mapping", 36, self.path_hid);
             l.batch_norm("itr_module.bn", d);
+            // Nothing reads these: last, so that the optimiser steps what is before them as one.
+            for layer in 0..3 {
+                l.linear(&format!("itr_module.dynamic_itr_l{layer}.glgc.fc_2"), d, d);
+            }
         })
         .into_iter()
         .map(|mut spec| {
@@ -268,28 +271,35 @@ impl Config {
     fn layer_parameters(&self, l: &mut crate::nn::Layout, layer: usize, paths: usize) {
         let d = self.options.embed_size;
         let at = format!("itr_module.dynamic_itr_l{layer}");
-        for cell in CELLS {
-            l.linear(&format!("{at}.{cell}.router.mlp.0"), d, self.options.hid_router);
-        }
-        for cell in CELLS {
-            l.linear(&format!("{at}.{cell}.router.mlp.2"), self.options.hid_router, paths);
-            l.begin_last(Init::Const(1.5));
-        }
-        let attention = format!("{at}.imrc.sa.att_layer.linears");
-        for i in 0..3 {
-            let bound = Init::Uniform(1.0 / (d as f64).sqrt());
-            for (part, shape) in [("weight", vec![d, d]), ("bias", vec![d])] {
-                let init = if i == 0 { bound.clone() } else { Init::Same(format!("{attention}.0.{part}")) };
-                l.push(format!("{attention}.{i}.{part}"), &shape, init, Role::Weight);
+        l.together(format!("{at}.routers.mlp.0"), |l| {
+            for cell in CELLS {
+                l.linear(&format!("{at}.{cell}.router.mlp.0"), d, self.options.hid_router);
             }
-        }
+        });
+        l.together(format!("{at}.routers.mlp.2"), |l| {
+            for cell in CELLS {
+                l.linear(&format!("{at}.{cell}.router.mlp.2"), self.options.hid_router, paths);
+                l.begin_last(Init::Const(1.5));
+            }
+        });
+        let attention = format!("{at}.imrc.sa.att_layer.linears");
+        l.together(&attention, |l| {
+            for i in 0..3 {
+                let bound = Init::Uniform(1.0 / (d as f64).sqrt());
+                for (part, shape) in [("weight", vec![d, d]), ("bias", vec![d])] {
+                    let init =
+                        if i == 0 { bound.clone() } else { Init::Same(format!("{attention}.0.{part}")) };
+                    l.push(format!("{attention}.{i}.{part}"), &shape, init, Role::Weight);
+                }
+            }
+        });
         l.linear(&format!("{at}.imrc.sa.feed_forward_layer.fc1"), d, self.options.hid_IMRC);
         l.linear(&format!("{at}.imrc.sa.feed_forward_layer.fc2"), self.options.hid_IMRC, d);
-        for map in ["glgc.fc_1", "glgc.fc_2"] {
-            l.linear(&format!("{at}.{map}"), d, d);
-        }
-        for map in ["fc_scale", "fc_shift", "fc_1", "fc_2"] {
-            l.linear(&format!("{at}.cmrc.refine.{map}"), d, d);
-        }
+        l.linear(&format!("{at}.glgc.fc_1"), d, d);
+        let refine = format!("{at}.cmrc.refine");
+        l.together(&refine, |l| {
+            ["fc_scale", "fc_shift"].iter().for_each(|map| l.linear(&format!("{refine}.{map}"), d, d));
+        });
+        ["fc_1", "fc_2"].iter().for_each(|map| l.linear(&format!("{refine}.{map}"), d, d));
     }
 }

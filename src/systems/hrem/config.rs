@@ -286,10 +286,13 @@ impl Config {
     }
 }
 
-/// A parameter with what it is to training: those of the loss are no part of a saved model.
+/// A parameter with its optimiser group and what it is to training: those of the loss are no part of a saved model.
 fn placed(mut spec: ParamSpec) -> ParamSpec {
     if spec.name.starts_with("criterion.") {
         spec.role = Role::Criterion;
+        spec.group = "criterion";
+    } else if spec.role == Role::Encoder {
+        spec.group = "bert";
     }
     spec
 }
