@@ -207,3 +207,87 @@ impl Family for Options {
         checkpoint.config(&TOLD, &NEEDED)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::Role;
+    use crate::nn::bert;
+    use crate::systems::{Rates, kind};
+
+    /// A small encoder, as a fixture has it.
+    fn small_bert() -> Json {
+        json!({"vocab_size": 60, "hidden_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "intermediate_size": 36, "hidden_act": "gelu (erf)", "max_position_embeddings": 24})
+    }
+
+    fn parsed(args: &[&str]) -> Options {
+        let command = <Options as Args>::augment_args(clap::Command::new("train").no_binary_name(true));
+        clap::FromArgMatches::from_arg_matches(&command.get_matches_from(args)).expect("options")
+    }
+
+    fn encoders(batch_size: usize) -> Encoders {
+        let bert = bert::Config::read(&small_bert()).expect("an encoder");
+        Encoders { dim: 20, bert, batch_size, faithful: false }
+    }
+
+    #[test]
+    fn defaults_are_the_authors() {
+        use crate::systems::Options as _;
+        let options = parsed(&[]);
+        assert_eq!(options.model, ModelOptions::default());
+        assert_eq!(options.training, TrainingOptions::default());
+        assert_eq!(options.schedule, ScheduleOptions::default());
+        assert!(options.check(true).expect("they make a model").is_empty());
+        let coco = parsed(&["--dataset", "coco", "--gpu-id", "1", "--multi_gpu", "0"]);
+        assert_eq!(coco.check(false).expect("a model").len(), 2);
+        assert!(coco.common(true).contains(&("dev_split", "testall".into())));
+        assert!(coco.common(false).contains(&("data_name", "coco_precomp".into())));
+    }
+
+    #[test]
+    fn a_share_that_connects_nothing_is_refused() {
+        use crate::systems::Options as _;
+        let options = parsed(&["--threshold", "0.1", "--embed_size", "32"]);
+        let error = options.system(&encoders(9)).err().expect("int(9 * 0.1) is 0").to_string();
+        assert!(error.contains("--threshold") && error.contains("--batch_size"), "{error}");
+        assert!(options.system(&encoders(10)).is_ok());
+    }
+
+    #[test]
+    fn rates_fall_at_the_epochs_given() {
+        use crate::systems::Options as _;
+        let options = parsed(&["--lr_schedules", "2", "4", "--graph_lr_factor", "0.5", "--embed_size", "32"]);
+        let system = options.system(&encoders(8)).expect("a system");
+        let rates = Rates { learning_rate: 1.0, grad_clip: 2.0 };
+        let at = |epoch| system.schedule(&rates, epoch, 0).rates;
+        assert_eq!(at(1), [("", 1.0), ("bert", 0.1), ("criterion", 0.5)]);
+        assert!((at(2)[0].1 - 0.1).abs() < 1e-12 && (at(4)[0].1 - 0.01).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_checkpoint_tells_its_model() {
+        let options = json!({"embed_size": 7, "nhead": 4, "residual_weight": 0.8, "no_imgnorm": false,
+            "no_txtnorm": false, "topk": 4, "warmup": 8000, "lr_schedules": [15, 25], "gpu_id": 0, "dropout": 0.1});
+        let Json::Object(options) = options else { panic!("an object") };
+        let shape = |name: &str| match name {
+            "txt_enc.linear.weight" => Some(vec![24, 20]),
+            "img_enc.fc.fc.weight" => Some(vec![24, 13]),
+            _ => None,
+        };
+        let hrem = kind("hrem").expect("it is in the list");
+        let bert = small_bert();
+        let import = |options| (hrem.import)(Checkpoint { options, bert: Some(&bert), shape: &shape });
+        let config = import(options.clone()).expect("a configuration");
+        let system = (hrem.open)(&config).expect("a system");
+        assert_eq!((system.config()["embed_size"].as_u64(), system.inputs().dim), (Some(24), 13));
+        // What is stored opens as the same.
+        let again = (hrem.open)(&system.config()).expect("a system");
+        assert_eq!(again.config(), system.config());
+        let criterion = |s: &&crate::nn::ParamSpec| s.role == Role::Criterion;
+        assert_eq!(system.parameters().iter().filter(criterion).count(), 8 + 12);
+        let mut without = options;
+        without.remove("nhead");
+        assert!(import(without).expect_err("no shape tells it").to_string().contains("--set nhead=VALUE"));
+    }
+}
