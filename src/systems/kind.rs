@@ -63,15 +63,15 @@ pub struct Checkpoint<'a> {
 }
 
 impl Checkpoint<'_> {
-    /// The configuration: the options, those that a weight's shape tells (name, weight, axis), and no default for
-    /// those that are needed.
+    /// The configuration: the options, with those that a weight's shape tells (name, weight, axis), and no default
+    /// for those that are needed.
     ///
     /// # Errors
     /// An unknown BERT, or a needed option that nothing tells.
     pub fn config(self, told: &[(&str, &str, usize)], needed: &[&str]) -> Result<Json> {
         let mut config = self.options;
         for (option, weight, axis) in told {
-            if let (false, Some(shape)) = (config.contains_key(*option), (self.shape)(weight)) {
+            if let Some(shape) = (self.shape)(weight) {
                 config.insert((*option).into(), json!(shape.get(*axis)));
             }
         }

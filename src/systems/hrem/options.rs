@@ -210,6 +210,8 @@ impl Family for Options {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::nn::Role;
     use crate::nn::bert;
@@ -269,15 +271,15 @@ mod tests {
     fn a_checkpoint_tells_its_model() {
         let options = json!({"embed_size": 7, "nhead": 4, "residual_weight": 0.8, "no_imgnorm": false,
             "no_txtnorm": false, "topk": 4, "warmup": 8000, "lr_schedules": [15, 25], "gpu_id": 0, "dropout": 0.1});
-        let Json::Object(options) = options else { panic!("an object") };
+        let Json::Object(mut options) = options else { panic!("an object") };
+        options.insert(crate::systems::BERT.into(), small_bert());
         let shape = |name: &str| match name {
             "txt_enc.linear.weight" => Some(vec![24, 20]),
             "img_enc.fc.fc.weight" => Some(vec![24, 13]),
             _ => None,
         };
         let hrem = kind("hrem").expect("it is in the list");
-        let bert = small_bert();
-        let import = |options| (hrem.import)(Checkpoint { options, bert: Some(&bert), shape: &shape });
+        let import = |options| (hrem.import)(Checkpoint { options, shape: &shape });
         let config = import(options.clone()).expect("a configuration");
         let system = (hrem.open)(&config).expect("a system");
         assert_eq!((system.config()["embed_size"].as_u64(), system.inputs().dim), (Some(24), 13));
