@@ -4,6 +4,6 @@ mod array;
 mod compare;
 mod rng;
 
-pub use array::Array;
+pub use array::{Array, ArrayView};
 pub use compare::{Ratios, ratios};
 pub use rng::{Rng, hash_u32, uniform};

@@ -4,11 +4,12 @@
 use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use super::registry::{Case, Values, case, sums};
 use super::walk::{fill, pointwise};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, MAX_LOOP, Style, Words};
-use crate::host::Array;
+use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
-use crate::tensor::{Back, Cost, Grad, Keep, Op, Tensor, apply};
+use crate::tensor::{Back, Cost, Grad, Keep, Op, Pullback, Tensor, apply, compute};
 
 const TEXT: &str = include_str!("../../shaders/attend.wgsl");
 
@@ -102,6 +103,8 @@ impl Attend {
     fn launch(&self, gpu: &Gpu, grad: bool, reads: &[&Buf], y: &Buf, shapes: &[Shape]) {
         let s = shapes[0];
         let plan = Plan::of(self, gpu, s, shapes.len() > 1).expect("`weights` composes what has no plan");
+        #[cfg(test)]
+        super::gates::planned("attend", &plan);
         let (pairs, rows, columns) = (s[0] * s[1], s[2], s[3] / plan.vector);
         let eps = match self.over {
             OverQueries::Nothing => 0.0,
@@ -124,7 +127,7 @@ impl Attend {
     }
 
     /// Calls `f` with each pair's place, its scores past the leaky ReLU, their norms and their weights, in f64.
-    fn pairs(&self, x: &[&Array], mut f: impl FnMut(usize, &[f64], &[f64], &[f64])) {
+    fn pairs(&self, x: &[ArrayView], mut f: impl FnMut(usize, &[f64], &[f64], &[f64])) {
         let s = x[0].shape;
         let (rows, columns) = (s[2], s[3]);
         for pair in 0..s[0] * s[1] {
@@ -192,12 +195,19 @@ impl Op for Attend {
         self.launch(gpu, false, x, y, shapes);
     }
 
-    fn host(&self, x: &[&Array]) -> Array {
+    fn host(&self, x: &[ArrayView]) -> Array {
         let mut y = Array::zeros(x[0].shape);
         self.pairs(x, |first, _, _, w| y.data[first..first + w.len()].copy_from_slice(w));
         y
     }
 
+    fn cost(&self, x: &[Shape]) -> Cost {
+        let n = x[0].len() as f64;
+        Cost { flops: 12.0 * n, bytes: 8.0 * n }
+    }
+}
+
+impl Pullback for Attend {
     fn keep(&self) -> Keep {
         Keep::inputs(0..2)
     }
@@ -205,14 +215,9 @@ impl Op for Attend {
     fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
         let mut x = vec![back.x(0), back.g()];
         x.extend((back.inputs() > 1).then(|| back.x(1)));
-        let mut grads = vec![back.needs(0).then(|| apply(AttendGrad(self.clone()), &x).into())];
+        let mut grads = vec![back.needs(0).then(|| compute(AttendGrad(self.clone()), &x).into())];
         grads.resize(back.inputs(), None);
         grads
-    }
-
-    fn cost(&self, x: &[Shape]) -> Cost {
-        let n = x[0].len() as f64;
-        Cost { flops: 12.0 * n, bytes: 8.0 * n }
     }
 }
 
@@ -235,10 +240,10 @@ impl Op for AttendGrad {
         self.0.launch(gpu, true, x, y, &shapes);
     }
 
-    fn host(&self, x: &[&Array]) -> Array {
+    fn host(&self, x: &[ArrayView]) -> Array {
         let (op, columns) = (&self.0, x[0].shape[3]);
         let mut y = Array::zeros(x[0].shape);
-        let inputs: Vec<&Array> = x.iter().enumerate().filter(|(i, _)| *i != 1).map(|(_, a)| *a).collect();
+        let inputs: Vec<ArrayView> = x.iter().enumerate().filter(|(i, _)| *i != 1).map(|(_, a)| *a).collect();
         op.pairs(&inputs, |first, bent, norms, weights| {
             let g = &x[1].data[first..first + bent.len()];
             let n = x.get(2).map(|l| l.data[first / bent.len() % l.data.len()] as usize);
@@ -261,14 +266,6 @@ impl Op for AttendGrad {
             }
         });
         y
-    }
-
-    fn keep(&self) -> Keep {
-        Keep::NOTHING
-    }
-
-    fn grad(&self, _: &Back) -> Vec<Option<Grad>> {
-        panic!("attend_grad: second derivatives are not taken")
     }
 
     fn cost(&self, x: &[Shape]) -> Cost {
@@ -571,4 +568,55 @@ fn shared_weights() -> String {
     }}
 "
     )
+}
+
+#[cfg(test)]
+pub(super) fn variants(gpu: &Gpu) -> Vec<super::gates::Variant> {
+    let mut all = Vec::new();
+    for (columns, n) in
+        [4, 12, 36, 64, 5, 8, 11, 17, 40].into_iter().flat_map(|c| (0..12).map(move |n| (c, n)))
+    {
+        let over = [OverQueries::Nothing, OverQueries::Norm(1e-8), OverQueries::NormPlus(1e-8)][n / 4];
+        let words = if n % 2 == 0 { WordsAre::Queries } else { WordsAre::Context };
+        let op = Attend { leaky: None, over, scale: 1.0, words };
+        let masked = n / 2 % 2 == 1 && op.heeds_lens();
+        let plan = Plan::of(&op, gpu, Shape::new(&[1, 1, 9, columns]), masked).expect("it fits a kernel");
+        for grad in [false, true] {
+            all.push(super::gates::Variant::new("attend", &plan, plan.source(grad)));
+        }
+    }
+    all
+}
+
+/// Attention weights as DIME's default takes them; the second input's values are lengths less one.
+fn clipped(x: &[Tensor], words: WordsAre) -> Tensor {
+    let how = Attend { leaky: Some(0.1), over: OverQueries::Norm(1e-12), scale: 4.0, words };
+    how.weights(&x[0], x.get(1).map(|n| n.map(|n| n + 1.0)).as_ref())
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let queries: fn(&[Tensor]) -> Tensor = |x| clipped(x, WordsAre::Queries);
+    let context: fn(&[Tensor]) -> Tensor = |x| clipped(x, WordsAre::Context);
+    let bound = sums(37);
+    vec![
+        case("attend", "of regions by words", &[&[3, 5, 12, 36]], bound, queries).bench(),
+        case("attend", "words padded as queries", &[&[3, 4, 7, 36], &[4]], bound, queries)
+            .with(1, Values::Whole(7)),
+        case("attend", "words padded as context", &[&[3, 4, 36, 11], &[4]], bound, context)
+            .with(1, Values::Whole(11)),
+        case("attend", "norm plus eps", &[&[2, 3, 5, 8]], bound, |x| {
+            let over = OverQueries::NormPlus(1e-8);
+            Attend { leaky: None, over, scale: 4.0, words: WordsAre::Context }.weights(&x[0], None)
+        }),
+        case("attend", "clipped only, words padded as queries", &[&[2, 3, 5, 9], &[3]], bound, |x| {
+            let how =
+                Attend { leaky: Some(0.1), over: OverQueries::Nothing, scale: 4.0, words: WordsAre::Queries };
+            how.weights(&x[0], Some(&x[1]))
+        })
+        .with(1, Values::Whole(5)),
+        case("attend", "a context past one kernel", &[&[2, 2, 9, 147], &[2]], bound, context)
+            .with(1, Values::Whole(147)),
+        case("attend", "queries past one kernel", &[&[2, 2, 147, 41], &[2]], bound, queries)
+            .with(1, Values::Whole(147)),
+    ]
 }

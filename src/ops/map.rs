@@ -3,11 +3,12 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::reduce::{Kind, Reduce, sum_axis};
+use super::registry::{Case, POINT, Values, case, sums};
 use super::walk::{Lane, Walk, distinct, fill, pointwise};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
-use crate::host::Array;
+use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
-use crate::tensor::{Back, Cost, Expr, Grad, Keep, Op, Program, Tensor, View, Viewed, apply};
+use crate::tensor::{Back, Cost, Expr, Grad, Keep, Op, Program, Pullback, Tensor, View, Viewed, apply};
 
 const KERNEL: Kernel = Kernel { name: "map", text: include_str!("../../shaders/map.wgsl") };
 
@@ -21,7 +22,7 @@ pub fn map(x: Vec<Viewed>, f: impl FnOnce(&[Expr]) -> Expr) -> Tensor {
 /// A view as a tensor, without a copy where that is possible.
 #[track_caller]
 pub fn materialize(x: Viewed) -> Tensor {
-    Tensor::in_place(&x).unwrap_or_else(|| map(vec![x], |x| x[0].clone()))
+    Tensor::aliased(&x).unwrap_or_else(|| map(vec![x], |x| x[0].clone()))
 }
 
 /// `a + b`, broadcast.
@@ -148,7 +149,7 @@ impl Op for Map {
         });
     }
 
-    fn host(&self, x: &[&Array]) -> Array {
+    fn host(&self, x: &[ArrayView]) -> Array {
         let read: Vec<Vec<f64>> = x.iter().zip(&self.views).map(|(x, v)| gather(x, v)).collect();
         let shape = self.views[0].shape;
         let (mut row, mut scratch) = (vec![0.0; x.len()], Vec::new());
@@ -163,18 +164,20 @@ impl Op for Map {
         Array::new(shape, data)
     }
 
+    fn cost(&self, x: &[Shape]) -> Cost {
+        let n = self.views[0].shape.len();
+        let moved = n + x.iter().map(Shape::len).sum::<usize>();
+        Cost { flops: (n * self.program.flops()) as f64, bytes: 4.0 * moved as f64 }
+    }
+}
+
+impl Pullback for Map {
     fn keep(&self) -> Keep {
         kept_inputs(&self.program, self.views.len())
     }
 
     fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
         pullbacks(&self.program, &self.views, back, &back.g().view(), 1.0)
-    }
-
-    fn cost(&self, x: &[Shape]) -> Cost {
-        let n = self.views[0].shape.len();
-        let moved = n + x.iter().map(Shape::len).sum::<usize>();
-        Cost { flops: (n * self.program.flops()) as f64, bytes: 4.0 * moved as f64 }
     }
 }
 
@@ -304,7 +307,7 @@ fn sum_run(y: &Tensor, (first, count): (usize, usize)) -> Tensor {
 }
 
 /// The values a view reads, in its order.
-pub(super) fn gather(x: &Array, view: &View) -> Vec<f64> {
+pub(super) fn gather(x: &ArrayView, view: &View) -> Vec<f64> {
     let (offset, strides) = view.strides();
     let dims = view.shape.dims();
     let mut c = vec![0usize; dims.len()];
@@ -322,4 +325,52 @@ pub(super) fn gather(x: &Array, view: &View) -> Vec<f64> {
         }
     }
     values
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        case("map", "one input, in fours", &[&[64, 256]], POINT, |x| x[0].map(|x| x.gelu())).bench(),
+        case("map", "odd length", &[&[257]], POINT, |x| x[0].map(|x| x.tanh() + x.sigmoid())),
+        case("map", "extremes", &[&[3, 84]], POINT, |x| {
+            x[0].map(|x| x.tanh() + x.sigmoid() + x.gelu() * 1e-4 + x.softplus() * 1e-4)
+        })
+        .all(Values::Extreme),
+        case("map", "near zero", &[&[1024]], POINT, |x| x[0].map(|x| x.tanh() + x.erf()))
+            .all(Values::Uniform(-0.1, 0.1)),
+        case("map", "erf between its two fits", &[&[4096]], 2e-7, |x| x[0].map(|x| x.erf()))
+            .all(Values::Uniform(-5.0, 5.0)),
+        case("map", "exp, log, roots", &[&[5, 36]], POINT, |x| {
+            x[0].map(|x| x.exp() + x.log() * x.sqrt() + x.rsqrt())
+        })
+        .all(Values::Uniform(0.1, 4.0)),
+        case("map", "kinks", &[&[7, 32], &[7, 32]], POINT, |x| {
+            x[0].map2(&x[1], |a, b| a.max(b) + a.min(0.5) + b.leaky_relu(0.1) + a.abs() * b.sign())
+        }),
+        case("map", "bias over rows", &[&[37, 36], &[36]], POINT, |x| x[0].map2(&x[1], |a, b| a * b + b)),
+        case("map", "a scalar and a column", &[&[5, 3, 8], &[], &[3, 1]], POINT, |x| {
+            x[0].map3(&x[1], &x[2], |a, s, c| a * s + c / (s * s + 1.0))
+        }),
+        case("map", "outer product", &[&[7, 1, 5], &[1, 3, 1]], POINT, |x| x[0].map2(&x[1], |a, b| a * b)),
+        case("map", "permuted", &[&[3, 5, 8], &[8, 3, 5]], POINT, |x| {
+            map(vec![x[0].view().permute(&[2, 0, 1]), x[1].view()], |x| &x[0] * &x[1])
+        }),
+        case("map", "sliced and padded", &[&[4, 12], &[4, 6]], POINT, |x| {
+            map(vec![x[0].view().slice(1, 3, 8), x[1].view().pad(1, 2, 0)], |x| &x[0] * 2.0 + &x[1] * &x[0])
+        }),
+        case("map", "cuts whose slopes have no value past their ends", &[&[4, 12], &[4, 5]], POINT, |x| {
+            let cut = x[0].map(|x| x * x + 1.0).view().slice(1, 4, 5);
+            map(vec![cut, x[1].view()], |x| &x[1] / &x[0] + x[0].rsqrt())
+        }),
+        case("map", "windows over words", &[&[3, 7, 8]], POINT, |x| {
+            map(vec![x[0].view().slice(1, 1, 6).pad(1, 0, 1), x[0].view()], |x| &x[0] * &x[1])
+        }),
+        case("map", "a new axis, padded", &[&[3, 5], &[3, 5]], POINT, |x| {
+            let at = |i: usize, j: usize| x[i].view().repeat(2, 1).pad(2, j, 1 - j);
+            map(vec![at(0, 0), at(1, 1)], |x| &x[0] * 2.0 + &x[1])
+        }),
+        case("map", "one entry over many", &[&[3, 5, 7, 8], &[3, 5, 1, 4]], sums(56), |x| {
+            map(vec![x[0].view(), x[1].view().slice(3, 2, 1)], |x| &x[0] * &x[1])
+        }),
+        case("map", "empty", &[&[0, 4]], POINT, |x| x[0].map(Expr::exp)),
+    ]
 }

@@ -1,6 +1,7 @@
 //! Matrix products: batched, broadcast and transposed by strides, so that no operand is ever copied.
 
 mod block;
+mod cases;
 mod cooperative;
 mod lanes;
 mod linears;
@@ -9,10 +10,13 @@ mod tile;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
-use crate::host::Array;
+use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
-use crate::tensor::{Back, Cost, Grad, Keep, Op, Tensor, apply};
+use crate::tensor::{Back, Cost, Grad, Keep, Op, Pullback, Tensor, apply, compute};
+pub(super) use cases::cases;
 pub use linears::Linears;
+#[cfg(test)]
+pub(super) use tile::{variants, with_each_form};
 use tile::{Form, Tile, plan};
 
 const KERNEL: Kernel = Kernel { name: "matmul", text: include_str!("../../shaders/matmul.wgsl") };
@@ -364,9 +368,9 @@ impl MatMul {
         let (m, n, k) = (self.m, self.n, self.k);
         let op = self.product([m, k, n], self.c, self.b.transposed(), self.a, back.shape(0));
         if self.rectified {
-            return apply(MatMul { beside: Beside::Gate, ..op }, &[g, back.x(1), back.x(0)]).into();
+            return compute(MatMul { beside: Beside::Gate, ..op }, &[g, back.x(1), back.x(0)]).into();
         }
-        apply(op, &[g, back.x(1)]).into()
+        compute(op, &[g, back.x(1)]).into()
     }
 
     /// The gradients of a linear map with a bias: that of the bias is summed on the way to that of the weight.
@@ -377,7 +381,7 @@ impl MatMul {
         let shape = Shape::new(&[n * k + n]);
         let op = self.product([n, k, m], self.c.transposed(), self.a, c, shape);
         let op = Self { sums: true, behind: n * k, ..op };
-        let both = apply(op, &[&g, back.x(0)]);
+        let both = compute(op, &[&g, back.x(0)]);
         let part = |start, dims: &[usize]| Some(both.section(start, Shape::new(dims)).into());
         let mut grads = vec![gx, part(0, &[n, k]), part(n * k, &[n])];
         grads.extend((self.beside == Beside::Added).then(|| Some(g.into())));
@@ -411,6 +415,8 @@ impl Op for MatMul {
             && op.sum == 1;
         let (form, splits) = plan(&op, gpu, can_split);
         let tile = Tile::of(&op, form);
+        #[cfg(test)]
+        super::gates::planned("matmul", &tile);
         let (height, width) = form.covers();
         let tiles = op.m.div_ceil(height) * op.n.div_ceil(width) * op.batches();
         let steps = op.k.div_ceil(4);
@@ -422,12 +428,12 @@ impl Op for MatMul {
         let partial = (splits > 1).then(|| gpu.alloc(splits * out));
         let target = partial.as_ref().unwrap_or(y);
         let (kernel, count, grid) = match form {
-            Form::Lanes { lanes, .. } => {
-                let count = tiles * splits * lanes;
+            Form::Lanes(size) => {
+                let count = tiles * splits * size.lanes;
                 (KERNEL, count, Grid::Heavy(count))
             }
             Form::Block { .. } => (BLOCK, tiles * splits, Grid::Groups(tiles * splits)),
-            Form::Cooperative { .. } => (COOPERATIVE, tiles * splits, Grid::Groups(tiles * splits)),
+            Form::Cooperative(_) => (COOPERATIVE, tiles * splits, Grid::Groups(tiles * splits)),
         };
         let l = |l: Layout, third: usize| [l.batch[0], l.batch[1], third, l.row];
         let params = Words::default()
@@ -441,17 +447,12 @@ impl Op for MatMul {
             .sizes(&[op.batch[0], op.behind]);
         let mut hash = DefaultHasher::new();
         tile.hash(&mut hash);
-        let text = || match form {
-            Form::Lanes { .. } => lanes::source(&tile),
-            Form::Block { .. } => block::source(&tile),
-            Form::Cooperative { .. } => cooperative::source(&tile),
-        };
         let mut reads = vec![a, b];
         reads.extend(self.packed.then_some(b));
         reads.extend(&x[2..]);
         gpu.dispatch(&Launch {
             kernel,
-            body: Some((hash.finish(), &text)),
+            body: Some((hash.finish(), &|| tile.source())),
             constants: &[],
             reads: &reads,
             writes: &[target],
@@ -464,7 +465,7 @@ impl Op for MatMul {
         }
     }
 
-    fn host(&self, x: &[&Array]) -> Array {
+    fn host(&self, x: &[ArrayView]) -> Array {
         let mut y = Array::zeros(self.shape);
         for b0 in 0..self.batch[0] {
             for b1 in 0..self.batch[1] {
@@ -511,6 +512,16 @@ impl Op for MatMul {
         y
     }
 
+    fn cost(&self, x: &[Shape]) -> Cost {
+        let moved: usize = x.iter().map(Shape::len).sum::<usize>() + self.shape.len();
+        Cost {
+            flops: 2.0 * (self.m * self.n * self.k * self.batches() * self.sum) as f64,
+            bytes: 4.0 * moved as f64,
+        }
+    }
+}
+
+impl Pullback for MatMul {
     fn keep(&self) -> Keep {
         let keep = Keep::inputs([0, 1]);
         if self.act == Act::None || self.open { keep } else { keep.and_output() }
@@ -534,7 +545,7 @@ impl Op for MatMul {
         let ga = back.needs(0).then(|| self.grad_a(back, &g));
         let gb = back.needs(1).then(|| {
             let op = self.product([k, n, m], self.a.transposed(), self.c, self.b, back.shape(1));
-            apply(op, &[back.x(0), &g]).into()
+            compute(op, &[back.x(0), &g]).into()
         });
         let mut grads = vec![ga, gb];
         if self.bias {
@@ -544,13 +555,5 @@ impl Op for MatMul {
             grads.push(Some(g.into()));
         }
         grads
-    }
-
-    fn cost(&self, x: &[Shape]) -> Cost {
-        let moved: usize = x.iter().map(Shape::len).sum::<usize>() + self.shape.len();
-        Cost {
-            flops: 2.0 * (self.m * self.n * self.k * self.batches() * self.sum) as f64,
-            bytes: 4.0 * moved as f64,
-        }
     }
 }

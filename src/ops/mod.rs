@@ -1,35 +1,37 @@
 //! Every operation: its kernel, its f64 definition, its gradient and its registry row, a file a family.
 
 mod adam;
+mod alias;
 mod attend;
 mod attention;
 mod backward;
-mod checkpoint;
 mod dropout;
+#[cfg(test)]
+mod gates;
 mod gather;
 mod map;
 mod matmul;
 mod norm;
 mod pack;
+mod recompute;
 mod reduce;
 pub mod registry;
 mod route;
 mod rows;
-mod share;
 mod softmax;
 mod walk;
 mod write;
 
 pub use adam::{AdamState, AdamStep, adam, sum_of_squares};
+pub use alias::stack;
 pub use attend::{Attend, OverQueries, WordsAre};
 pub use backward::Grads;
-pub use checkpoint::checkpoint;
 pub use map::{add, concat, map, materialize};
 pub use matmul::{Act, Linears};
 pub use pack::{pack, pack_with_zeros, unpack};
+pub use recompute::recompute;
 pub use reduce::{scaled_sum_of, sum_of};
 pub use route::{route, route_shares};
-pub use share::stack;
 pub use write::write;
 
 pub use crate::tensor::Expr;

@@ -1,11 +1,12 @@
 //! Many small tensors in one: a dispatch then does for all of them. Where they lie in memory so already, it is theirs.
 
+use super::registry::{Case, POINT, case};
 use super::walk::fill;
+use super::{Expr, materialize};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Style, Words};
-use crate::host::Array;
+use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
-use crate::tensor::{Back, Device, Grad, Keep, Op, Tensor, apply, record};
-use std::rc::Rc;
+use crate::tensor::{Back, Device, Grad, Keep, Kind, Op, Pullback, Tensor, apply, record};
 
 const KERNEL: Kernel = Kernel { name: "pack", text: include_str!("../../shaders/pack.wgsl") };
 /// Tensors a dispatch takes at most: the lengths its parameters hold.
@@ -48,7 +49,7 @@ pub fn pack(tensors: &[&Tensor]) -> Tensor {
     match whole() {
         Some(buf) => {
             let y = Tensor::on_gpu(Shape::new(&[op.total]), buf);
-            record(Rc::new(op), tensors, vec![y]).remove(0)
+            record("pack", Kind::Op(Box::new(op)), tensors, vec![y]).remove(0)
         }
         None => apply(op, tensors),
     }
@@ -118,14 +119,16 @@ impl Op for Pack {
         }
     }
 
-    fn host(&self, x: &[&Array]) -> Array {
+    fn host(&self, x: &[ArrayView]) -> Array {
         let mut y = Array::zeros(Shape::new(&[self.total]));
         for (x, place) in x.iter().zip(&self.places) {
-            y.data[*place..place + x.data.len()].copy_from_slice(&x.data);
+            y.data[*place..place + x.data.len()].copy_from_slice(x.data);
         }
         y
     }
+}
 
+impl Pullback for Pack {
     fn keep(&self) -> Keep {
         Keep::NOTHING
     }
@@ -154,4 +157,12 @@ fn text(parts: usize) -> String {
 pub fn unpack(packed: &Tensor, shapes: &[Shape]) -> Vec<Tensor> {
     let (places, _) = places(&packed.device(), shapes.iter().map(Shape::len));
     shapes.iter().zip(places).map(|(shape, place)| packed.section(place, *shape)).collect()
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    vec![case("pack", "odd lengths", &[&[5, 7], &[3], &[64]], POINT, |x| {
+        let first = |x: &[&Tensor]| materialize(pack(x).view().slice(0, 0, x[0].len()));
+        let y = first(&[&x[0], &x[1], &x[2]]).map(Expr::tanh);
+        y.map2(&first(&[&x[1], &x[0]]).sum_all(), |y, s| y * s)
+    })]
 }

@@ -3,12 +3,15 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::map::{broadcast_all, gather, kept_inputs, pullbacks};
+use super::registry::{Case, POINT, Values, case, sums};
 use super::rows::fits;
 use super::walk::{Lane, Walk, distinct, fill, param, pointwise};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
-use crate::host::Array;
+use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
-use crate::tensor::{Back, Cost, Expr, Grad, Keep, Op, Program, Tensor, View, Viewed, apply};
+use crate::tensor::{
+    Back, Cost, Expr, Grad, Keep, Op, Program, Pullback, Tensor, View, Viewed, apply, compute,
+};
 
 const KERNEL: Kernel = Kernel { name: "reduce", text: include_str!("../../shaders/reduce.wgsl") };
 const MAX_GRAD: Kernel = Kernel { name: "max_grad", text: include_str!("../../shaders/max_grad.wgsl") };
@@ -211,7 +214,7 @@ impl Op for Reduce {
         Self::rows(self.kind, self.factor, chunks, n).gpu(gpu, &[&partial], y, &[]);
     }
 
-    fn host(&self, x: &[&Array]) -> Array {
+    fn host(&self, x: &[ArrayView]) -> Array {
         let read: Vec<Vec<f64>> = x.iter().zip(&self.views).map(|(x, v)| gather(x, v)).collect();
         let (outer, n, inner) = self.full().split(self.axis);
         let (mut row, mut scratch) = (vec![0.0; x.len()], Vec::new());
@@ -235,6 +238,14 @@ impl Op for Reduce {
         Array::new(self.full().without(self.axis), data)
     }
 
+    fn cost(&self, x: &[Shape]) -> Cost {
+        let n = self.full().len();
+        let moved = self.full().without(self.axis).len() + x.iter().map(Shape::len).sum::<usize>();
+        Cost { flops: (n * (1 + self.program.flops())) as f64, bytes: 4.0 * moved as f64 }
+    }
+}
+
+impl Pullback for Reduce {
     fn keep(&self) -> Keep {
         match self.kind {
             Kind::Sum => kept_inputs(&self.program, self.views.len()),
@@ -248,14 +259,8 @@ impl Op for Reduce {
                 let g = back.g().view().repeat(self.axis, self.full()[self.axis]);
                 pullbacks(&self.program, &self.views, back, &g, self.factor)
             }
-            Kind::Max => vec![Some(apply(MaxGrad { axis: self.axis }, &[back.x(0), back.g()]).into())],
+            Kind::Max => vec![Some(compute(MaxGrad { axis: self.axis }, &[back.x(0), back.g()]).into())],
         }
-    }
-
-    fn cost(&self, x: &[Shape]) -> Cost {
-        let n = self.full().len();
-        let moved = self.full().without(self.axis).len() + x.iter().map(Shape::len).sum::<usize>();
-        Cost { flops: (n * (1 + self.program.flops())) as f64, bytes: 4.0 * moved as f64 }
     }
 }
 
@@ -291,7 +296,7 @@ impl Op for MaxGrad {
         });
     }
 
-    fn host(&self, x: &[&Array]) -> Array {
+    fn host(&self, x: &[ArrayView]) -> Array {
         let (outer, n, inner) = x[0].shape.split(self.axis);
         let mut y = Array::zeros(x[0].shape);
         for o in 0..outer {
@@ -305,12 +310,24 @@ impl Op for MaxGrad {
         }
         y
     }
+}
 
-    fn keep(&self) -> Keep {
-        Keep::NOTHING
-    }
-
-    fn grad(&self, _: &Back) -> Vec<Option<Grad>> {
-        panic!("max_grad: second derivatives are not taken")
-    }
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        case("reduce", "rows, in fours", &[&[257, 36]], sums(36), |x| x[0].sum(-1)),
+        case("reduce", "rows, odd", &[&[5, 37]], sums(37), |x| x[0].mean(-1)),
+        case("reduce", "columns", &[&[255, 64]], sums(255), |x| x[0].sum(0)),
+        case("reduce", "long columns in chunks", &[&[9216, 64]], sums(9216), |x| x[0].sum(0)).bench(),
+        case("reduce", "a long axis, past the loop limit", &[&[300_001]], sums(300_001), |x| x[0].sum(0))
+            .all(Values::Uniform(0.0, 1.0)),
+        case("reduce", "the middle axis", &[&[6, 36, 5]], sums(36), |x| x[0].mean(1)),
+        case("reduce", "of a formula", &[&[9, 36], &[9, 36]], sums(36), |x| {
+            sum_of(vec![x[0].view(), x[1].view()], 1, |x| &x[0] * x[1].tanh())
+        }),
+        case("reduce", "of one row", &[&[1, 5]], POINT, |x| x[0].sum(0)),
+        case("reduce", "of nothing", &[&[0, 5]], POINT, |x| x[0].sum(0)),
+        case("reduce", "maximum", &[&[7, 36, 8]], POINT, |x| x[0].max(1)).bench(),
+        case("reduce", "the longest maximum", &[&[16_384]], POINT, |x| x[0].max(0)),
+        case("reduce", "maximum with ties", &[&[7, 12]], POINT, |x| x[0].max(-1)).all(Values::Grid),
+    ]
 }

@@ -3,13 +3,12 @@
 use std::fmt::Write;
 
 use super::lanes::{bindings, four_of, store_quad};
-use super::tile::{Form, Tile};
+use super::tile::Tile;
 use super::{Act, BLOCK};
 use crate::ops::walk::{fill, pointwise};
 
 /// The kernel's text for a tile.
-pub(super) fn source(t: &Tile) -> String {
-    let Form::Block { side, halves } = t.form else { unreachable!("other forms have texts of their own") };
+pub(super) fn source(t: &Tile, side: usize, halves: usize) -> String {
     let sizes = format!("const SIDE = {side}u;\nconst QUADS = {}u;", side * halves);
     let text = fill(
         BLOCK.text,

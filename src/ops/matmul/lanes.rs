@@ -3,28 +3,22 @@
 
 use std::fmt::Write;
 
-use super::tile::{Form, Tile};
+use super::tile::Tile;
 use super::{Act, Beside, KERNEL};
 use crate::ops::walk::{fill, pointwise};
 
 const X: [&str; 4] = ["x", "y", "z", "w"];
 
-/// Rows, columns and lanes of the tile.
-#[derive(Clone, Copy)]
-struct Size {
-    lanes: usize,
-    rows: usize,
-    cols: usize,
+/// Invocations that share a tile, and the rows and columns of each: one, or a subgroup whose invocations own different
+/// rows of the same columns and load the columns for each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Size {
+    pub(super) lanes: usize,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
 }
 
 impl Size {
-    fn of(t: &Tile) -> Self {
-        match t.form {
-            Form::Lanes { lanes, rows, cols } => Self { lanes, rows, cols },
-            _ => unreachable!("other forms have texts of their own"),
-        }
-    }
-
     /// Vectors of b that one lane loads.
     fn shares(self) -> usize {
         self.cols / self.lanes
@@ -38,8 +32,7 @@ impl Size {
 }
 
 /// The kernel's text for a tile.
-pub(super) fn source(t: &Tile) -> String {
-    let size = Size::of(t);
+pub(super) fn source(t: &Tile, size: Size) -> String {
     let entry = if size.lanes > 1 {
         "@compute @workgroup_size(GROUP)\nfn main(@builtin(global_invocation_id) id: vec3<u32>, \
          @builtin(num_workgroups) groups: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {"

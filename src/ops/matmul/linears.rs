@@ -3,7 +3,7 @@
 use super::{Act, Beside, Layout, MatMul};
 use crate::ops::pack::{pack, places};
 use crate::shape::Shape;
-use crate::tensor::{Back, Grad, Tensor, apply};
+use crate::tensor::{Back, Grad, Tensor, apply, compute};
 
 /// Linear maps of one shape, their weights and biases packed in one tensor.
 pub struct Linears {
@@ -83,7 +83,7 @@ impl MatMul {
         let gw = back.needs(1).then(|| {
             let c = Layout { batch: self.b.batch, sum: 0, row: k, col: 1 };
             let op = self.product([n, k, m], self.c.transposed(), self.a, c, back.shape(1));
-            apply(Self { sums: true, behind: self.behind, ..op }, &[&g, back.x(0)]).into()
+            compute(Self { sums: true, behind: self.behind, ..op }, &[&g, back.x(0)]).into()
         });
         vec![gx, gw]
     }

@@ -7,7 +7,7 @@ use super::encode::EPS;
 use super::mask::{self, Mask};
 use super::{AttentionNorm, Direction, Path, Run};
 use crate::nn::{Params, Scope, linear, linears, mlp};
-use crate::ops::{Act, Attend, Expr, OverQueries, WordsAre, add, checkpoint, materialize, stack};
+use crate::ops::{Act, Attend, Expr, OverQueries, WordsAre, add, materialize, recompute, stack};
 use crate::tensor::Tensor;
 
 /// What the cells read besides their input.
@@ -49,7 +49,7 @@ fn recomputed(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides, cell: Cell)
     let (config, train) = (run.config.clone(), run.train);
     let guides =
         Guides { global: guides.global.detach(), context: guides.context.detach(), ..guides.clone() };
-    checkpoint(&inputs, move |x| {
+    recompute(&inputs, move |x| {
         let mut params = Params::default();
         names.iter().zip(&x[3..]).for_each(|(name, w)| params.insert(name, w.clone()));
         let run = Run { scope: params.root(), config: &config, path: Path::Fast, train, taps: None };
