@@ -1,12 +1,14 @@
 //! Adam and AdamW with a global norm clip, in place.
 
+use super::codegen::fill;
 use super::registry::{Case, POINT, Values, case};
 use super::stack;
-use super::walk::fill;
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
 use crate::tensor::Tensor;
 
 const KERNEL: Kernel = Kernel { name: "adam", text: include_str!("../../shaders/adam.wgsl") };
+
+const ONE_SIDE: &str = "all of a step is on one side";
 
 /// The constants of one step.
 #[derive(Clone, Copy, Debug)]
@@ -80,7 +82,7 @@ pub fn adam(state: &mut AdamState, g: &Tensor, squares: &Tensor, step: &AdamStep
         (Some(w), Some(g), Some(norm)) => {
             let gpu = w.gpu().expect("a tensor never outlives its device");
             let (m, v) = (state.m.buf(), state.v.buf());
-            on_gpu(&gpu, [g, norm], [w, m.expect("beside w"), v.expect("beside w")], step, t);
+            on_gpu(&gpu, [g, norm], [w, m.expect(ONE_SIDE), v.expect(ONE_SIDE)], step, t);
         }
         _ => on_host(state, g, squares, step, t),
     }
@@ -120,7 +122,6 @@ fn on_gpu(gpu: &Gpu, reads: [&Buf; 2], writes: [&Buf; 3], step: &AdamStep, t: i3
 }
 
 fn on_host(state: &AdamState, g: &Tensor, squares: &Tensor, step: &AdamStep, t: i32) {
-    const ONE_SIDE: &str = "all of a step is on one side";
     let norm = squares.values().expect(ONE_SIDE)[0].sqrt();
     if !norm.is_finite() {
         return;

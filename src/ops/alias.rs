@@ -104,7 +104,7 @@ pub(super) fn cases() -> Vec<Case> {
             let z = y.map(Expr::tanh);
             z.select(1).map3(&y.select(0), &z.select(2), |a, b, c| a * b + c)
         }),
-        case("stack", "of what lies stacked, summed over rows", &[&[2, 5, 7, 64]], sums(7), |x| {
+        case("stack", "of what is contiguous, summed over rows", &[&[2, 5, 7, 64]], sums(7), |x| {
             stack(&[&x[0].select(0), &x[0].select(1)]).sum(2).map(|s| s * s)
         }),
         case("stack", "under other shapes", &[&[6, 5], &[6, 5]], sums(12), |x| {

@@ -4,9 +4,9 @@
 use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use super::codegen::{fill, pointwise};
 use super::pack::places;
 use super::registry::{Case, Values, case, sums};
-use super::walk::{fill, pointwise};
 use super::{add, materialize};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Style, Words};
 use crate::host::{Array, ArrayView};
@@ -39,7 +39,7 @@ impl Tensor {
     }
 
     /// [`Tensor::attention`] of a sequence over itself: this, `[n, r, 3 * heads * d]`, holds queries, keys and values
-    /// beside each other. The result, with `plus` added, is `[n, r, heads * d]`.
+    /// concatenated. The result, with `plus` added, is `[n, r, heads * d]`.
     #[track_caller]
     pub fn self_attention(&self, heads: usize, scale: f64, bias: Option<&Self>, plus: Option<&Self>) -> Self {
         let op = Attention { heads, scale, stacked: true, masked: bias.is_some(), plus: plus.is_some() };
@@ -303,7 +303,7 @@ impl Op for AttentionGrad {
     fn host(&self, x: &[ArrayView]) -> Array {
         let (g, x) = x.split_last().expect("the gradient comes last");
         let grads = self.op.grads_on_host(&self.op.apart(x), *g);
-        let grads = if self.op.stacked { vec![beside(&grads)] } else { grads.to_vec() };
+        let grads = if self.op.stacked { vec![concat(&grads)] } else { grads.to_vec() };
         let mut y = Array::zeros(Shape::new(&[self.total]));
         for (grad, place) in grads.iter().zip(&self.places) {
             y.data[*place..place + grad.data.len()].copy_from_slice(&grad.data);
@@ -321,7 +321,7 @@ impl Op for AttentionGrad {
 }
 
 /// Arrays `[n, r, width]` as one `[n, r, 3 width]`.
-fn beside(x: &[Array; 3]) -> Array {
+fn concat(x: &[Array; 3]) -> Array {
     let (shape, width) = (x[0].shape, x[0].shape[2]);
     let row = |i: usize| x.iter().flat_map(move |x| x.data[i * width..(i + 1) * width].iter().copied());
     Array::new(shape.with(2, 3 * width), (0..shape.len() / width).flat_map(row).collect())
@@ -450,7 +450,7 @@ impl Plan {
         let at = |c: String, j: String| {
             self.place(array, &format!("n * p.other + min(first + {c}, p.other - 1u)"), &j)
         };
-        // A lane loads every `lanes`-th of the step's vectors; past the last it loads what nobody hears.
+        // A lane loads every `lanes`-th of the step's vectors; past the last it loads what nobody reads.
         let shares = (chunk * quads).div_ceil(lanes);
         if lanes > 1 {
             for t in 0..shares {
@@ -471,7 +471,7 @@ impl Plan {
     }
 
     /// One value of `array` for each row of a step as `{array}{c}`, from `before` on; a lane loads one for all.
-    fn heard(&self, array: &str, before: &str) -> String {
+    fn broadcast(&self, array: &str, before: &str) -> String {
         let chunk = self.chunk();
         let at = |c: &str| format!("{array}[{before}min(first + {c}, p.other - 1u)]");
         if self.lanes == 1 {
@@ -487,7 +487,7 @@ impl Plan {
     fn biases(&self) -> String {
         let mut s = String::new();
         if self.masked {
-            s += &self.heard("bias", "n % p.masks * p.keys + ");
+            s += &self.broadcast("bias", "n % p.masks * p.keys + ");
         }
         for c in 0..self.chunk() {
             let bias = if self.masked { format!("bias{c}") } else { "0.0".into() };
@@ -663,7 +663,7 @@ impl Plan {
     }
 
     fn keys(&self) -> String {
-        let about = self.heard("about", "(n * p.heads + head) * p.other + ");
+        let about = self.broadcast("about", "(n * p.heads + head) * p.other + ");
         let mut step = format!("{}{}{about}", self.rows("q", "q"), self.rows("g", "g"));
         for c in 0..self.chunk() {
             let _ = writeln!(

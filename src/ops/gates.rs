@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 use super::registry::cases;
-use super::{attend, attention, matmul, rows};
+use super::{attention, cross_attention, matmul, rows};
 use crate::gpu::{Gpu, Options, Style};
 use crate::tensor::{Device, seen};
 
@@ -98,8 +98,12 @@ fn every_choice_of_a_planner_is_valid_and_has_a_case() {
             }
         });
         let ran = PLANNED.take();
-        let can =
-            [matmul::variants(&gpu), attention::variants(&gpu), attend::variants(&gpu), rows::variants(&gpu)];
+        let can = [
+            matmul::variants(&gpu),
+            attention::variants(&gpu),
+            cross_attention::variants(&gpu),
+            rows::variants(&gpu),
+        ];
         let can: Vec<Variant> = can.into_iter().flatten().collect();
         assert!(can.len() > 100, "{} variants", can.len());
         let choices: BTreeSet<&String> = can.iter().flat_map(|v| &v.choices).collect();

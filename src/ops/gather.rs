@@ -1,7 +1,7 @@
 //! Embedding lookup, and its gradient as a deterministic scatter-add.
 
+use super::codegen::fill;
 use super::registry::{Case, POINT, Values, case};
-use super::walk::fill;
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, MAX_LOOP, Words};
 use crate::host::{Array, ArrayView};
 use crate::shape::Shape;

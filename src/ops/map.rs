@@ -2,9 +2,9 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use super::codegen::{Codegen, Lane, distinct, fill, pointwise};
 use super::reduce::{Kind, Reduce, sum_axis};
 use super::registry::{Case, POINT, Values, case, sums};
-use super::walk::{Lane, Walk, distinct, fill, pointwise};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
 use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
@@ -31,7 +31,7 @@ pub fn add(a: &Tensor, b: &Tensor) -> Tensor {
     a.map2(b, |a, b| a + b)
 }
 
-/// Tensors beside each other on an axis.
+/// Tensors concatenated on an axis.
 #[track_caller]
 pub fn concat(parts: &[Tensor], axis: usize) -> Tensor {
     if let [one] = parts {
@@ -118,23 +118,26 @@ impl Op for Map {
         let used: Vec<usize> = (0..x.len()).filter(|i| self.program.reads(*i)).collect();
         let (buffers, places) = distinct(&used.iter().map(|i| x[*i]).collect::<Vec<_>>());
         let views: Vec<&View> = used.iter().map(|i| &self.views[*i]).collect();
-        let walk = Walk::new(self.views[0].shape, None, &views, &places);
-        let mut params = vec![walk.invocations() as u32];
-        walk.params(&mut params);
+        let codegen = Codegen::new(self.views[0].shape, None, &views, &places);
+        let mut params = vec![codegen.invocations() as u32];
+        codegen.params(&mut params);
         let constants = params.len();
         params.extend(self.program.constants().iter().map(|c| (*c as f32).to_bits()));
 
         let mut hash = DefaultHasher::new();
         (self.program.key(), &used, buffers.len()).hash(&mut hash);
-        walk.hash(&mut hash);
+        codegen.hash(&mut hash);
         let text = || {
-            let vector = walk.lane == Lane::Out;
+            let vector = codegen.lane == Lane::Out;
             let place = |i: usize| format!("in{}", used.iter().position(|u| *u == i).unwrap_or(0));
-            let constant = |i: usize| format!("bitcast<f32>({})", super::walk::param(constants + i));
+            let constant = |i: usize| format!("bitcast<f32>({})", super::codegen::param(constants + i));
             let (steps, result) = self.program.wgsl(place, constant);
-            let body =
-                format!("{}{}{steps}    y[i] = {result};", walk.coordinates(1, "i"), walk.loads(1, |_| true));
-            let bindings = walk.bindings(buffers.len(), vector);
+            let body = format!(
+                "{}{}{steps}    y[i] = {result};",
+                codegen.coordinates(1, "i"),
+                codegen.loads(1, |_| true)
+            );
+            let bindings = codegen.bindings(buffers.len(), vector);
             format!("{}{}", pointwise(vector), fill(KERNEL.text, &[("bindings", &bindings), ("body", &body)]))
         };
         gpu.dispatch(&Launch {
@@ -144,7 +147,7 @@ impl Op for Map {
             reads: &buffers,
             writes: &[y],
             params: Words(params),
-            grid: Grid::Invocations(walk.invocations()),
+            grid: Grid::Invocations(codegen.invocations()),
             loops: 1,
         });
     }
@@ -212,11 +215,11 @@ pub(super) fn pullbacks(
             if j == n {
                 return g.clone();
             }
-            // An input the slope does not read is not kept: any tensor may stand in its place.
+            // An input the slope does not read is not kept: any tensor serves in its place.
             let tensor = if slope.reads(j) { back.x(j).clone() } else { return g.clone() };
             Viewed { tensor, view: views[j].clone() }
         };
-        // Past a cut's ends all inputs read zero, which must make the formula zero.
+        // Past a slice's ends all inputs read zero, which must make the formula zero.
         let zero = || slope.value(&vec![0.0; n + 1], &mut Vec::new()) == 0.0;
         if let Some(ends) = views[i].ends().filter(|_| views[i].is_identity() || zero()) {
             let read: Vec<usize> = (0..=n).filter(|j| slope.reads(*j)).collect();
@@ -253,9 +256,9 @@ fn adjoint(program: Program, mut inputs: Vec<Viewed>, view: &View) -> Tensor {
         // Where a repeated value is padded, the padding has no gradient to sum.
         let axis = view.axes[k];
         if axis.source.is_none() && view.is_padded(k) {
-            let cut = |v: Viewed| v.slice(k, axis.low, axis.high - axis.low);
-            inputs = inputs.into_iter().map(cut).collect();
-            trimmed = cut(trimmed);
+            let slice = |v: Viewed| v.slice(k, axis.low, axis.high - axis.low);
+            inputs = inputs.into_iter().map(slice).collect();
+            trimmed = slice(trimmed);
         }
     }
     let (summed, back) = trimmed.view.adjoint();
@@ -357,9 +360,9 @@ pub(super) fn cases() -> Vec<Case> {
         case("map", "sliced and padded", &[&[4, 12], &[4, 6]], POINT, |x| {
             map(vec![x[0].view().slice(1, 3, 8), x[1].view().pad(1, 2, 0)], |x| &x[0] * 2.0 + &x[1] * &x[0])
         }),
-        case("map", "cuts whose slopes have no value past their ends", &[&[4, 12], &[4, 5]], POINT, |x| {
-            let cut = x[0].map(|x| x * x + 1.0).view().slice(1, 4, 5);
-            map(vec![cut, x[1].view()], |x| &x[1] / &x[0] + x[0].rsqrt())
+        case("map", "slices whose slopes have no value past their ends", &[&[4, 12], &[4, 5]], POINT, |x| {
+            let slice = x[0].map(|x| x * x + 1.0).view().slice(1, 4, 5);
+            map(vec![slice, x[1].view()], |x| &x[1] / &x[0] + x[0].rsqrt())
         }),
         case("map", "windows over words", &[&[3, 7, 8]], POINT, |x| {
             map(vec![x[0].view().slice(1, 1, 6).pad(1, 0, 1), x[0].view()], |x| &x[0] * &x[1])

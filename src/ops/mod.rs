@@ -2,9 +2,10 @@
 
 mod adam;
 mod alias;
-mod attend;
 mod attention;
 mod backward;
+mod codegen;
+mod cross_attention;
 mod dropout;
 #[cfg(test)]
 mod gates;
@@ -19,13 +20,12 @@ pub mod registry;
 mod route;
 mod rows;
 mod softmax;
-mod walk;
 mod write;
 
 pub use adam::{AdamState, AdamStep, adam, sum_of_squares};
 pub use alias::stack;
-pub use attend::{Attend, OverQueries, WordsAre};
 pub use backward::Grads;
+pub use cross_attention::{CrossAttention, QueryNorm, WordAxis};
 pub use map::{add, concat, map, materialize};
 pub use matmul::{Act, Linears};
 pub use pack::{pack, pack_with_zeros, unpack};

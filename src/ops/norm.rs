@@ -158,8 +158,8 @@ impl Op for NormGrad {
                     let norm = dot(&row, &row).sqrt();
                     let plus = form == Form::L2Plus;
                     let divisor = if plus { norm + eps } else { norm.max(eps) };
-                    let moves = norm > if plus { 0.0 } else { eps };
-                    let share = if moves { dot(&row, &g) / (norm * divisor) } else { 0.0 };
+                    let has_grad = norm > if plus { 0.0 } else { eps };
+                    let share = if has_grad { dot(&row, &g) / (norm * divisor) } else { 0.0 };
                     (g[k] - row[k] * share) / divisor
                 }
             };

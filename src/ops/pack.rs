@@ -1,7 +1,7 @@
-//! Many small tensors in one: a dispatch then does for all of them. Where they lie in memory so already, it is theirs.
+//! Many small tensors in one: a dispatch then does for all of them. Where they are contiguous so already, it aliases them.
 
+use super::codegen::fill;
 use super::registry::{Case, POINT, case};
-use super::walk::fill;
 use super::{Expr, materialize};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Style, Words};
 use crate::host::{Array, ArrayView};
@@ -33,18 +33,18 @@ fn alignment(device: &Device) -> usize {
     bytes.div_ceil(4).next_multiple_of(4)
 }
 
-/// The tensors behind each other in one `[total]`, each where the device can bind it, without a copy where they lie so
-/// already. What stands between them is nobody's.
+/// The tensors in one `[total]`, each at an offset that the device can bind, without a copy where they are at these
+/// offsets already. The values between them mean nothing.
 #[track_caller]
 pub fn pack(tensors: &[&Tensor]) -> Tensor {
     let op = Pack::of(tensors);
     let whole = || {
         let first = tensors[0].buf()?;
         let (memory, start) = first.place();
-        let lies = |(t, place): (&&Tensor, &usize)| {
+        let is_there = |(t, place): (&&Tensor, &usize)| {
             t.buf().is_some_and(|buf| buf.place() == (memory, start + 4 * *place as u64))
         };
-        tensors.iter().zip(&op.places).all(lies).then(|| first.extended(op.total)).flatten()
+        tensors.iter().zip(&op.places).all(is_there).then(|| first.extended(op.total)).flatten()
     };
     match whole() {
         Some(buf) => {
@@ -61,7 +61,7 @@ pub fn pack_with_zeros(tensors: &[&Tensor]) -> Tensor {
     apply(Pack::of(tensors), tensors)
 }
 
-/// The buffers with their places, those as one that lie as their places do.
+/// The buffers with their places, those joined that are as far apart in memory as their places are.
 fn joined(x: &[&Buf], places: &[usize]) -> Vec<(Buf, usize)> {
     let mut pieces: Vec<(Buf, usize)> = Vec::new();
     for (buf, place) in x.iter().zip(places) {

@@ -2,10 +2,10 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use super::codegen::{Codegen, Lane, distinct, fill, param, pointwise};
 use super::map::{broadcast_all, gather, kept_inputs, pullbacks};
 use super::registry::{Case, POINT, Values, case, sums};
 use super::rows::fits;
-use super::walk::{Lane, Walk, distinct, fill, param, pointwise};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
 use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
@@ -124,10 +124,10 @@ impl Reduce {
         self.views[0].shape
     }
 
-    fn launch(&self, gpu: &Gpu, walk: &Walk, buffers: &[&Buf], used: &[usize], y: &Buf, chunks: usize) {
-        let steps = walk.axis_steps();
+    fn launch(&self, gpu: &Gpu, codegen: &Codegen, buffers: &[&Buf], used: &[usize], y: &Buf, chunks: usize) {
+        let steps = codegen.axis_steps();
         let chunk = steps.div_ceil(chunks);
-        let per_chunk = walk.invocations();
+        let per_chunk = codegen.invocations();
         let factor = if chunks == 1 { self.factor } else { 1.0 };
         let mut params = Words::default()
             .sizes(&[per_chunk * chunks, steps, chunk])
@@ -135,14 +135,14 @@ impl Reduce {
             .sizes(&[per_chunk])
             .0;
         const FIRST: usize = 5;
-        walk.params(&mut params);
+        codegen.params(&mut params);
         let constants = params.len();
         params.extend(self.program.constants().iter().map(|c| (*c as f32).to_bits()));
         let mut hash = DefaultHasher::new();
         (self.program.key(), used, buffers.len(), self.kind, chunks > 1).hash(&mut hash);
-        walk.hash(&mut hash);
+        codegen.hash(&mut hash);
         let text = || {
-            let vector = walk.lane != Lane::Single;
+            let vector = codegen.lane != Lane::Single;
             let place = |i: usize| format!("in{}", used.iter().position(|u| *u == i).unwrap_or(0));
             let constant = |i: usize| format!("bitcast<f32>({})", param(constants + i));
             let (formula, result) = self.program.wgsl(place, constant);
@@ -152,12 +152,12 @@ impl Reduce {
                     ("-0x1.fffffep+127", [format!("max(part, {result})"), "max(acc, part)".to_owned()])
                 }
             };
-            let fold = match (walk.lane, self.kind) {
+            let fold = match (codegen.lane, self.kind) {
                 (Lane::Axis, Kind::Sum) => "acc.x + acc.y + acc.z + acc.w",
                 (Lane::Axis, Kind::Max) => "max(max(acc.x, acc.y), max(acc.z, acc.w))",
                 _ => "acc",
             };
-            let times = if walk.lane == Lane::Axis { "4u" } else { "1u" };
+            let times = if codegen.lane == Lane::Axis { "4u" } else { "1u" };
             let body = format!(
                 "    let chunk = i / {per};\n{coordinates}    var acc = T({start});\n    \
                  let end = min(chunk * {len} + {len}, {all});\n    \
@@ -165,13 +165,13 @@ impl Reduce {
                  for (var step = first; step < min(first + {PART}u, end); step++) {{\n    let n = step * {times};\n\
                  {loads}{formula}    part = {join};\n    }}\n    acc = {join_parts};\n    }}\n    y[i] = ({fold}) * bitcast<f32>({factor});",
                 per = param(4),
-                coordinates = walk.coordinates(FIRST, &format!("i % {}", param(4))),
+                coordinates = codegen.coordinates(FIRST, &format!("i % {}", param(4))),
                 len = param(2),
                 all = param(1),
-                loads = walk.loads(FIRST, |_| true),
+                loads = codegen.loads(FIRST, |_| true),
                 factor = param(3),
             );
-            let bindings = walk.bindings(buffers.len(), walk.lane == Lane::Out);
+            let bindings = codegen.bindings(buffers.len(), codegen.lane == Lane::Out);
             format!("{}{}", pointwise(vector), fill(KERNEL.text, &[("bindings", &bindings), ("body", &body)]))
         };
         gpu.dispatch(&Launch {
@@ -200,17 +200,17 @@ impl Op for Reduce {
         let used: Vec<usize> = (0..x.len()).filter(|i| self.program.reads(*i)).collect();
         let (buffers, places) = distinct(&used.iter().map(|i| x[*i]).collect::<Vec<_>>());
         let views: Vec<&View> = used.iter().map(|i| &self.views[*i]).collect();
-        let walk = Walk::new(self.full(), Some(self.axis), &views, &places);
-        let steps = walk.axis_steps();
+        let codegen = Codegen::new(self.full(), Some(self.axis), &views, &places);
+        let steps = codegen.axis_steps();
         let enough = enough(gpu);
-        let wanted = if steps > LONG { enough.div_ceil(walk.invocations().max(1)) } else { 1 };
+        let wanted = if steps > LONG { enough.div_ceil(codegen.invocations().max(1)) } else { 1 };
         let chunks = wanted.min(steps.div_ceil(LONG / 8)).max(steps.div_ceil(crate::gpu::MAX_LOOP)).max(1);
         if chunks == 1 {
-            return self.launch(gpu, &walk, &buffers, &used, y, 1);
+            return self.launch(gpu, &codegen, &buffers, &used, y, 1);
         }
-        let n = walk.outputs();
+        let n = codegen.outputs();
         let partial = gpu.alloc(chunks * n);
-        self.launch(gpu, &walk, &buffers, &used, &partial, chunks);
+        self.launch(gpu, &codegen, &buffers, &used, &partial, chunks);
         Self::rows(self.kind, self.factor, chunks, n).gpu(gpu, &[&partial], y, &[]);
     }
 

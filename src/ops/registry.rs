@@ -244,7 +244,7 @@ pub fn cases() -> Vec<Case> {
         super::gather::cases(),
         super::reduce::cases(),
         super::matmul::cases(),
-        super::attend::cases(),
+        super::cross_attention::cases(),
         super::attention::cases(),
         super::softmax::cases(),
         super::norm::cases(),

@@ -1,9 +1,9 @@
 //! Dense routing: mixtures of four cells' outputs by the routers' probabilities, one kernel each way. The
 //! composition of four mixtures reads every cell four times forward and twelve times backward.
 
+use super::codegen::fill;
 use super::reduce::{enough, sum_buffers};
 use super::registry::{Case, case, sums};
-use super::walk::fill;
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
 use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
@@ -238,7 +238,7 @@ fn to_side(g: &Tensor, shape: Shape) -> Tensor {
 /// The gradient of the weights from those of the mixtures, and the cells.
 #[derive(Clone, Debug)]
 struct RouteWeights {
-    /// Whether the weights are shares; then the single mixture stands behind its gradient.
+    /// Whether the weights are shares; then the single mixture follows its gradient.
     shares: bool,
 }
 

@@ -1,7 +1,7 @@
 //! Work along one axis: softmax and the norms. An invocation owns a row, four neighbouring rows where the
 //! axis is not the last, or a row four values at a time where it is; on a GPU a few invocations share such a row.
 
-use super::walk::{Lane, fill, pointwise};
+use super::codegen::{Lane, fill, pointwise};
 use crate::error::Error;
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, MAX_LOOP, Style, Words};
 use crate::shape::Shape;
@@ -141,7 +141,7 @@ pub(super) fn variants(gpu: &Gpu) -> Vec<super::gates::Variant> {
     all.map(|(kernel, walk)| super::gates::Variant::new(kernel.name, walk, walk.source(*kernel))).collect()
 }
 
-/// Where on the axis the values of a step stand.
+/// Where on the axis the values of a step are.
 fn places(lane: Lane) -> &'static str {
     match lane {
         Lane::Single => "fn places(n: u32) -> T { return T(n); }\n",

@@ -76,7 +76,7 @@ pub trait Pullback {
 }
 
 /// A gradient, or one of several that are summed: a formula over viewed tensors of one shape. What is pointwise or only
-/// repeats, cuts or scales is thus never stored, and a sum of any number takes one pass.
+/// repeats, slices or scales is thus never stored, and a sum of any number takes one pass.
 #[derive(Clone, Debug)]
 pub struct Grad {
     /// What the formula reads.
@@ -162,7 +162,7 @@ pub fn apply(op: impl Op + Pullback + 'static, x: &[&Tensor]) -> Tensor {
     record(op.name(), Kind::Op(Box::new(op)), x, vec![y]).remove(0)
 }
 
-/// As [`apply`], for an op of several results: `select` cuts the output into them.
+/// As [`apply`], for an op of several results: `select` splits the output into them.
 #[track_caller]
 pub fn split_with(
     op: impl Op + Pullback + 'static,

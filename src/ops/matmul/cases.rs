@@ -83,19 +83,15 @@ pub(in crate::ops) fn cases() -> Vec<Case> {
         case("matmul", "one head of odd width", &[&[2, 5, 7], &[2, 3, 7]], sums(7), |x| {
             x[0].head_scores(&x[1], 1, 0.5).head_mix(&x[1])
         }),
+        case("matmul", "maps concatenated", &[&[5, 7, 12], &[8, 12], &[8], &[8, 12], &[8]], sums(70), |x| {
+            Linears::new(&[[&x[1], &x[2]], [&x[3], &x[4]]]).concat(&x[0])
+        }),
         case(
             "matmul",
-            "maps beside each other",
-            &[&[5, 7, 12], &[8, 12], &[8], &[8, 12], &[8]],
-            sums(70),
-            |x| Linears::new(&[[&x[1], &x[2]], [&x[3], &x[4]]]).beside(&x[0]),
-        ),
-        case(
-            "matmul",
-            "maps beside each other, odd",
+            "maps concatenated, odd",
             &[&[9, 5], &[3, 5], &[3], &[3, 5], &[3], &[3, 5], &[3]],
             sums(27),
-            |x| Linears::new(&[[&x[1], &x[2]], [&x[3], &x[4]], [&x[5], &x[6]]]).beside(&x[0]),
+            |x| Linears::new(&[[&x[1], &x[2]], [&x[3], &x[4]], [&x[5], &x[6]]]).concat(&x[0]),
         ),
         case("matmul", "two layers of maps with rows of their own", MAPS_OF_ROWS, sums(60), two_layers),
         case("matmul", "two layers of maps, odd, of the same rows", MAPS_OF_ONE, sums(60), two_layers),

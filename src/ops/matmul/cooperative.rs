@@ -6,7 +6,7 @@ use super::block::fetches;
 use super::lanes::{bindings, four_of, store_quad};
 use super::tile::Tile;
 use super::{Act, COOPERATIVE};
-use crate::ops::walk::{fill, pointwise};
+use crate::ops::codegen::{fill, pointwise};
 
 /// A workgroup of four subgroups (or more that repeat their work), each `each x each` matrices of `side x side`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -85,7 +85,7 @@ fn epilogue(t: &Tile) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Beside;
+    use super::super::Epilogue;
     use super::super::tile::Form;
     use super::*;
     use naga::valid::{Capabilities, ValidationFlags, Validator};
@@ -107,7 +107,7 @@ mod tests {
                     c_vector: !odd,
                     ragged: odd,
                     bias: true,
-                    beside: if odd { Beside::Added } else { Beside::Nothing },
+                    epilogue: if odd { Epilogue::Residual } else { Epilogue::None },
                     sums: false,
                     act,
                 };

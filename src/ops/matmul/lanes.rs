@@ -1,11 +1,11 @@
-//! The text of products whose tiles lie in registers, its loops unrolled. Tiles are read straight from memory; in
-//! a subgroup each invocation owns other rows, loads a share of the common columns and hears the rest.
+//! The text of products whose tiles are in registers, its loops unrolled. Tiles are read straight from memory; in
+//! a subgroup each invocation owns other rows, loads a share of the common columns and receives the rest.
 
 use std::fmt::Write;
 
 use super::tile::Tile;
-use super::{Act, Beside, KERNEL};
-use crate::ops::walk::{fill, pointwise};
+use super::{Act, Epilogue, KERNEL};
+use crate::ops::codegen::{fill, pointwise};
 
 const X: [&str; 4] = ["x", "y", "z", "w"];
 
@@ -24,7 +24,7 @@ impl Size {
         self.cols / self.lanes
     }
 
-    /// Where the invocation's row `r` stands behind `m0`: rows of a subgroup alternate, in fours where a is read
+    /// The offset of the invocation's row `r` from `m0`: rows of a subgroup alternate, in fours where a is read
     /// four rows at a time.
     fn row(self, t: &Tile, r: usize) -> usize {
         if t.a_vector && !t.a_along_k { r / 4 * 4 * self.lanes + r % 4 } else { r * self.lanes }
@@ -58,7 +58,7 @@ pub(super) fn bindings(t: &Tile) -> String {
         element(t.b_vector)
     );
     let mut next = 2;
-    for (used, name, vector) in [(t.bias, "bias", false), (t.beside != Beside::Nothing, "beside", t.c_vector)]
+    for (used, name, vector) in [(t.bias, "bias", false), (t.epilogue != Epilogue::None, "other", t.c_vector)]
     {
         if used {
             let _ = writeln!(
@@ -85,7 +85,7 @@ pub(super) fn four_of(part: impl Fn(usize) -> String) -> String {
 }
 
 /// A value that lane `of` holds.
-fn heard(size: Size, value: &str, of: usize) -> String {
+fn broadcast(size: Size, value: &str, of: usize) -> String {
     if size.lanes > 1 { format!("subgroupBroadcast({value}, {of}u)") } else { value.into() }
 }
 
@@ -109,13 +109,13 @@ fn origin(t: &Tile, size: Size) -> String {
         for j in 0..size.shares() {
             let _ = writeln!(
                 s,
-                "    let own{j} = bias[b0 + p.behind + min(n0 + {}u + lane, p.n - 1u)];",
+                "    let own{j} = bias[b0 + p.offset + min(n0 + {}u + lane, p.n - 1u)];",
                 j * lanes
             );
         }
     }
     for q in 0..quads {
-        let part = |l: usize| heard(size, &format!("own{}", (4 * q + l) / lanes), (4 * q + l) % lanes);
+        let part = |l: usize| broadcast(size, &format!("own{}", (4 * q + l) / lanes), (4 * q + l) % lanes);
         let start = if t.bias { four_of(part) } else { "vec4<f32>(0.0)".into() };
         let _ = writeln!(s, "    let start{q} = {start};");
         for r in 0..rows {
@@ -234,7 +234,7 @@ fn quad_of_b(t: &Tile, size: Size, q: usize, s: &mut String) {
         for kk in 0..4 {
             let e = kk * quads + q;
             let value = if size.lanes > 1 {
-                heard(size, &format!("lb{}", e / size.lanes), e % size.lanes)
+                broadcast(size, &format!("lb{}", e / size.lanes), e % size.lanes)
             } else {
                 let value = format!("b[(b1 + (k + {kk}u) * p.b.w + cb{q}) >> 2u]");
                 guard(t, "vec4<f32>(0.0)", value, &format!("{kk}u"))
@@ -246,7 +246,7 @@ fn quad_of_b(t: &Tile, size: Size, q: usize, s: &mut String) {
     for c in 4 * q..4 * q + 4 {
         let value = match size.lanes {
             1 => column(t, c),
-            lanes => heard(size, &format!("lb{}", c / lanes), c % lanes),
+            lanes => broadcast(size, &format!("lb{}", c / lanes), c % lanes),
         };
         let _ = writeln!(s, "    let qb{c} = {value};");
     }
@@ -270,7 +270,7 @@ fn store(t: &Tile, size: Size) -> String {
         let step = if t.c_vector { 4 } else { 1 };
         for r in (0..size.rows).step_by(step) {
             let row = size.row(t, r);
-            let at = format!("c0 + p.behind + m0 + {row}u");
+            let at = format!("c0 + p.offset + m0 + {row}u");
             let store = match step {
                 4 => format!("c[({at}) >> 2u] = {};", four_of(|l| total(r + l))),
                 _ => format!("c[{at}] = {};", total(r)),
@@ -289,18 +289,18 @@ pub(super) fn store_quad(t: &Tile, n: &str, sum: &str) -> String {
         Act::Tanh => format!("safe_tanh({sum} * p.scale)"),
         Act::TanhRelu => format!("max(safe_tanh({sum} * p.scale), vec4<f32>(0.0))"),
     };
-    let met = |value: &str, zero: &str, beside: &str| match t.beside {
-        Beside::Nothing => value.to_string(),
-        Beside::Added => format!("{value} + {beside}"),
-        Beside::Gate => format!("select({zero}, {value}, {beside} > {zero})"),
+    let finished = |value: &str, zero: &str, other: &str| match t.epilogue {
+        Epilogue::None => value.to_string(),
+        Epilogue::Residual => format!("{value} + {other}"),
+        Epilogue::ReluGrad => format!("select({zero}, {value}, {other} > {zero})"),
     };
     let mut s = format!("    {{ let v = {value};\n");
     if t.c_vector {
-        let value = met("v", "vec4<f32>(0.0)", &format!("beside[(row + {n}) >> 2u]"));
+        let value = finished("v", "vec4<f32>(0.0)", &format!("other[(row + {n}) >> 2u]"));
         let _ = writeln!(s, "    if {n} < p.n {{ c[(row + {n}) >> 2u] = {value}; }}");
     } else {
         for (l, x) in X.iter().enumerate() {
-            let value = met(&format!("v.{x}"), "0.0", &format!("beside[row + {n} + {l}u]"));
+            let value = finished(&format!("v.{x}"), "0.0", &format!("other[row + {n} + {l}u]"));
             let _ = writeln!(s, "    if {n} + {l}u < p.n {{ c[row + {n} + {l}u] = {value}; }}");
         }
     }

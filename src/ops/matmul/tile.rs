@@ -1,6 +1,6 @@
 //! Which part of a product one invocation, subgroup or workgroup computes, and how it reads and writes.
 
-use super::{Act, Beside, MatMul, block, cooperative, lanes};
+use super::{Act, Epilogue, MatMul, block, cooperative, lanes};
 use crate::gpu::{Gpu, Precision, QUARTERS, Style};
 
 /// Who computes a tile of c.
@@ -56,7 +56,7 @@ pub(super) struct Tile {
     /// k is not a multiple of 4.
     pub(super) ragged: bool,
     pub(super) bias: bool,
-    pub(super) beside: Beside,
+    pub(super) epilogue: Epilogue,
     pub(super) sums: bool,
     pub(super) act: Act,
 }
@@ -78,7 +78,7 @@ impl Tile {
             && fours(&[a.batch[0], a.batch[1], a.sum]);
         // Sums are stored four rows at a time only where an invocation owns rows in fours.
         let sums_in_fours = !op.sums
-            || (fours(&[op.m, op.behind])
+            || (fours(&[op.m, op.offset])
                 && (matches!(form, Form::Block { .. }) || (a_vector && !a_along_k)));
         Self {
             form,
@@ -89,7 +89,7 @@ impl Tile {
             c_vector: c.col == 1 && fours(&[op.n, c.row, c.batch[0], c.batch[1]]) && sums_in_fours,
             ragged: !op.k.is_multiple_of(4),
             bias: op.bias,
-            beside: op.beside,
+            epilogue: op.epilogue,
             sums: op.sums,
             act: op.act,
         }
@@ -113,7 +113,7 @@ struct Tuning {
     tiles: &'static [(usize, usize)],
     /// Of a load.
     load: f64,
-    /// Of hearing a value that another invocation loaded.
+    /// Of receiving a value that another invocation loaded.
     broadcast: f64,
     /// Of compiling, for each product of the tile, spread over a run.
     compile: f64,
@@ -215,7 +215,7 @@ fn in_blocks(op: &MatMul, forms: [Form; 3], can_split: bool) -> (Form, usize) {
 }
 
 /// The forms on cooperative matrices, for products in f16 that fill at least one: a smaller one would mostly multiply
-/// padding. Unmeasured on GPUs. Gradients stay in f32: some lie wholly below what f16 holds (docs/rejected.md).
+/// padding. Unmeasured on GPUs. Gradients stay in f32: some are wholly below what f16 holds (docs/rejected.md).
 fn in_matrices(op: &MatMul, gpu: &Gpu) -> Option<[Form; 3]> {
     let side = gpu.facts().cooperative_matrix.filter(|_| gpu.precision() == Precision::F16)?;
     let (low, high) = gpu.facts().subgroup?;
@@ -234,15 +234,15 @@ pub(in crate::ops) fn variants(gpu: &Gpu) -> Vec<crate::ops::gates::Variant> {
     let flags = |n: usize, i: usize| n >> i & 1 == 1;
     let (mut epilogues, mut all) = (Vec::new(), Vec::new());
     for n in 0..96 {
-        let beside = [Beside::Nothing, Beside::Added, Beside::Gate][n / 32];
+        let epilogue = [Epilogue::None, Epilogue::Residual, Epilogue::ReluGrad][n / 32];
         let act = [Act::None, Act::Relu, Act::Tanh, Act::TanhRelu][n / 8 % 4];
         let (bias, sums, c_vector) = (flags(n, 0), flags(n, 1), flags(n, 2));
-        if !sums || (!bias && beside == Beside::Nothing && act == Act::None) {
-            epilogues.push((bias, beside, act, sums, c_vector));
+        if !sums || (!bias && epilogue == Epilogue::None && act == Act::None) {
+            epilogues.push((bias, epilogue, act, sums, c_vector));
         }
     }
     let mut add = |form: Form, loads: usize, epilogue: usize| {
-        let (bias, beside, act, sums, c_vector) = epilogues[epilogue % epilogues.len()];
+        let (bias, epilogue, act, sums, c_vector) = epilogues[epilogue % epilogues.len()];
         let [a_along_k, a_vector, b_along_n, b_vector, ragged] = [0, 1, 2, 3, 4].map(|i| flags(loads, i));
         let rows_in_fours = match form {
             Form::Lanes(size) => size.rows.is_multiple_of(4),
@@ -260,7 +260,7 @@ pub(in crate::ops) fn variants(gpu: &Gpu) -> Vec<crate::ops::gates::Variant> {
             c_vector,
             ragged,
             bias,
-            beside,
+            epilogue,
             sums,
             act,
         };
@@ -281,7 +281,8 @@ pub(in crate::ops) fn variants(gpu: &Gpu) -> Vec<crate::ops::gates::Variant> {
 #[cfg(test)]
 fn forms(gpu: &Gpu) -> Vec<Form> {
     let on_cores = |tuning: &Tuning, lanes| {
-        let form = |(rows, cols): &(usize, usize)| Form::Lanes(lanes::Size { lanes, rows: *rows, cols: *cols });
+        let form =
+            |(rows, cols): &(usize, usize)| Form::Lanes(lanes::Size { lanes, rows: *rows, cols: *cols });
         tuning.tiles.iter().map(form).collect()
     };
     match gpu.style() {

@@ -7,7 +7,7 @@ use super::encode::EPS;
 use super::mask::{self, Mask};
 use super::{AttentionNorm, Direction, Path, Run};
 use crate::nn::{Params, Scope, linear, linears, mlp};
-use crate::ops::{Act, Attend, Expr, OverQueries, WordsAre, add, materialize, recompute, stack};
+use crate::ops::{Act, CrossAttention, Expr, QueryNorm, WordAxis, add, materialize, recompute, stack};
 use crate::tensor::Tensor;
 
 /// What the cells read besides their input.
@@ -130,7 +130,7 @@ fn intra_modal(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides) -> Tensor 
         }
         _ => {
             let bias = mask.map(|m| &m.keys);
-            linears(&maps).beside(&rows).self_attention(heads, scale, bias, Some(&rows))
+            linears(&maps).concat(&rows).self_attention(heads, scale, bias, Some(&rows))
         }
     };
     let forward = own.sub("feed_forward_layer");
@@ -156,7 +156,7 @@ fn cross_modal(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides) -> Tensor 
         }
         _ => {
             let maps = linears(&[refine.sub("fc_scale"), refine.sub("fc_shift")]);
-            let mapped = maps.beside(&guides.context);
+            let mapped = maps.concat(&guides.context);
             let both = weights.matmul(&mapped, false, false);
             x.map3(both.view().slice(3, 0, d), both.view().slice(3, d, d), |x, a, b| x * a.tanh() + b)
         }
@@ -179,22 +179,22 @@ fn feed_forward(run: &Run, first: &Scope, second: &Scope, x: &Tensor, residual: 
 fn attend(run: &Run, scores: &Tensor, guides: &Guides) -> Tensor {
     let scale = run.config.lambda_softmax_CMRC;
     let (leaky, over) = match run.config.raw_feature_norm_CMRC {
-        AttentionNorm::ClippedL2norm => (Some(0.1), OverQueries::Norm(EPS)),
-        AttentionNorm::L2norm => (None, OverQueries::NormPlus(1e-8)),
-        AttentionNorm::Clipped => (Some(0.1), OverQueries::Nothing),
-        AttentionNorm::NoNorm => (None, OverQueries::Nothing),
-        AttentionNorm::Softmax => (None, OverQueries::Nothing),
+        AttentionNorm::ClippedL2norm => (Some(0.1), QueryNorm::Max(EPS)),
+        AttentionNorm::L2norm => (None, QueryNorm::Plus(1e-8)),
+        AttentionNorm::Clipped => (Some(0.1), QueryNorm::None),
+        AttentionNorm::NoNorm => (None, QueryNorm::None),
+        AttentionNorm::Softmax => (None, QueryNorm::None),
     };
     let (words, lens) = match run.config.direction {
-        Direction::I2t => (WordsAre::Context, guides.lengths.as_ref()),
-        Direction::T2i => (WordsAre::Queries, guides.mask.as_ref().map(|mask| &mask.lengths)),
+        Direction::I2t => (WordAxis::Context, guides.lengths.as_ref()),
+        Direction::T2i => (WordAxis::Queries, guides.mask.as_ref().map(|mask| &mask.lengths)),
     };
     let over_queries = match (run.config.raw_feature_norm_CMRC, &guides.mask) {
         (AttentionNorm::Softmax, Some(mask)) => scores.softmax_to(2, 1.0, &mask.lengths, 1),
         (AttentionNorm::Softmax, None) => scores.softmax(2, 1.0),
         _ => scores.clone(),
     };
-    let how = Attend { leaky, over, scale, words };
+    let how = CrossAttention { leaky, over, scale, words };
     match run.path {
         Path::Composed => how.composed(&over_queries, lens),
         _ => how.weights(&over_queries, lens),

@@ -1,6 +1,6 @@
 // Weights of cross-attention for pairs of an image and a caption: y = softmax over the context of scale u, where u
 // are the scores, past a leaky ReLU, divided by their norm over the queries. An invocation owns a pair and keeps the
-// norms of its columns in registers; `attend_grad` recomputes y and yields the scores' gradient.
+// norms of its columns in registers; `cross_attention_grad` recomputes y and yields the scores' gradient.
 // The text between the marks is replaced: the element, the bindings, what becomes of a score, and the unrolled body.
 struct Params {
     count: u32, // pairs
@@ -22,7 +22,7 @@ fn fold_max(x: T) -> f32 { return max(max(x.x, x.y), max(x.z, x.w)); }
 @group(0) @binding(3) var<uniform> p: Params;
 //: end
 //: forms
-fn bent(x: T) -> T { return select(x * p.leaky, x, x > T(0.0)); }
+fn activated(x: T) -> T { return select(x * p.leaky, x, x > T(0.0)); }
 fn slope(x: T) -> T { return select(T(p.leaky), T(1.0), x > T(0.0)); }
 fn divisor(norm: T) -> T { return max(norm, T(p.eps)); }
 //: end
@@ -38,7 +38,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     let first = pair * p.rows * p.columns;
 //: body
     for (var r = 0u; r < p.rows * p.columns; r++) {
-        y[first + r] = bent(x[first + r]);
+        y[first + r] = activated(x[first + r]);
     }
 //: end
 }

@@ -4,14 +4,14 @@
 use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use super::codegen::{fill, pointwise};
 use super::registry::{Case, Values, case, sums};
-use super::walk::{fill, pointwise};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, MAX_LOOP, Style, Words};
 use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
 use crate::tensor::{Back, Cost, Grad, Keep, Op, Pullback, Tensor, apply, compute};
 
-const TEXT: &str = include_str!("../../shaders/attend.wgsl");
+const TEXT: &str = include_str!("../../shaders/cross_attention.wgsl");
 
 /// Columns whose norms an invocation keeps in registers: in fours where there are whole fours, else one by one and
 /// rounded up to eights, so that captions of any length share few kernels.
@@ -25,18 +25,18 @@ const NOWHERE: &str = "-3e38";
 
 /// What scores are divided by.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum OverQueries {
+pub enum QueryNorm {
     /// Nothing.
-    Nothing,
+    None,
     /// `max(norm, eps)` of a context row's scores over the queries.
-    Norm(f64),
+    Max(f64),
     /// `norm + eps`.
-    NormPlus(f64),
+    Plus(f64),
 }
 
 /// Which rows of a pair are words, where captions have lengths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum WordsAre {
+pub enum WordAxis {
     /// The queries: padding counts as a score of 0.
     Queries,
     /// The context: padding has no weight.
@@ -46,18 +46,18 @@ pub enum WordsAre {
 /// How scores `[images, captions, queries, context]` become weights of the same shape: past a leaky ReLU, divided by
 /// their norm over the queries, and through a softmax over the context.
 #[derive(Clone, Debug)]
-pub struct Attend {
+pub struct CrossAttention {
     /// The leaky ReLU's slope, if there is one.
     pub leaky: Option<f64>,
     /// What the scores are divided by.
-    pub over: OverQueries,
+    pub over: QueryNorm,
     /// Factor of the softmax (inverse temperature).
     pub scale: f64,
     /// What the captions' lengths mean, where they are given.
-    pub words: WordsAre,
+    pub words: WordAxis,
 }
 
-impl Attend {
+impl CrossAttention {
     /// The weights, in one kernel where a pair fits it. `lens [captions]` are true words of each caption.
     #[track_caller]
     pub fn weights(&self, scores: &Tensor, lens: Option<&Tensor>) -> Tensor {
@@ -76,23 +76,24 @@ impl Attend {
     pub fn composed(&self, scores: &Tensor, lens: Option<&Tensor>) -> Tensor {
         let s = scores.shape();
         let (queries, context) = match self.words {
-            WordsAre::Queries => (lens, None),
-            WordsAre::Context => (None, lens),
+            WordAxis::Queries => (lens, None),
+            WordAxis::Context => (None, lens),
         };
-        let bent = self.leaky.map_or_else(|| scores.clone(), |slope| scores.map(|x| x.leaky_relu(slope)));
+        let activated =
+            self.leaky.map_or_else(|| scores.clone(), |slope| scores.map(|x| x.leaky_relu(slope)));
         let kept = match queries.filter(|_| self.heeds_lens()) {
             Some(lens) => {
                 let places: Vec<f32> = (0..s[2]).map(|i| i as f32).collect();
                 let places = scores.device().tensor([s[2], 1], &places);
                 let lens = lens.view().repeat(1, 1).repeat(2, 1);
-                bent.map3(&places, lens, |x, place, n| n.greater(place).select(x, 0.0))
+                activated.map3(&places, lens, |x, place, n| n.greater(place).select(x, 0.0))
             }
-            None => bent,
+            None => activated,
         };
         let over = match self.over {
-            OverQueries::Nothing => kept,
-            OverQueries::Norm(eps) => kept.l2norm(2, eps),
-            OverQueries::NormPlus(eps) => kept.l2norm_plus(2, eps),
+            QueryNorm::None => kept,
+            QueryNorm::Max(eps) => kept.l2norm(2, eps),
+            QueryNorm::Plus(eps) => kept.l2norm_plus(2, eps),
         };
         match context {
             Some(lens) => over.softmax_to(3, self.scale, lens, s[2]),
@@ -104,16 +105,19 @@ impl Attend {
         let s = shapes[0];
         let plan = Plan::of(self, gpu, s, shapes.len() > 1).expect("`weights` composes what has no plan");
         #[cfg(test)]
-        super::gates::planned("attend", &plan);
+        super::gates::planned("cross_attention", &plan);
         let (pairs, rows, columns) = (s[0] * s[1], s[2], s[3] / plan.vector);
         let eps = match self.over {
-            OverQueries::Nothing => 0.0,
-            OverQueries::Norm(eps) | OverQueries::NormPlus(eps) => eps,
+            QueryNorm::None => 0.0,
+            QueryNorm::Max(eps) | QueryNorm::Plus(eps) => eps,
         };
         let mut hash = DefaultHasher::new();
         (&plan, grad).hash(&mut hash);
         gpu.dispatch(&Launch {
-            kernel: Kernel { name: if grad { "attend_grad" } else { "attend" }, text: TEXT },
+            kernel: Kernel {
+                name: if grad { "cross_attention_grad" } else { "cross_attention" },
+                text: TEXT,
+            },
             body: Some((hash.finish(), &|| plan.source(grad))),
             constants: &[],
             reads,
@@ -133,61 +137,61 @@ impl Attend {
         for pair in 0..s[0] * s[1] {
             let (first, n) = (pair * rows * columns, x.get(1).map(|l| l.data[pair % l.data.len()] as usize));
             let (used, len) = self.used(n, rows, columns);
-            let bend = |v: f64| if v > 0.0 { v } else { v * self.leaky.unwrap_or(1.0) };
-            let score = |e: usize| if e / columns < used { bend(x[0].data[first + e]) } else { 0.0 };
-            let bent: Vec<f64> = (0..rows * columns).map(score).collect();
-            let norm = |l: usize| (0..rows).map(|r| bent[r * columns + l].powi(2)).sum::<f64>().sqrt();
+            let activate = |v: f64| if v > 0.0 { v } else { v * self.leaky.unwrap_or(1.0) };
+            let score = |e: usize| if e / columns < used { activate(x[0].data[first + e]) } else { 0.0 };
+            let activated: Vec<f64> = (0..rows * columns).map(score).collect();
+            let norm = |l: usize| (0..rows).map(|r| activated[r * columns + l].powi(2)).sum::<f64>().sqrt();
             let norms: Vec<f64> = (0..columns).map(norm).collect();
             let mut weights = vec![0.0; rows * columns];
-            for (row, out) in bent.chunks(columns).zip(weights.chunks_mut(columns)) {
+            for (row, out) in activated.chunks(columns).zip(weights.chunks_mut(columns)) {
                 let at = |l: usize| self.scale * row[l] / self.divisor(norms[l]);
                 let most = (0..len).map(at).fold(f64::NEG_INFINITY, f64::max);
                 let sum: f64 = (0..len).map(|l| (at(l) - most).exp()).sum();
                 (0..len).for_each(|l| out[l] = (at(l) - most).exp() / sum);
             }
-            f(first, &bent, &norms, &weights);
+            f(first, &activated, &norms, &weights);
         }
     }
 
     /// Whether lengths change the weights: a query's padding does so through the norms alone.
     fn heeds_lens(&self) -> bool {
-        self.words == WordsAre::Context || self.over != OverQueries::Nothing
+        self.words == WordAxis::Context || self.over != QueryNorm::None
     }
 
-    /// Queries that take part, and columns that have weight, of a caption of `n` words.
+    /// Queries and columns that are not masked, of a caption of `n` words.
     fn used(&self, n: Option<usize>, rows: usize, columns: usize) -> (usize, usize) {
         match (self.words, n) {
-            (WordsAre::Queries, Some(n)) => (n.min(rows), columns),
-            (WordsAre::Context, Some(n)) => (rows, n.min(columns)),
+            (WordAxis::Queries, Some(n)) => (n.min(rows), columns),
+            (WordAxis::Context, Some(n)) => (rows, n.min(columns)),
             _ => (rows, columns),
         }
     }
 
     fn divisor(&self, norm: f64) -> f64 {
         match self.over {
-            OverQueries::Nothing => 1.0,
-            OverQueries::Norm(eps) => norm.max(eps),
-            OverQueries::NormPlus(eps) => norm + eps,
+            QueryNorm::None => 1.0,
+            QueryNorm::Max(eps) => norm.max(eps),
+            QueryNorm::Plus(eps) => norm + eps,
         }
     }
 
-    /// Whether the divisor follows the scores.
-    fn moves(&self, norm: f64) -> bool {
+    /// Whether the divisor depends on the scores, and has a gradient.
+    fn norm_has_grad(&self, norm: f64) -> bool {
         match self.over {
-            OverQueries::Nothing => false,
-            OverQueries::Norm(eps) => norm > eps,
-            OverQueries::NormPlus(_) => norm > 0.0,
+            QueryNorm::None => false,
+            QueryNorm::Max(eps) => norm > eps,
+            QueryNorm::Plus(_) => norm > 0.0,
         }
     }
 }
 
-impl Op for Attend {
+impl Op for CrossAttention {
     fn name(&self) -> &'static str {
-        "attend"
+        "cross_attention"
     }
 
     fn shape(&self, x: &[Shape]) -> Shape {
-        assert!(x[0].rank() == 4 && x.get(1).is_none_or(|l| l.dims() == [x[0][1]]), "attend: {x:?}");
+        assert!(x[0].rank() == 4 && x.get(1).is_none_or(|l| l.dims() == [x[0][1]]), "cross_attention: {x:?}");
         x[0]
     }
 
@@ -207,7 +211,7 @@ impl Op for Attend {
     }
 }
 
-impl Pullback for Attend {
+impl Pullback for CrossAttention {
     fn keep(&self) -> Keep {
         Keep::inputs(0..2)
     }
@@ -215,7 +219,7 @@ impl Pullback for Attend {
     fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
         let mut x = vec![back.x(0), back.g()];
         x.extend((back.inputs() > 1).then(|| back.x(1)));
-        let mut grads = vec![back.needs(0).then(|| compute(AttendGrad(self.clone()), &x).into())];
+        let mut grads = vec![back.needs(0).then(|| compute(CrossAttentionGrad(self.clone()), &x).into())];
         grads.resize(back.inputs(), None);
         grads
     }
@@ -223,11 +227,11 @@ impl Pullback for Attend {
 
 /// The gradient of the scores, from the scores, the weights' gradient and the lengths.
 #[derive(Clone, Debug)]
-struct AttendGrad(Attend);
+struct CrossAttentionGrad(CrossAttention);
 
-impl Op for AttendGrad {
+impl Op for CrossAttentionGrad {
     fn name(&self) -> &'static str {
-        "attend_grad"
+        "cross_attention_grad"
     }
 
     fn shape(&self, x: &[Shape]) -> Shape {
@@ -244,11 +248,11 @@ impl Op for AttendGrad {
         let (op, columns) = (&self.0, x[0].shape[3]);
         let mut y = Array::zeros(x[0].shape);
         let inputs: Vec<ArrayView> = x.iter().enumerate().filter(|(i, _)| *i != 1).map(|(_, a)| *a).collect();
-        op.pairs(&inputs, |first, bent, norms, weights| {
-            let g = &x[1].data[first..first + bent.len()];
-            let n = x.get(2).map(|l| l.data[first / bent.len() % l.data.len()] as usize);
-            let (used, _) = op.used(n, bent.len() / columns, columns);
-            let mut d = vec![0.0; bent.len()];
+        op.pairs(&inputs, |first, activated, norms, weights| {
+            let g = &x[1].data[first..first + activated.len()];
+            let n = x.get(2).map(|l| l.data[first / activated.len() % l.data.len()] as usize);
+            let (used, _) = op.used(n, activated.len() / columns, columns);
+            let mut d = vec![0.0; activated.len()];
             for r in 0..used {
                 let row = r * columns..(r + 1) * columns;
                 let mean: f64 = row.clone().map(|e| weights[e] * g[e]).sum();
@@ -257,11 +261,11 @@ impl Op for AttendGrad {
             for (l, norm) in norms.iter().enumerate() {
                 let column = || (0..used).map(|r| r * columns + l);
                 let divisor = op.divisor(*norm);
-                let dot: f64 = column().map(|e| bent[e] * d[e]).sum();
-                let share = if op.moves(*norm) { dot / (norm * divisor) } else { 0.0 };
+                let dot: f64 = column().map(|e| activated[e] * d[e]).sum();
+                let share = if op.norm_has_grad(*norm) { dot / (norm * divisor) } else { 0.0 };
                 for e in column() {
                     let slope = if x[0].data[first + e] > 0.0 { 1.0 } else { op.leaky.unwrap_or(1.0) };
-                    y.data[first + e] = (d[e] - bent[e] * share) / divisor * slope;
+                    y.data[first + e] = (d[e] - activated[e] * share) / divisor * slope;
                 }
             }
         });
@@ -286,20 +290,20 @@ struct Plan {
     exact: bool,
     normed: bool,
     plus: bool,
-    masked: Option<WordsAre>,
+    masked: Option<WordAxis>,
 }
 
 impl Plan {
     /// The variant for scores of a shape, if a pair fits one.
-    fn of(op: &Attend, gpu: &Gpu, s: Shape, masked: bool) -> Option<Self> {
+    fn of(op: &CrossAttention, gpu: &Gpu, s: Shape, masked: bool) -> Option<Self> {
         let (rows, columns) = (s[2], s[3]);
         let shared = gpu.style() == Style::Workgroup;
         let vector = if columns.is_multiple_of(4) && !shared { 4 } else { 1 };
         let needed = columns / vector;
         let unrolled = if vector == 4 { needed } else { needed.next_multiple_of(8) };
-        let normed = op.over != OverQueries::Nothing;
+        let normed = op.over != QueryNorm::None;
         let masked = masked.then_some(op.words);
-        let plus = matches!(op.over, OverQueries::NormPlus(_));
+        let plus = matches!(op.over, QueryNorm::Plus(_));
         let plan = Self { shared, vector, unrolled, exact: unrolled == needed, normed, plus, masked };
         let fits = match (shared, vector) {
             (true, _) => rows * columns <= CELLS && rows.max(columns) <= SIDE,
@@ -356,11 +360,11 @@ impl Plan {
         };
         let least = if self.plus { "0.0" } else { "p.eps" };
         let forms = format!(
-            "fn bent(x: T) -> T {{ return select(x * p.leaky, x, x > T(0.0)); }}\n\
+            "fn activated(x: T) -> T {{ return select(x * p.leaky, x, x > T(0.0)); }}\n\
              fn slope(x: T) -> T {{ return select(T(p.leaky), T(1.0), x > T(0.0)); }}\n\
              fn divisor(norm: T) -> T {{ return {divisor}; }}\n\
-             fn share_of(dot: T, norm: T) -> T {{\n    let moves = norm > T({least});\n    \
-             return select(T(0.0), dot / divisor(norm) / select(T(1.0), norm, moves), moves);\n}}\n{}",
+             fn share_of(dot: T, norm: T) -> T {{\n    let has_grad = norm > T({least});\n    \
+             return select(T(0.0), dot / divisor(norm) / select(T(1.0), norm, has_grad), has_grad);\n}}\n{}",
             if self.shared { self.memory(grad) } else { String::new() }
         );
         let entry = if self.shared {
@@ -372,11 +376,11 @@ impl Plan {
              @builtin(num_workgroups) groups: vec3<u32>) {\n    let pair = linear_id(id, groups);"
         };
         let used = match self.masked {
-            Some(WordsAre::Queries) => "min(u32(lens[pair % p.lens]), p.rows)",
+            Some(WordAxis::Queries) => "min(u32(lens[pair % p.lens]), p.rows)",
             _ => "p.rows",
         };
         let len = match self.masked {
-            Some(WordsAre::Context) => "min(lens[pair % p.lens], columns)",
+            Some(WordAxis::Context) => "min(lens[pair % p.lens], columns)",
             _ => "columns",
         };
         let body = format!(
@@ -424,7 +428,7 @@ impl Plan {
     fn own_norms(&self) -> String {
         let mut s = self.each(|q| format!("    var n{q} = T(0.0);\n"));
         if self.normed {
-            let step = |q| format!("    {{ let v = bent(x[{}]); n{q} += v * v; }}\n", self.place(q));
+            let step = |q| format!("    {{ let v = activated(x[{}]); n{q} += v * v; }}\n", self.place(q));
             s += &self.rows("used", &self.each(step));
             s += &self.each(|q| format!("    n{q} = sqrt(n{q});\n"));
         }
@@ -434,7 +438,7 @@ impl Plan {
     /// The row's scores past the leaky ReLU `f{q}`, and its weights `e{q} * inverse`.
     fn own_row(&self, guard: bool) -> String {
         let mut s = self.each(|q| {
-            let value = format!("bent(x[{}])", self.place(q));
+            let value = format!("activated(x[{}])", self.place(q));
             let value = if guard { format!("select(T(0.0), {value}, r < used)") } else { value };
             format!("    let f{q} = {value};\n    let u{q} = p.scale * (f{q} * i{q});\n")
         });
@@ -450,7 +454,7 @@ impl Plan {
     }
 
     fn own_weights(&self) -> String {
-        let row = self.own_row(self.masked == Some(WordsAre::Queries));
+        let row = self.own_row(self.masked == Some(WordAxis::Queries));
         let stores = self.each(|q| self.store(q, &format!("e{q} * inverse")));
         format!("{}{}", self.own_norms(), self.rows("p.rows", &format!("{row}{stores}")))
     }
@@ -468,7 +472,7 @@ impl Plan {
         });
         let last = self.each(|q| {
             let place = self.place(q);
-            let value = format!("(y[{place}] - bent(x[{place}]) * h{q}) * i{q} * slope(x[{place}])");
+            let value = format!("(y[{place}] - activated(x[{place}]) * h{q}) * i{q} * slope(x[{place}])");
             self.store(q, &format!("select(T(0.0), {value}, r < used)"))
         });
         format!(
@@ -532,7 +536,7 @@ impl Plan {
 
 /// Scores, norms, and of every row its largest score and the inverse of its sum, in workgroup memory.
 const SHARED_WEIGHTS: &str = "    for (var e = local; e < p.rows * p.columns; e += 64u) {
-        scores[e] = select(0.0, bent(x[first + e]), e / p.columns < used);
+        scores[e] = select(0.0, activated(x[first + e]), e / p.columns < used);
         //loads
     }
     workgroupBarrier();
@@ -576,47 +580,57 @@ pub(super) fn variants(gpu: &Gpu) -> Vec<super::gates::Variant> {
     for (columns, n) in
         [4, 12, 36, 64, 5, 8, 11, 17, 40].into_iter().flat_map(|c| (0..12).map(move |n| (c, n)))
     {
-        let over = [OverQueries::Nothing, OverQueries::Norm(1e-8), OverQueries::NormPlus(1e-8)][n / 4];
-        let words = if n % 2 == 0 { WordsAre::Queries } else { WordsAre::Context };
-        let op = Attend { leaky: None, over, scale: 1.0, words };
+        let over = [QueryNorm::None, QueryNorm::Max(1e-8), QueryNorm::Plus(1e-8)][n / 4];
+        let words = if n % 2 == 0 { WordAxis::Queries } else { WordAxis::Context };
+        let op = CrossAttention { leaky: None, over, scale: 1.0, words };
         let masked = n / 2 % 2 == 1 && op.heeds_lens();
         let plan = Plan::of(&op, gpu, Shape::new(&[1, 1, 9, columns]), masked).expect("it fits a kernel");
         for grad in [false, true] {
-            all.push(super::gates::Variant::new("attend", &plan, plan.source(grad)));
+            all.push(super::gates::Variant::new("cross_attention", &plan, plan.source(grad)));
         }
     }
     all
 }
 
 /// Attention weights as DIME's default takes them; the second input's values are lengths less one.
-fn clipped(x: &[Tensor], words: WordsAre) -> Tensor {
-    let how = Attend { leaky: Some(0.1), over: OverQueries::Norm(1e-12), scale: 4.0, words };
+fn clipped(x: &[Tensor], words: WordAxis) -> Tensor {
+    let how = CrossAttention { leaky: Some(0.1), over: QueryNorm::Max(1e-12), scale: 4.0, words };
     how.weights(&x[0], x.get(1).map(|n| n.map(|n| n + 1.0)).as_ref())
 }
 
 pub(super) fn cases() -> Vec<Case> {
-    let queries: fn(&[Tensor]) -> Tensor = |x| clipped(x, WordsAre::Queries);
-    let context: fn(&[Tensor]) -> Tensor = |x| clipped(x, WordsAre::Context);
+    let queries: fn(&[Tensor]) -> Tensor = |x| clipped(x, WordAxis::Queries);
+    let context: fn(&[Tensor]) -> Tensor = |x| clipped(x, WordAxis::Context);
     let bound = sums(37);
     vec![
-        case("attend", "of regions by words", &[&[3, 5, 12, 36]], bound, queries).bench(),
-        case("attend", "words padded as queries", &[&[3, 4, 7, 36], &[4]], bound, queries)
+        case("cross_attention", "of regions by words", &[&[3, 5, 12, 36]], bound, queries).bench(),
+        case("cross_attention", "words padded as queries", &[&[3, 4, 7, 36], &[4]], bound, queries)
             .with(1, Values::Whole(7)),
-        case("attend", "words padded as context", &[&[3, 4, 36, 11], &[4]], bound, context)
+        case("cross_attention", "words padded as context", &[&[3, 4, 36, 11], &[4]], bound, context)
             .with(1, Values::Whole(11)),
-        case("attend", "norm plus eps", &[&[2, 3, 5, 8]], bound, |x| {
-            let over = OverQueries::NormPlus(1e-8);
-            Attend { leaky: None, over, scale: 4.0, words: WordsAre::Context }.weights(&x[0], None)
+        case("cross_attention", "norm plus eps", &[&[2, 3, 5, 8]], bound, |x| {
+            let over = QueryNorm::Plus(1e-8);
+            CrossAttention { leaky: None, over, scale: 4.0, words: WordAxis::Context }.weights(&x[0], None)
         }),
-        case("attend", "clipped only, words padded as queries", &[&[2, 3, 5, 9], &[3]], bound, |x| {
-            let how =
-                Attend { leaky: Some(0.1), over: OverQueries::Nothing, scale: 4.0, words: WordsAre::Queries };
-            how.weights(&x[0], Some(&x[1]))
-        })
+        case(
+            "cross_attention",
+            "clipped only, words padded as queries",
+            &[&[2, 3, 5, 9], &[3]],
+            bound,
+            |x| {
+                let how = CrossAttention {
+                    leaky: Some(0.1),
+                    over: QueryNorm::None,
+                    scale: 4.0,
+                    words: WordAxis::Queries,
+                };
+                how.weights(&x[0], Some(&x[1]))
+            },
+        )
         .with(1, Values::Whole(5)),
-        case("attend", "a context past one kernel", &[&[2, 2, 9, 147], &[2]], bound, context)
+        case("cross_attention", "a context past one kernel", &[&[2, 2, 9, 147], &[2]], bound, context)
             .with(1, Values::Whole(147)),
-        case("attend", "queries past one kernel", &[&[2, 2, 147, 41], &[2]], bound, queries)
+        case("cross_attention", "queries past one kernel", &[&[2, 2, 147, 41], &[2]], bound, queries)
             .with(1, Values::Whole(147)),
     ]
 }
