@@ -265,8 +265,9 @@ fn the_scanner_sees_what_is_forbidden() {
     assert_eq!(shipped("#[cfg(test)]\nmod hostile;\nmod x;").1, ["hostile"]);
 }
 
-/// Shaders whose bodies are generated: they take the functions of formulas besides the prelude.
-const FORMULAS: &[&str] = &["cross_attention", "map", "reduce"];
+/// Shaders that take the functions of formulas besides the prelude, over four values or over one.
+const FORMULAS: &[&str] = &["cross_attention", "cross_attention_scores", "map", "reduce"];
+const FORMULAS_OF_ONE: &[&str] = &["cross_attention_shared"];
 
 #[test]
 fn every_shader_is_valid_on_its_own() {
@@ -288,6 +289,12 @@ fn every_shader_is_valid_on_its_own() {
         let name = path.file_stem().expect("a name").to_string_lossy().to_string();
         let text = match name.as_str() {
             "prelude" => prelude.clone(),
+            n if FORMULAS_OF_ONE.contains(&n) => {
+                let formulas = ["f32", "i32", "u32"].iter().fold(formulas.clone(), |text, t| {
+                    text.replace(&format!("= vec4<{t}>"), &format!("= {t}"))
+                });
+                format!("{}\n{formulas}\n{prelude}", read(&format!("{n}.wgsl")))
+            }
             n if FORMULAS.contains(&n) => format!("{}\n{formulas}\n{prelude}", read(&format!("{n}.wgsl"))),
             n => format!("{}\n{prelude}", read(&format!("{n}.wgsl"))),
         };

@@ -328,6 +328,7 @@ pub(super) fn distinct<'a>(buffers: &[&'a Buf]) -> (Vec<&'a Buf>, Vec<usize>) {
 const SHARED: &[(&str, &str)] = &[
     ("row", include_str!("../../shaders/row.wgsl")),
     ("matmul_params", include_str!("../../shaders/matmul_params.wgsl")),
+    ("cross_attention_scores", include_str!("../../shaders/cross_attention_scores.wgsl")),
 ];
 
 /// A template with the shared parts it uses, and the text between `//: name` and `//: end` replaced.
@@ -348,6 +349,40 @@ pub(super) fn fill(template: &str, parts: &[(&str, &str)]) -> String {
         }
     }
     text
+}
+
+/// The text with the lines between `//: each name` and `//: end` repeated so often: `name` becomes the number, and so
+/// does the end of `x_name`.
+pub(super) fn each(text: &str, name: &str, count: usize) -> String {
+    let mut all = String::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        if line_of(line, "each ") != Some(name) {
+            all.push_str(line);
+            all.push('\n');
+            continue;
+        }
+        let block: Vec<&str> = lines.by_ref().take_while(|l| *l != "//: end").collect();
+        for i in 0..count {
+            block.iter().for_each(|line| all.push_str(&numbered(line, name, i)));
+        }
+    }
+    all
+}
+
+fn numbered(line: &str, name: &str, i: usize) -> String {
+    let other = |c: char| !(c.is_alphanumeric() || c == '_');
+    let mut text = String::new();
+    for piece in line.split_inclusive(other) {
+        let word = piece.trim_end_matches(other);
+        match word.strip_suffix(name) {
+            Some("") => text += &format!("{i}u"),
+            Some(stem) if stem.ends_with('_') => text += &format!("{stem}{i}"),
+            _ => text += word,
+        }
+        text += &piece[word.len()..];
+    }
+    text + "\n"
 }
 
 /// What follows `//: ` and `word` in a line that begins so.

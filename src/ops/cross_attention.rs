@@ -1,27 +1,28 @@
 //! The weights of cross-attention between the rows of an image and of a caption, pair by pair (SCAN, Lee et al.
 //! 2018, section 3.1; DIME's section 3.2): from scores to weights in one kernel each way, nothing kept between.
 
-use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::codegen::{fill, pointwise};
+use super::codegen::{each, fill, pointwise};
 use super::registry::{Case, Values, case, sums};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, MAX_LOOP, Style, Words};
 use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
 use crate::tensor::{Back, Cost, Grad, Keep, Op, Pullback, Tensor, apply, compute};
 
-const TEXT: &str = include_str!("../../shaders/cross_attention.wgsl");
+const OWN: &str = include_str!("../../shaders/cross_attention.wgsl");
+const SHARED: &str = include_str!("../../shaders/cross_attention_shared.wgsl");
+/// What OWN does with elements of one value.
+const ONE: &str = "fn fold_sum(x: T) -> f32 { return x; }\nfn fold_max(x: T) -> f32 { return x; }\n\
+    fn places(n: f32) -> T { return n; }";
 
 /// Columns whose norms an invocation keeps in registers: in fours where there are whole fours, else one by one and
 /// rounded up to eights, so that captions of any length share few kernels.
 const MOST_FOURS: usize = 16;
 const MOST_ONES: usize = 40;
-/// Scores of a pair, and rows or columns, that workgroup memory holds.
+/// Scores of a pair, and rows or columns, that workgroup memory holds: as in SHARED.
 const CELLS: usize = 1536;
 const SIDE: usize = 128;
-/// What a score that has no weight counts as.
-const NOWHERE: &str = "-3e38";
 
 /// What scores are divided by.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -111,16 +112,18 @@ impl CrossAttention {
             QueryNorm::None => 0.0,
             QueryNorm::Max(eps) | QueryNorm::Plus(eps) => eps,
         };
+        // What a variant does not read is bound to the scores.
+        let lens = if shapes.len() > 1 { reads[reads.len() - 1] } else { reads[0] };
         let mut hash = DefaultHasher::new();
         (&plan, grad).hash(&mut hash);
         gpu.dispatch(&Launch {
             kernel: Kernel {
                 name: if grad { "cross_attention_grad" } else { "cross_attention" },
-                text: TEXT,
+                text: if plan.shared { SHARED } else { OWN },
             },
             body: Some((hash.finish(), &|| plan.source(grad))),
             constants: &[],
-            reads,
+            reads: &[reads[0], reads[usize::from(grad)], lens],
             writes: &[y],
             params: Words::default()
                 .sizes(&[pairs, rows, columns, shapes.get(1).map_or(0, |l| l[0])])
@@ -326,252 +329,21 @@ impl Plan {
     }
 
     fn source(&self, grad: bool) -> String {
-        let (sum, most, places) = match self.vector {
-            4 => (
-                "x.x + x.y + x.z + x.w",
-                "max(max(x.x, x.y), max(x.z, x.w))",
-                "4.0 * n + T(0.0, 1.0, 2.0, 3.0)",
-            ),
-            _ => ("x", "x", "n"),
-        };
-        let element = format!(
-            "fn fold_sum(x: T) -> f32 {{ return {sum}; }}\n\
-             fn fold_max(x: T) -> f32 {{ return {most}; }}\nfn places(n: f32) -> T {{ return {places}; }}"
-        );
-        let mut reads = vec![("x", "T")];
-        reads.extend(grad.then_some(("g", "T")));
-        reads.extend(self.masked.is_some().then_some(("lens", "f32")));
-        let mut bindings = String::new();
-        for (i, (name, element)) in reads.iter().enumerate() {
-            let _ =
-                writeln!(bindings, "@group(0) @binding({i}) var<storage, read> {name}: array<{element}>;");
-        }
-        let n = reads.len();
-        let _ = write!(
-            bindings,
-            "@group(0) @binding({n}) var<storage, read_write> y: array<T>;\n\
-             @group(0) @binding({}) var<uniform> p: Params;",
-            n + 1
-        );
-        let divisor = match (self.normed, self.plus) {
-            (false, _) => "T(1.0)",
-            (true, false) => "max(norm, T(p.eps))",
-            (true, true) => "norm + p.eps",
-        };
-        let least = if self.plus { "0.0" } else { "p.eps" };
-        let forms = format!(
-            "fn activated(x: T) -> T {{ return select(x * p.leaky, x, x > T(0.0)); }}\n\
-             fn slope(x: T) -> T {{ return select(T(p.leaky), T(1.0), x > T(0.0)); }}\n\
-             fn divisor(norm: T) -> T {{ return {divisor}; }}\n\
-             fn share_of(dot: T, norm: T) -> T {{\n    let has_grad = norm > T({least});\n    \
-             return select(T(0.0), dot / divisor(norm) / select(T(1.0), norm, has_grad), has_grad);\n}}\n{}",
-            if self.shared { self.memory(grad) } else { String::new() }
-        );
-        let entry = if self.shared {
-            "@compute @workgroup_size(64)\nfn main(@builtin(local_invocation_index) local: u32, \
-             @builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {\n    \
-             let pair = group.x + group.y * groups.x;"
-        } else {
-            "@compute @workgroup_size(GROUP)\nfn main(@builtin(global_invocation_id) id: vec3<u32>, \
-             @builtin(num_workgroups) groups: vec3<u32>) {\n    let pair = linear_id(id, groups);"
-        };
-        let used = match self.masked {
-            Some(WordAxis::Queries) => "min(u32(lens[pair % p.lens]), p.rows)",
-            _ => "p.rows",
-        };
-        let len = match self.masked {
-            Some(WordAxis::Context) => "min(lens[pair % p.lens], columns)",
-            _ => "columns",
-        };
-        let body = format!(
-            "    let used = {used};\n    let columns = f32({}u * p.columns);\n    let len = {len};\n{}",
+        let variant = format!(
+            "const GRAD = {grad};\nconst NORMED = {};\nconst PLUS = {};\nconst MASKED_QUERIES = {};\n\
+             const MASKED_CONTEXT = {};\nconst VECTOR = {}u;\nconst EXACT = {};",
+            self.normed,
+            self.plus,
+            self.masked == Some(WordAxis::Queries),
+            self.masked == Some(WordAxis::Context),
             self.vector,
-            match (self.shared, grad) {
-                (false, false) => self.own_weights(),
-                (false, true) => self.own_grad(),
-                (true, false) => shared_weights(),
-                (true, true) => self.shared_grad(),
-            }
+            self.exact,
         );
-        let parts = [
-            ("type", &*element),
-            ("bindings", &bindings),
-            ("forms", &forms),
-            ("entry", entry),
-            ("body", &body),
-        ];
-        format!("{}{}", pointwise(self.vector == 4), fill(TEXT, &parts))
+        let mut parts = vec![("variant", &*variant)];
+        parts.extend((self.vector == 1).then_some(("type", ONE)));
+        let text = fill(if self.shared { SHARED } else { OWN }, &parts);
+        format!("{}{}", pointwise(self.vector == 4), each(&text, "q", self.unrolled))
     }
-
-    fn each(&self, f: impl Fn(usize) -> String) -> String {
-        (0..self.unrolled).map(f).collect()
-    }
-
-    /// The place of element `q` of the row at `at`; past the row's end the last one.
-    fn place(&self, q: usize) -> String {
-        if self.exact { format!("at + {q}u") } else { format!("at + min({q}u, p.columns - 1u)") }
-    }
-
-    fn store(&self, q: usize, value: &str) -> String {
-        let store = format!("y[at + {q}u] = {value};");
-        if self.exact { format!("    {store}\n") } else { format!("    if {q}u < p.columns {{ {store} }}\n") }
-    }
-
-    /// A loop over the rows below `end`.
-    fn rows(&self, end: &str, body: &str) -> String {
-        format!(
-            "    for (var r = 0u; r < {end}; r++) {{\n    let at = first + r * p.columns;\n{body}    }}\n"
-        )
-    }
-
-    /// Norms of the columns as `n{q}`, and what a score is multiplied by as `i{q}`.
-    fn own_norms(&self) -> String {
-        let mut s = self.each(|q| format!("    var n{q} = T(0.0);\n"));
-        if self.normed {
-            let step = |q| format!("    {{ let v = activated(x[{}]); n{q} += v * v; }}\n", self.place(q));
-            s += &self.rows("used", &self.each(step));
-            s += &self.each(|q| format!("    n{q} = sqrt(n{q});\n"));
-        }
-        s + &self.each(|q| format!("    let i{q} = T(1.0) / divisor(n{q});\n"))
-    }
-
-    /// The row's scores past the leaky ReLU `f{q}`, and its weights `e{q} * inverse`.
-    fn own_row(&self, guard: bool) -> String {
-        let mut s = self.each(|q| {
-            let value = format!("activated(x[{}])", self.place(q));
-            let value = if guard { format!("select(T(0.0), {value}, r < used)") } else { value };
-            format!("    let f{q} = {value};\n    let u{q} = p.scale * (f{q} * i{q});\n")
-        });
-        s += &format!("    var mosts = T({NOWHERE});\n");
-        let inside = |q: usize| format!("places({q}.0) < T(len)");
-        s += &self.each(|q| format!("    mosts = max(mosts, select(T({NOWHERE}), u{q}, {}));\n", inside(q)));
-        s += "    let most = fold_max(mosts);\n    var sums = T(0.0);\n";
-        s += &self.each(|q| {
-            let value = format!("select(T(0.0), precise_exp(u{q} - most), {})", inside(q));
-            format!("    let e{q} = {value};\n    sums += e{q};\n")
-        });
-        s + "    let sum = fold_sum(sums);\n    let inverse = 1.0 / select(1.0, sum, sum > 0.0);\n"
-    }
-
-    fn own_weights(&self) -> String {
-        let row = self.own_row(self.masked == Some(WordAxis::Queries));
-        let stores = self.each(|q| self.store(q, &format!("e{q} * inverse")));
-        format!("{}{}", self.own_norms(), self.rows("p.rows", &format!("{row}{stores}")))
-    }
-
-    fn own_grad(&self) -> String {
-        let mut row = self.own_row(false);
-        row +=
-            &self.each(|q| format!("    let w{q} = e{q} * inverse;\n    let g{q} = g[{}];\n", self.place(q)));
-        row += "    var dots = T(0.0);\n";
-        row += &self.each(|q| format!("    dots += w{q} * g{q};\n"));
-        row += "    let mean = fold_sum(dots);\n";
-        row += &self.each(|q| {
-            let store = self.store(q, &format!("d{q}"));
-            format!("    let d{q} = p.scale * w{q} * (g{q} - mean);\n    t{q} += f{q} * d{q};\n{store}")
-        });
-        let last = self.each(|q| {
-            let place = self.place(q);
-            let value = format!("(y[{place}] - activated(x[{place}]) * h{q}) * i{q} * slope(x[{place}])");
-            self.store(q, &format!("select(T(0.0), {value}, r < used)"))
-        });
-        format!(
-            "{}{}{}{}{}",
-            self.own_norms(),
-            self.each(|q| format!("    var t{q} = T(0.0);\n")),
-            self.rows("used", &row),
-            self.each(|q| {
-                let share = if self.normed { format!("share_of(t{q}, n{q})") } else { "T(0.0)".into() };
-                format!("    let h{q} = {share};\n")
-            }),
-            self.rows("p.rows", &last),
-        )
-    }
-
-    /// What a workgroup keeps of its pair.
-    fn memory(&self, grad: bool) -> String {
-        let slopes =
-            if grad { format!("var<workgroup> slopes: array<f32, {CELLS}>;\n") } else { String::new() };
-        format!(
-            "var<workgroup> scores: array<f32, {CELLS}>;\n{slopes}\
-             var<workgroup> norms: array<f32, {SIDE}>;\nvar<workgroup> about: array<vec2<f32>, {SIDE}>;\n\
-             fn weight(r: u32, l: u32, len: f32) -> f32 {{\n    \
-             let u = p.scale * (scores[r * p.columns + l] * (1.0 / divisor(norms[l])));\n    \
-             return select(0.0, precise_exp(u - about[r].x) * about[r].y, f32(l) < len);\n}}"
-        ) + if self.normed { "\nconst NORMED = true;" } else { "\nconst NORMED = false;" }
-    }
-
-    fn shared_grad(&self) -> String {
-        let loads = SHARED_WEIGHTS.replace("//loads", "slopes[e] = g[first + e];");
-        format!(
-            "{loads}    for (var r = local; r < p.rows; r += 64u) {{
-        var mean = 0.0;
-        for (var l = 0u; l < p.columns; l++) {{
-            mean += weight(r, l, len) * slopes[r * p.columns + l];
-        }}
-        for (var l = 0u; l < p.columns; l++) {{
-            let e = r * p.columns + l;
-            slopes[e] = select(0.0, p.scale * weight(r, l, len) * (slopes[e] - mean), r < used);
-        }}
-    }}
-    workgroupBarrier();
-    for (var l = local; l < p.columns; l += 64u) {{
-        var dot = 0.0;
-        for (var r = 0u; r < p.rows; r++) {{
-            dot += scores[r * p.columns + l] * slopes[r * p.columns + l];
-        }}
-        about[l].y = {};
-    }}
-    workgroupBarrier();
-    for (var e = local; e < p.rows * p.columns; e += 64u) {{
-        let l = e % p.columns;
-        let moved = (slopes[e] - scores[e] * about[l].y) * (1.0 / divisor(norms[l]));
-        y[first + e] = select(0.0, moved * slope(x[first + e]), e / p.columns < used);
-    }}
-",
-            if self.normed { "share_of(dot, norms[l])" } else { "0.0" }
-        )
-    }
-}
-
-/// Scores, norms, and of every row its largest score and the inverse of its sum, in workgroup memory.
-const SHARED_WEIGHTS: &str = "    for (var e = local; e < p.rows * p.columns; e += 64u) {
-        scores[e] = select(0.0, activated(x[first + e]), e / p.columns < used);
-        //loads
-    }
-    workgroupBarrier();
-    for (var l = local; l < p.columns; l += 64u) {
-        var sum = 0.0;
-        for (var r = 0u; r < p.rows && NORMED; r++) {
-            sum += scores[r * p.columns + l] * scores[r * p.columns + l];
-        }
-        norms[l] = sqrt(sum);
-    }
-    workgroupBarrier();
-    for (var r = local; r < p.rows; r += 64u) {
-        about[r] = vec2<f32>(-3e38, 0.0);
-        var most = -3e38;
-        for (var l = 0u; l < p.columns; l++) {
-            let u = p.scale * (scores[r * p.columns + l] * (1.0 / divisor(norms[l])));
-            most = max(most, select(-3e38, u, f32(l) < len));
-        }
-        about[r] = vec2<f32>(most, 1.0);
-        var sum = 0.0;
-        for (var l = 0u; l < p.columns; l++) {
-            sum += weight(r, l, len);
-        }
-        about[r] = vec2<f32>(most, 1.0 / select(1.0, sum, sum > 0.0));
-    }
-    workgroupBarrier();
-";
-
-fn shared_weights() -> String {
-    format!(
-        "{SHARED_WEIGHTS}    for (var e = local; e < p.rows * p.columns; e += 64u) {{
-        y[first + e] = weight(e / p.columns, e % p.columns, len);
-    }}
-"
-    )
 }
 
 #[cfg(test)]
