@@ -12,8 +12,7 @@ use criterion::Criterion;
 use crossweave::gpu::{Gpu, Precision};
 use crossweave::host::ratios;
 use crossweave::ops::Act;
-use crossweave::ops::registry::{Case, Values, cases};
-use crossweave::shape::Shape;
+use crossweave::ops::registry::{Case, case, cases};
 use crossweave::tensor::{Device, Tape, Tensor};
 use roofs::{Roofs, full_set, median};
 
@@ -42,8 +41,7 @@ impl Row {
 }
 
 fn on(op: &'static str, about: &'static str, dims: &[&[usize]], run: fn(&[Tensor]) -> Tensor) -> Case {
-    let inputs = dims.iter().map(|d| (Shape::new(d), Values::Normal)).collect();
-    Case { op, about, inputs, run, bound: 1e-4, bench: true }
+    case(op, about, dims, 1e-4, run)
 }
 
 /// The systems' shapes; the large ones only in the full set.

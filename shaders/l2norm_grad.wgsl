@@ -1,13 +1,6 @@
 // The gradient of l2norm: with r the norm and d what x is divided by, (g - x (g x) / (r d)) / d; the second
 // term is 0 where the norm is below eps (first form) or 0.
-//: lane
-alias T = f32; // one value, four of a row, or one of four rows
-fn fold_sum(x: T) -> T { return x; }
-fn fold_max(x: T) -> T { return x; }
-fn places(n: u32) -> T { return T(n); }
-const TEAM = 1u; // invocations that share a row
-fn join(local: u32) {}
-//: end
+//: use row
 
 struct Params {
     count: u32,
@@ -28,25 +21,22 @@ fn main(
     @builtin(local_invocation_index) local: u32,
 ) {
     join(local);
-    let own = linear_id(id, groups) / TEAM < p.count;
-    let i = min(linear_id(id, groups) / TEAM, p.count - 1u);
-    let outer = i / p.inner;
-    let start = outer * p.steps * p.inner + i % p.inner;
+    let row = row_of(linear_id(id, groups) / TEAM, p.count, p.steps, p.inner);
     var squares = T(0.0);
     var dot = T(0.0);
     for (var n = local % TEAM; n < p.steps; n += TEAM) {
-        let at = start + n * p.inner;
+        let at = row.start + n * p.inner;
         squares += x[at] * x[at];
         dot += x[at] * g[at];
     }
     let norm = sqrt(fold_sum(squares));
     let divisor = select(max(norm, T(p.eps)), norm + p.eps, p.plus == 1u);
-    let moves = norm > select(T(p.eps), T(0.0), p.plus == 1u);
+    let has_grad = norm > select(T(p.eps), T(0.0), p.plus == 1u);
     let inverse = T(1.0) / divisor;
-    let share = select(T(0.0), fold_sum(dot) * inverse / select(T(1.0), norm, moves), moves);
+    let share = select(T(0.0), fold_sum(dot) * inverse / select(T(1.0), norm, has_grad), has_grad);
     for (var n = local % TEAM; n < p.steps; n += TEAM) {
-        let at = start + n * p.inner;
-        if own {
+        let at = row.start + n * p.inner;
+        if row.own {
             y[at] = (g[at] - x[at] * share) * inverse;
         }
     }

@@ -3,21 +3,7 @@
 // adapters like best. Where there are subgroups, one shares the loads of b.
 // The text between the marks is replaced: bindings by element type, the entry's arguments, the body by an unrolled
 // tile.
-struct Params {
-    count: u32, // invocations
-    m: u32,
-    n: u32,
-    k: u32,
-    batch: vec4<u32>, // inner batch, summed batch, k per split, splits
-    a: vec4<u32>, // strides: outer batch, inner batch, summed batch, row
-    b: vec4<u32>, // the same
-    c: vec4<u32>, // strides: outer batch, inner batch, split, row
-    a_col: u32,
-    b_col: u32,
-    scale: f32,
-    outer: u32, // outer batch
-    behind: u32, // where biases stand behind b's weights, and sums of a's rows behind c
-}
+//: use matmul_params
 //: bindings
 @group(0) @binding(0) var<storage, read> a: array<f32>; // [outer, inner, m, k], by strides
 @group(0) @binding(1) var<storage, read> b: array<f32>; // [outer, inner, k, n], by strides

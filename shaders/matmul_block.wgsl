@@ -3,21 +3,7 @@
 // multiplies one pair of tiles, its invocations hold the next pair in registers.
 // The text between the marks is replaced: bindings by element type, sizes, how four k of four rows or columns are
 // fetched, and the unrolled registers.
-struct Params {
-    count: u32, // workgroups
-    m: u32,
-    n: u32,
-    k: u32,
-    batch: vec4<u32>, // inner batch, summed batch, k per split, splits
-    a: vec4<u32>, // strides: outer batch, inner batch, summed batch, row
-    b: vec4<u32>, // the same
-    c: vec4<u32>, // strides: outer batch, inner batch, split, row
-    a_col: u32,
-    b_col: u32,
-    scale: f32,
-    outer: u32, // outer batch
-    behind: u32, // where biases stand behind b's weights, and sums of a's rows behind c
-}
+//: use matmul_params
 //: bindings
 @group(0) @binding(0) var<storage, read> a: array<f32>; // [outer, inner, m, k], by strides
 @group(0) @binding(1) var<storage, read> b: array<f32>; // [outer, inner, k, n], by strides
@@ -68,7 +54,7 @@ fn main(
     let fetches_b = !fetches_a && local < 8u * QUADS;
     let item = local % (4u * QUADS);
     let place = select(place_b(item), place_a(item), fetches_a);
-    let biases = outer * p.b.x + inner * p.b.y + p.behind;
+    let biases = outer * p.b.x + inner * p.b.y + p.offset;
     let x = local % SIDE;
     let y = local / SIDE;
 //: start

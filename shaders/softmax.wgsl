@@ -1,14 +1,6 @@
 // y = softmax(scale * x) along the middle axis, over the first lens[outer / every % len(lens)] places where
 // masked; places past them are 0.
-//: lane
-alias T = f32; // one value, four of a row, or one of four rows
-fn fold_sum(x: T) -> T { return x; }
-fn fold_max(x: T) -> T { return x; }
-fn places(n: u32) -> T { return T(n); }
-const TEAM = 1u; // invocations that share a row
-fn join(local: u32) {}
-fn precise_exp(x: T) -> T { return exp(x); }
-//: end
+//: use row
 
 struct Params {
     count: u32,
@@ -30,26 +22,23 @@ fn main(
     @builtin(local_invocation_index) local: u32,
 ) {
     join(local);
-    let own = linear_id(id, groups) / TEAM < p.count;
-    let i = min(linear_id(id, groups) / TEAM, p.count - 1u);
-    let outer = i / p.inner;
-    let start = outer * p.steps * p.inner + i % p.inner;
+    let row = row_of(linear_id(id, groups) / TEAM, p.count, p.steps, p.inner);
     var len = T(4e9);
     if p.lens > 0u {
-        len = T(lens[outer / p.every % p.lens]);
+        len = T(lens[row.outer / p.every % p.lens]);
     }
     var most = T(-3e38);
     for (var n = local % TEAM; n < p.steps; n += TEAM) {
-        let value = p.scale * x[start + n * p.inner];
+        let value = p.scale * x[row.start + n * p.inner];
         most = max(most, select(T(-3e38), value, places(n) < len));
     }
     most = fold_max(most);
     var sum = T(0.0);
     for (var n = local % TEAM; n < p.steps; n += TEAM) {
-        let at = start + n * p.inner;
+        let at = row.start + n * p.inner;
         let e = select(T(0.0), precise_exp(p.scale * x[at] - most), places(n) < len);
         sum += e;
-        if own {
+        if row.own {
             y[at] = e;
         }
     }
@@ -57,8 +46,8 @@ fn main(
     // A row of length 0 is all zeros.
     let inverse = T(1.0) / select(T(1.0), sum, sum > T(0.0));
     for (var n = local % TEAM; n < p.steps; n += TEAM) {
-        let at = start + n * p.inner;
-        if own {
+        let at = row.start + n * p.inner;
+        if row.own {
             y[at] = y[at] * inverse;
         }
     }

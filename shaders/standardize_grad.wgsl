@@ -1,12 +1,5 @@
 // The gradient of standardize, with s its result: (g - mean(g) - s mean(g s)) / sqrt(variance + eps).
-//: lane
-alias T = f32; // one value, four of a row, or one of four rows
-fn fold_sum(x: T) -> T { return x; }
-fn fold_max(x: T) -> T { return x; }
-fn places(n: u32) -> T { return T(n); }
-const TEAM = 1u; // invocations that share a row
-fn join(local: u32) {}
-//: end
+//: use row
 
 struct Params {
     count: u32,
@@ -27,20 +20,17 @@ fn main(
     @builtin(local_invocation_index) local: u32,
 ) {
     join(local);
-    let own = linear_id(id, groups) / TEAM < p.count;
-    let i = min(linear_id(id, groups) / TEAM, p.count - 1u);
-    let outer = i / p.inner;
-    let start = outer * p.steps * p.inner + i % p.inner;
+    let row = row_of(linear_id(id, groups) / TEAM, p.count, p.steps, p.inner);
     var sum = T(0.0);
     for (var n = local % TEAM; n < p.steps; n += TEAM) {
-        sum += x[start + n * p.inner];
+        sum += x[row.start + n * p.inner];
     }
     let mean = fold_sum(sum) / p.n;
     var squares = T(0.0);
     var total = T(0.0);
     var dot = T(0.0);
     for (var n = local % TEAM; n < p.steps; n += TEAM) {
-        let at = start + n * p.inner;
+        let at = row.start + n * p.inner;
         let centred = x[at] - mean;
         squares += centred * centred;
         total += g[at];
@@ -50,8 +40,8 @@ fn main(
     let shift = fold_sum(total) / p.n;
     let share = fold_sum(dot) / p.n * inverse * inverse;
     for (var n = local % TEAM; n < p.steps; n += TEAM) {
-        let at = start + n * p.inner;
-        if own {
+        let at = row.start + n * p.inner;
+        if row.own {
             y[at] = (g[at] - shift - (x[at] - mean) * share) * inverse;
         }
     }

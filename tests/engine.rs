@@ -162,18 +162,28 @@ fn large_uploads_reach_the_device_before_they_come_together_and_overtake_nothing
 
 #[test]
 fn writing_is_seen_by_clones_and_not_by_what_was_recorded_before() {
-    for device in devices() {
+    for device in devices().into_iter().chain([Device::Host]) {
         let mut y = device.tensor([2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
         let (clone, before) = (y.clone(), y.map(|y| y * 1.0));
+        let reshaped = y.reshape([3, 2]);
         write(&mut y, 2, &device.tensor([3], &[7.0, 8.0, 9.0]));
-        for t in [&y, &clone] {
+        for t in [&y, &clone, &reshaped] {
             assert_eq!(values(t), [1.0, 2.0, 7.0, 8.0, 9.0, 6.0]);
         }
         assert_eq!(values(&before), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
     }
-    let mut y = Device::Host.tensor([2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
-    write(&mut y, 2, &Device::Host.tensor([3], &[7.0, 8.0, 9.0]));
-    assert_eq!(values(&y), [1.0, 2.0, 7.0, 8.0, 9.0, 6.0]);
+}
+
+#[test]
+fn a_step_of_adam_is_seen_by_clones() {
+    for device in devices().into_iter().chain([Device::Host]) {
+        let mut state = AdamState::new(&device.tensor([2], &[1.0, -1.0]));
+        let (clone, g) = (state.w.clone(), device.tensor([2], &[2.0, 3.0]));
+        let step = AdamStep { lr: 0.5, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: 0.0, clip: 0.0 };
+        adam(&mut state, &g, &sum_of_squares(&[&g]), &step);
+        assert_eq!(values(&clone), values(&state.w));
+        assert!((values(&clone)[0] - 0.5).abs() < 1e-5, "{:?}", values(&clone));
+    }
 }
 
 #[test]

@@ -265,7 +265,7 @@ fn the_scanner_sees_what_is_forbidden() {
     assert_eq!(wrong("ops/map.rs", "use crate::nn::Linear;"), 1);
     assert_eq!(wrong("ops/map.rs", "use crate::{gpu::{Buf, Gpu}, eval::rank, nn};"), 2);
     assert_eq!(wrong("ops/map.rs", "fn f() { crate::data::Batch::new(); }"), 1);
-    assert_eq!(wrong("ops/map.rs", "use super::super::data::Batch; use super::walk;"), 1);
+    assert_eq!(wrong("ops/map.rs", "use super::super::data::Batch; use super::codegen;"), 1);
     assert_eq!(wrong("ops/mod.rs", "use super::data::Batch;"), 1);
     assert_eq!(wrong("eval/rank/sum.rs", "use super::super::sims; use super::super::super::cli::plot;"), 1);
     assert_eq!(wrong("error.rs", "/// See [`crate::gpu::Gpu`].\nuse std::fmt;"), 0);
@@ -289,13 +289,21 @@ fn the_scanner_sees_what_is_forbidden() {
     assert_eq!(shipped("#[cfg(test)]\nmod hostile;\nmod x;").1, ["hostile"]);
 }
 
-/// Shaders whose bodies are generated: they take the functions of formulas besides the prelude.
-const FORMULAS: &[&str] = &["attend", "map", "reduce"];
+/// Shaders that take the functions of formulas besides the prelude, over four values or over one.
+const FORMULAS: &[&str] = &["cross_attention", "cross_attention_scores", "map", "reduce"];
+const FORMULAS_OF_ONE: &[&str] = &["cross_attention_shared"];
 
 #[test]
 fn every_shader_is_valid_on_its_own() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders");
-    let read = |name: &str| fs::read_to_string(root.join(name)).expect("a shader");
+    let file = |name: &str| fs::read_to_string(root.join(name)).expect("a shader");
+    let read = |name: &str| {
+        let line = |line: &str| match line.strip_prefix("//: use ") {
+            Some(part) => file(&format!("{part}.wgsl")),
+            None => format!("{line}\n"),
+        };
+        file(name).lines().map(line).collect::<String>()
+    };
     let (prelude, formulas) = (read("prelude.wgsl"), read("pointwise.wgsl"));
     let mut paths = Vec::new();
     files(&root, "wgsl", &mut paths);
@@ -305,6 +313,12 @@ fn every_shader_is_valid_on_its_own() {
         let name = path.file_stem().expect("a name").to_string_lossy().to_string();
         let text = match name.as_str() {
             "prelude" => prelude.clone(),
+            n if FORMULAS_OF_ONE.contains(&n) => {
+                let formulas = ["f32", "i32", "u32"].iter().fold(formulas.clone(), |text, t| {
+                    text.replace(&format!("= vec4<{t}>"), &format!("= {t}"))
+                });
+                format!("{}\n{formulas}\n{prelude}", read(&format!("{n}.wgsl")))
+            }
             n if FORMULAS.contains(&n) => format!("{}\n{formulas}\n{prelude}", read(&format!("{n}.wgsl"))),
             n => format!("{}\n{prelude}", read(&format!("{n}.wgsl"))),
         };

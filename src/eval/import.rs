@@ -1,4 +1,4 @@
-//! Authors' checkpoints of any system: where a system has its weights and how its options make a configuration stand in
+//! Authors' checkpoints of any system: where a system has its weights and how its options make a configuration is in
 //! its folder, how files are read in [`crate::data::import`].
 
 use serde_json::{Map, Value as Json};

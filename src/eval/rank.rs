@@ -155,7 +155,7 @@ impl<'a, T: Score> Sims<'a, T> {
         (ranks, top, tied)
     }
 
-    /// Counts along rows, so that the matrix is read in the order it lies in memory.
+    /// Counts along rows, so that the matrix is read in memory order.
     fn rank_captions(&self) -> (Vec<u32>, Vec<u32>, bool) {
         let per_image = self.captions_per_image;
         let own: Vec<T> = (0..self.captions()).map(|c| self.row(c / per_image)[c]).collect();

@@ -2,6 +2,15 @@
 
 use crate::shape::Shape;
 
+/// Row-major f64 values that belong to someone else.
+#[derive(Clone, Copy, Debug)]
+pub struct ArrayView<'a> {
+    /// The shape.
+    pub shape: Shape,
+    /// `shape.len()` values.
+    pub data: &'a [f64],
+}
+
 /// Row-major f64 values.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Array {
@@ -30,6 +39,11 @@ impl Array {
     pub fn zeros(shape: impl Into<Shape>) -> Self {
         let shape = shape.into();
         Self { shape, data: vec![0.0; shape.len()] }
+    }
+
+    /// This, borrowed.
+    pub fn view(&self) -> ArrayView<'_> {
+        ArrayView { shape: self.shape, data: &self.data }
     }
 
     /// The values rounded to f32.

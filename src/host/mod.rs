@@ -5,7 +5,7 @@ mod columns;
 mod compare;
 mod rng;
 
-pub use array::Array;
+pub use array::{Array, ArrayView};
 pub use columns::{Column, Columns, Inputs};
 pub use compare::{Ratios, ratios};
 pub use rng::{Rng, hash_u32, uniform};

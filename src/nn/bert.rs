@@ -110,7 +110,7 @@ impl Config {
         Ok(config)
     }
 
-    /// The encoder's parameters behind `prefix`, in the order of the original state dict; their group is "bert".
+    /// The encoder's parameters, their names after `prefix`, in the order of the original state dict; their group is "bert".
     pub fn parameters(&self, prefix: &str) -> Vec<ParamSpec> {
         layout(|l| l.group("bert", |l| self.list(l, prefix)))
     }
@@ -220,7 +220,7 @@ pub fn encode(scope: &Scope, config: &Config, tokens: &Tokens, dropouts: Option<
             let scores = q.head_scores(&k, heads, scale).map2(masked, |s, m| s + m);
             drop(scores.softmax(-1, 1.0), config.attention_probs_dropout_prob).head_mix(&v)
         } else {
-            linears(&maps).beside(x).self_attention(heads, scale, Some(&masked), None)
+            linears(&maps).concat(x).self_attention(heads, scale, Some(&masked), None)
         };
         let x = residual(&attention.sub("output"), config, &mixed, x, dropouts);
         let wide = linear(&at.sub("intermediate").sub("dense"), &x, Act::None).map(Expr::gelu);

@@ -38,7 +38,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// The role whose slabs it lies in: statistics and counters are taken up together.
+    /// The role whose slabs hold it: statistics and counters are taken up together.
     pub(super) fn in_memory(self) -> Self {
         if self == Self::Counter { Self::Statistic } else { self }
     }
@@ -47,7 +47,7 @@ impl Role {
 /// One parameter of a model.
 #[derive(Clone, Debug)]
 pub struct ParamSpec {
-    /// Its name in the original state dict, behind its sub-module's.
+    /// Its sub-module's name, a dot, and its name in the original state dict.
     pub name: String,
     /// Its shape.
     pub shape: Shape,
@@ -133,7 +133,7 @@ impl Layout {
     }
 }
 
-/// A model's parameters by name, and the slabs they lie in.
+/// A model's parameters by name, and the slabs that hold them.
 #[derive(Clone, Debug, Default)]
 pub struct Params {
     tensors: HashMap<String, Tensor>,

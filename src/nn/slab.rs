@@ -52,7 +52,7 @@ pub struct Member {
 pub struct Slab {
     /// The optimiser group.
     pub group: &'static str,
-    /// The members' role; counters lie with the statistics.
+    /// The members' role; counters are with the statistics.
     pub role: Role,
     /// The parameters in memory order.
     pub members: Vec<Member>,

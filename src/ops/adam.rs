@@ -1,10 +1,14 @@
 //! Adam and AdamW with a global norm clip, in place.
 
-use super::walk::fill;
+use super::codegen::fill;
+use super::registry::{Case, POINT, Values, case};
+use super::stack;
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
 use crate::tensor::Tensor;
 
 const KERNEL: Kernel = Kernel { name: "adam", text: include_str!("../../shaders/adam.wgsl") };
+
+const ONE_SIDE: &str = "all of a step is on one side";
 
 /// The constants of one step.
 #[derive(Clone, Copy, Debug)]
@@ -68,8 +72,8 @@ fn sum_scalars(mut terms: Vec<Tensor>) -> Tensor {
     terms.pop().expect("there is at least one gradient")
 }
 
-/// Takes one step with gradient `g`, clipped by `squares` (of [`sum_of_squares`]). Where that is NaN or infinite
-/// nothing moves.
+/// Takes one step with gradient `g`, clipped by `squares` (of [`sum_of_squares`]), in place: clones of the state's
+/// tensors see it. Where the squares are NaN or infinite nothing moves.
 pub fn adam(state: &mut AdamState, g: &Tensor, squares: &Tensor, step: &AdamStep) {
     assert_eq!(state.w.shape(), g.shape(), "adam: parameter and gradient");
     state.steps += 1;
@@ -78,7 +82,7 @@ pub fn adam(state: &mut AdamState, g: &Tensor, squares: &Tensor, step: &AdamStep
         (Some(w), Some(g), Some(norm)) => {
             let gpu = w.gpu().expect("a tensor never outlives its device");
             let (m, v) = (state.m.buf(), state.v.buf());
-            on_gpu(&gpu, [g, norm], [w, m.expect("beside w"), v.expect("beside w")], step, t);
+            on_gpu(&gpu, [g, norm], [w, m.expect(ONE_SIDE), v.expect(ONE_SIDE)], step, t);
         }
         _ => on_host(state, g, squares, step, t),
     }
@@ -117,22 +121,42 @@ fn on_gpu(gpu: &Gpu, reads: [&Buf; 2], writes: [&Buf; 3], step: &AdamStep, t: i3
     });
 }
 
-fn on_host(state: &mut AdamState, g: &Tensor, squares: &Tensor, step: &AdamStep, t: i32) {
-    let array = |t: &Tensor| t.array().expect("all of a step lives on one side").clone();
-    let (mut w, mut m, mut v, g) = (array(&state.w), array(&state.m), array(&state.v), array(g));
-    let norm = array(squares).data[0].sqrt();
+fn on_host(state: &AdamState, g: &Tensor, squares: &Tensor, step: &AdamStep, t: i32) {
+    let norm = squares.values().expect(ONE_SIDE)[0].sqrt();
     if !norm.is_finite() {
         return;
     }
     let scale = if step.clip > 0.0 { (step.clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
     let AdamStep { lr, beta1, beta2, eps, decay, .. } = *step;
     let (correct1, correct2) = corrections(step, t);
-    for i in 0..w.data.len() {
-        let grad = g.data[i] * scale;
-        m.data[i] = beta1 * m.data[i] + (1.0 - beta1) * grad;
-        v.data[i] = beta2 * v.data[i] + (1.0 - beta2) * grad * grad;
-        let kept = w.data[i] * (1.0 - lr * decay);
-        w.data[i] = kept - lr / correct1 * m.data[i] / (v.data[i].sqrt() / correct2 + eps);
+    let g = g.values().expect(ONE_SIDE);
+    let [mut w, mut m, mut v] = [&state.w, &state.m, &state.v].map(|t| t.values_mut().expect(ONE_SIDE));
+    for i in 0..w.len() {
+        let grad = g[i] * scale;
+        m[i] = beta1 * m[i] + (1.0 - beta1) * grad;
+        v[i] = beta2 * v[i] + (1.0 - beta2) * grad * grad;
+        w[i] = w[i] * (1.0 - lr * decay) - lr / correct1 * m[i] / (v[i].sqrt() / correct2 + eps);
     }
-    (state.w, state.m, state.v) = (Tensor::on_host(w), Tensor::on_host(m), Tensor::on_host(v));
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    fn steps(x: &[Tensor], decay: f64, clip: f64) -> Tensor {
+        let own = |x: &Tensor| x.map(|x| x * 1.0);
+        let mut state = AdamState { w: own(&x[0]), m: own(&x[1]), v: own(&x[2]), steps: 3 };
+        let clones = state.clone();
+        let step = AdamStep { lr: 0.1, beta1: 0.9, beta2: 0.99, eps: 1e-8, decay, clip };
+        let squares = sum_of_squares(&[&x[3]]);
+        adam(&mut state, &x[3], &squares, &step);
+        adam(&mut state, &x[1], &squares, &step);
+        stack(&[&clones.w, &clones.m, &clones.v])
+    }
+    let of = |about, n: usize, run| {
+        case("adam", about, &[&[n], &[n], &[n], &[n]], POINT, run)
+            .with(2, Values::Uniform(0.1, 1.0))
+            .in_place()
+    };
+    vec![
+        of("clipped and decayed, in fours", 64, |x| steps(x, 0.01, 1.0)),
+        of("odd, as it is", 37, |x| steps(x, 0.0, 0.0)),
+    ]
 }

@@ -4,12 +4,14 @@
 use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::walk::{fill, pointwise};
+use super::codegen::{fill, pointwise};
+use super::pack::places;
+use super::registry::{Case, Values, case, sums};
 use super::{add, materialize};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Style, Words};
-use crate::host::Array;
+use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
-use crate::tensor::{Back, Cost, Grad, Keep, Op, Tensor, apply};
+use crate::tensor::{Back, Cost, Grad, Keep, Op, Pullback, Tensor, apply, compute};
 
 const TEXT: &str = include_str!("../../shaders/attention.wgsl");
 
@@ -37,7 +39,7 @@ impl Tensor {
     }
 
     /// [`Tensor::attention`] of a sequence over itself: this, `[n, r, 3 * heads * d]`, holds queries, keys and values
-    /// beside each other. The result, with `plus` added, is `[n, r, heads * d]`.
+    /// concatenated. The result, with `plus` added, is `[n, r, heads * d]`.
     #[track_caller]
     pub fn self_attention(&self, heads: usize, scale: f64, bias: Option<&Self>, plus: Option<&Self>) -> Self {
         let op = Attention { heads, scale, stacked: true, masked: bias.is_some(), plus: plus.is_some() };
@@ -127,6 +129,8 @@ impl Attention {
             Plan { part, lanes, quads: d / 4, masked: self.masked, stacked: self.stacked, plus, held: None };
         let holds = lanes > 1 && part != Part::Keys && other <= HELD && plan.quads <= HELD_QUADS;
         let plan = Plan { held: holds.then(|| other.div_ceil(plan.chunk()).next_multiple_of(2)), ..plan };
+        #[cfg(test)]
+        super::gates::planned("attention", &plan);
         let padded = own.next_multiple_of(lanes);
         let masks = bias.map_or(1, |b| b[0]);
         let count = n * self.heads * padded;
@@ -147,17 +151,18 @@ impl Attention {
     }
 
     /// Queries, keys, values and the bias, each by itself.
-    fn apart(&self, x: &[&Array]) -> Vec<Array> {
+    fn apart(&self, x: &[ArrayView]) -> Vec<Array> {
         let x = &x[..self.sides() + usize::from(self.masked)];
+        let own = |x: &ArrayView| Array::new(x.shape, x.data.to_vec());
         if !self.stacked {
-            return x.iter().map(|x| (*x).clone()).collect();
+            return x.iter().map(own).collect();
         }
         let shape = x[0].shape.with(2, x[0].shape[2] / 3);
         let third = |i: usize| {
             let rows = x[0].data.chunks(3 * shape[2]);
             Array::new(shape, rows.flat_map(|row| &row[i * shape[2]..(i + 1) * shape[2]]).copied().collect())
         };
-        [third(0), third(1), third(2)].into_iter().chain(x[1..].iter().map(|x| (*x).clone())).collect()
+        [third(0), third(1), third(2)].into_iter().chain(x[1..].iter().map(own)).collect()
     }
 
     /// Calls `f` with the weights of every sequence, head and query, in f64.
@@ -183,7 +188,7 @@ impl Attention {
         }
     }
 
-    fn grads_on_host(&self, x: &[Array], g: &Array) -> [Array; 3] {
+    fn grads_on_host(&self, x: &[Array], g: ArrayView) -> [Array; 3] {
         let ([r, width], l) = ([1, 2].map(|i| x[0].shape[i]), x[1].shape[1]);
         let d = width / self.heads;
         let mut grads = [0, 1, 2].map(|i| Array::zeros(x[i].shape));
@@ -219,10 +224,10 @@ impl Op for Attention {
         self.launch(gpu, Part::Forward, x, &[y], shapes);
     }
 
-    fn host(&self, x: &[&Array]) -> Array {
-        let plus = self.plus.then(|| x[x.len() - 1].clone());
+    fn host(&self, x: &[ArrayView]) -> Array {
+        let plus = self.plus.then(|| x[x.len() - 1].data.to_vec());
         let x = &self.apart(x)[..];
-        let mut y = plus.unwrap_or_else(|| Array::zeros(x[0].shape));
+        let mut y = plus.map_or_else(|| Array::zeros(x[0].shape), |plus| Array::new(x[0].shape, plus));
         let (r, l, width) = (x[0].shape[1], x[1].shape[1], x[0].shape[2]);
         let d = width / self.heads;
         self.weights(x, |s, h, i, p| {
@@ -235,56 +240,6 @@ impl Op for Attention {
         y
     }
 
-    fn keep(&self) -> Keep {
-        Keep::inputs(0..self.sides() + usize::from(self.masked))
-    }
-
-    fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
-        let x: Vec<&Tensor> = (0..self.sides() + usize::from(self.masked)).map(|i| back.x(i)).collect();
-        let shapes: Vec<Shape> = x.iter().map(|t| t.shape()).collect();
-        let bias = self.bias(&x);
-        let grads: Vec<Tensor> = match back.g().buf() {
-            Some(g) => {
-                let gpu = g.gpu().expect("a tensor never outlives its device");
-                let Sizes { n, r, .. } = self.sizes(&shapes);
-                let of = self.sides();
-                let grads: Vec<Buf> = shapes[..of].iter().map(|s| gpu.alloc(s.len())).collect();
-                let (first, rest) = grads.split_at(if self.stacked { 0 } else { 1 });
-                let rest: Vec<&Buf> = rest.iter().collect();
-                let about = gpu.alloc(4 * n * self.heads * r);
-                let mut reads: Vec<&Buf> = x[..of].iter().filter_map(|t| t.buf()).collect();
-                reads.push(g);
-                let masks: Vec<&Buf> = bias.iter().filter_map(|t| t.buf()).collect();
-                let queries = [&reads[..], &masks].concat();
-                self.launch(
-                    &gpu,
-                    Part::Queries,
-                    &queries,
-                    &[first.first().unwrap_or(rest[0]), &about],
-                    &shapes,
-                );
-                reads.push(&about);
-                self.launch(&gpu, Part::Keys, &[&reads[..], &masks].concat(), &rest, &shapes);
-                shapes.iter().zip(grads).map(|(shape, buf)| Tensor::on_gpu(*shape, buf)).collect()
-            }
-            None => {
-                let arrays: Vec<&Array> = x.iter().filter_map(|t| t.array()).collect();
-                let g = back.g().array().expect("it is on the host");
-                let grads = self.grads_on_host(&self.apart(&arrays), g);
-                if self.stacked { vec![beside(&grads)] } else { grads.to_vec() }
-                    .into_iter()
-                    .map(Tensor::on_host)
-                    .collect()
-            }
-        };
-        let mut grads: Vec<Option<Grad>> = grads.into_iter().map(|g| Some(g.into())).collect();
-        grads.resize(back.inputs(), None);
-        if self.plus {
-            grads[back.inputs() - 1] = Some(back.g().clone().into());
-        }
-        grads
-    }
-
     fn cost(&self, x: &[Shape]) -> Cost {
         let Sizes { n, r, l, d } = self.sizes(x);
         let moved: usize = x.iter().map(Shape::len).sum::<usize>() + self.shape(x).len();
@@ -292,8 +247,81 @@ impl Op for Attention {
     }
 }
 
+impl Pullback for Attention {
+    fn keep(&self) -> Keep {
+        Keep::inputs(0..self.sides() + usize::from(self.masked))
+    }
+
+    fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
+        let mut x: Vec<&Tensor> = (0..self.sides() + usize::from(self.masked)).map(|i| back.x(i)).collect();
+        x.push(back.g());
+        let sides: Vec<Shape> = (0..self.sides()).map(|i| back.shape(i)).collect();
+        let (places, total) = places(&back.g().device(), sides.iter().map(Shape::len));
+        let all = compute(AttentionGrad { op: self.clone(), places: places.clone(), total }, &x);
+        let section = |(place, shape): (&usize, &Shape)| Some(all.section(*place, *shape).into());
+        let mut grads: Vec<Option<Grad>> = places.iter().zip(&sides).map(section).collect();
+        grads.resize(back.inputs(), None);
+        if self.plus {
+            grads[back.inputs() - 1] = Some(back.g().clone().into());
+        }
+        grads
+    }
+}
+
+/// The gradients of queries, keys and values, at places in one tensor, from the inputs and the result's gradient.
+#[derive(Clone, Debug)]
+struct AttentionGrad {
+    op: Attention,
+    places: Vec<usize>,
+    total: usize,
+}
+
+impl Op for AttentionGrad {
+    fn name(&self) -> &'static str {
+        "attention_grad"
+    }
+
+    fn shape(&self, _: &[Shape]) -> Shape {
+        Shape::new(&[self.total])
+    }
+
+    fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, shapes: &[Shape]) {
+        let (op, n) = (&self.op, x.len());
+        let Sizes { n: sequences, r, .. } = op.sizes(&shapes[..n - 1]);
+        let part =
+            |(place, shape): (&usize, &Shape)| y.part(*place, shape.len()).expect("a place it can bind");
+        let grads: Vec<Buf> = self.places.iter().zip(shapes).map(part).collect();
+        let about = gpu.alloc(4 * sequences * op.heads * r);
+        let (sides, masks) = x[..n - 1].split_at(op.sides());
+        let queries = [sides, &[x[n - 1]], masks].concat();
+        op.launch(gpu, Part::Queries, &queries, &[&grads[0], &about], &shapes[..n - 1]);
+        let rest: Vec<&Buf> = grads.iter().skip(usize::from(!op.stacked)).collect();
+        let keys = [sides, &[x[n - 1], &about], masks].concat();
+        op.launch(gpu, Part::Keys, &keys, &rest, &shapes[..n - 1]);
+    }
+
+    fn host(&self, x: &[ArrayView]) -> Array {
+        let (g, x) = x.split_last().expect("the gradient comes last");
+        let grads = self.op.grads_on_host(&self.op.apart(x), *g);
+        let grads = if self.op.stacked { vec![concat(&grads)] } else { grads.to_vec() };
+        let mut y = Array::zeros(Shape::new(&[self.total]));
+        for (grad, place) in grads.iter().zip(&self.places) {
+            y.data[*place..place + grad.data.len()].copy_from_slice(&grad.data);
+        }
+        y
+    }
+
+    fn cost(&self, x: &[Shape]) -> Cost {
+        let forward = self.op.cost(&x[..x.len() - 1]);
+        Cost {
+            flops: 2.5 * forward.flops,
+            bytes: 4.0 * (x.iter().map(Shape::len).sum::<usize>() + self.total) as f64,
+        }
+    }
+}
+
 /// Arrays `[n, r, width]` as one `[n, r, 3 width]`.
-fn beside(x: &[Array; 3]) -> Array {
+fn concat(x: &[Array; 3]) -> Array {
     let (shape, width) = (x[0].shape, x[0].shape[2]);
     let row = |i: usize| x.iter().flat_map(move |x| x.data[i * width..(i + 1) * width].iter().copied());
     Array::new(shape.with(2, 3 * width), (0..shape.len() / width).flat_map(row).collect())
@@ -422,7 +450,7 @@ impl Plan {
         let at = |c: String, j: String| {
             self.place(array, &format!("n * p.other + min(first + {c}, p.other - 1u)"), &j)
         };
-        // A lane loads every `lanes`-th of the step's vectors; past the last it loads what nobody hears.
+        // A lane loads every `lanes`-th of the step's vectors; past the last it loads what nobody reads.
         let shares = (chunk * quads).div_ceil(lanes);
         if lanes > 1 {
             for t in 0..shares {
@@ -443,7 +471,7 @@ impl Plan {
     }
 
     /// One value of `array` for each row of a step as `{array}{c}`, from `before` on; a lane loads one for all.
-    fn heard(&self, array: &str, before: &str) -> String {
+    fn broadcast(&self, array: &str, before: &str) -> String {
         let chunk = self.chunk();
         let at = |c: &str| format!("{array}[{before}min(first + {c}, p.other - 1u)]");
         if self.lanes == 1 {
@@ -459,7 +487,7 @@ impl Plan {
     fn biases(&self) -> String {
         let mut s = String::new();
         if self.masked {
-            s += &self.heard("bias", "n % p.masks * p.keys + ");
+            s += &self.broadcast("bias", "n % p.masks * p.keys + ");
         }
         for c in 0..self.chunk() {
             let bias = if self.masked { format!("bias{c}") } else { "0.0".into() };
@@ -635,7 +663,7 @@ impl Plan {
     }
 
     fn keys(&self) -> String {
-        let about = self.heard("about", "(n * p.heads + head) * p.other + ");
+        let about = self.broadcast("about", "(n * p.heads + head) * p.other + ");
         let mut step = format!("{}{}{about}", self.rows("q", "q"), self.rows("g", "g"));
         for c in 0..self.chunk() {
             let _ = writeln!(
@@ -661,4 +689,96 @@ impl Plan {
             self.store("gv", "gv"),
         )
     }
+}
+
+/// Kernels of narrow heads, and of BERT's.
+#[cfg(test)]
+pub(super) fn variants(gpu: &Gpu) -> Vec<super::gates::Variant> {
+    let lanes = if gpu.style() == Style::Subgroup { gpu.facts().lanes().unwrap_or(1) } else { 1 };
+    let mut all = Vec::new();
+    for part in [Part::Forward, Part::Queries, Part::Keys] {
+        for (quads, n) in [1, 2, 3, 4, 16].into_iter().flat_map(|quads| (0..8).map(move |n| (quads, n))) {
+            let [masked, stacked, plus] = [0, 1, 2].map(|i| n >> i & 1 == 1);
+            let holds = lanes > 1 && part != Part::Keys && quads <= HELD_QUADS;
+            for held in [None, Some(2), Some(6)].into_iter().filter(|held| held.is_none() || holds) {
+                let plus = plus && part == Part::Forward;
+                let plan = Plan { part, lanes, quads, masked, stacked, plus, held };
+                all.push(super::gates::Variant::new("attention", &plan, plan.source()));
+            }
+        }
+    }
+    all
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let plain: fn(&[Tensor]) -> Tensor = |x| x[0].attention(&x[1], &x[2], 4, 0.35, None);
+    let masked: fn(&[Tensor]) -> Tensor =
+        |x| x[0].attention(&x[1], &x[2], 2, 0.35, Some(&x[3].map(|m| (m - 1.0) * 1e30)));
+    let (q, k): (&[usize], &[usize]) = (&[6, 36, 32], &[6, 12, 32]);
+    vec![
+        case("attention", "eight channels a head", &[q, k, k], sums(36), plain).bench(),
+        case(
+            "attention",
+            "sixteen channels a head",
+            &[&[2, 37, 64], &[2, 33, 64], &[2, 33, 64]],
+            sums(64),
+            plain,
+        ),
+        case(
+            "attention",
+            "twelve channels a head",
+            &[&[2, 7, 48], &[2, 5, 48], &[2, 5, 48]],
+            sums(48),
+            plain,
+        ),
+        case(
+            "attention",
+            "more keys than are held",
+            &[&[1, 9, 16], &[1, 45, 16], &[1, 45, 16]],
+            sums(45),
+            plain,
+        ),
+        case("attention", "one query, one key", &[&[2, 1, 16], &[2, 1, 16], &[2, 1, 16]], sums(16), plain),
+        case(
+            "attention",
+            "keys left out",
+            &[&[6, 9, 64], &[6, 10, 64], &[6, 10, 64], &[3, 10]],
+            sums(64),
+            masked,
+        )
+        .with(3, Values::Whole(2)),
+        case(
+            "attention",
+            "heads of odd width, keys left out",
+            &[&[4, 5, 14], &[4, 3, 14], &[4, 3, 14], &[2, 3]],
+            sums(14),
+            masked,
+        )
+        .with(3, Values::Whole(2)),
+        case("attention", "of a sequence over itself", &[&[6, 13, 96]], sums(32), |x| {
+            x[0].self_attention(4, 0.35, None, None)
+        }),
+        case(
+            "attention",
+            "over itself, keys left out, added",
+            &[&[6, 10, 96], &[3, 10], &[6, 10, 32]],
+            sums(32),
+            |x| x[0].self_attention(2, 0.35, Some(&x[1].map(|m| (m - 1.0) * 1e30)), Some(&x[2])),
+        )
+        .with(1, Values::Whole(2)),
+        case(
+            "attention",
+            "over itself, heads of odd width, added",
+            &[&[4, 5, 42], &[4, 5, 14]],
+            sums(14),
+            |x| x[0].self_attention(2, 0.35, None, Some(&x[1])),
+        ),
+        case("attention", "large scores", &[&[2, 9, 16], &[2, 6, 16], &[2, 6, 16]], sums(16), |x| {
+            x[0].map(|x| x * 1e-2).attention(&x[1].map(|x| x * 1e-4), &x[2].map(|x| x * 1e-4), 4, 1.0, None)
+        })
+        .all(Values::Extreme),
+        case("attention", "BERT's heads", &[&[2, 5, 384], &[2, 5, 128]], sums(64), |x| {
+            x[0].self_attention(2, 0.125, None, Some(&x[1]))
+        }),
+    ]
 }

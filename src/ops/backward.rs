@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::map::{map, materialize};
+use super::recompute;
 use crate::shape::Shape;
-use crate::tensor::{Back, Device, Expr, Grad, Holds, Tape, Tensor, Viewed};
+use crate::tensor::{Alias, Back, Device, Expr, Grad, Kind, Node, Tape, Tensor, Viewed};
 
 /// Tensors that one pass reads.
 const AT_ONCE: usize = 7;
@@ -22,62 +23,73 @@ impl Tape {
     /// As [`Tape::backward`], from any tensor with its gradient.
     #[track_caller]
     pub fn backward_from(&self, y: &Tensor, g: Tensor) -> Grads {
-        let mut open = Open { terms: BTreeMap::new(), device: y.device() };
+        let mut pending = Pending { terms: BTreeMap::new(), device: y.device() };
         let Some(var) = y.var() else { return Grads(BTreeMap::new()) };
-        open.terms.insert(var.id, vec![g.into()]);
+        pending.terms.insert(var.id, vec![g.into()]);
         while let Some(node) = self.pop() {
-            let ids = node.first..node.first + node.outputs.len();
-            if !ids.clone().any(|id| open.terms.contains_key(&id)) {
+            let Node { name, kind, inputs, x, y, shapes, first, outputs } = node;
+            let ids = first..first + outputs.len();
+            if !ids.clone().any(|id| pending.terms.contains_key(&id)) {
                 continue;
             }
-            if let Some(holds) = node.op.holds() {
-                open.hand_on(node.first, holds, &node.inputs, &node.shapes);
-                continue;
-            }
-            let g = ids.zip(&node.outputs).map(|(id, shape)| open.take(id, *shape)).collect();
-            let needs = node.inputs.iter().map(Option::is_some).collect();
-            let back = Back::new(node.x, node.y, node.shapes.clone(), needs, g);
-            let results = node.op.grad(&back);
-            assert_eq!(results.len(), node.inputs.len(), "{}: gradients", node.op.name());
-            drop(back);
-            for (i, (id, grad)) in node.inputs.iter().zip(results).enumerate() {
-                if let (Some(id), Some(grad)) = (id, grad) {
-                    let (name, shape) = (node.op.name(), grad.inputs[0].shape());
-                    assert_eq!(shape, node.shapes[i], "{name}: gradient of input {i}");
-                    open.terms.entry(*id).or_default().push(grad);
+            let needs = inputs.iter().map(Option::is_some).collect();
+            let back = |pending: &mut Pending| {
+                let g = ids.zip(&outputs).map(|(id, shape)| pending.take(id, *shape)).collect();
+                Back::new(x, y, shapes.clone(), needs, g)
+            };
+            let grads: Vec<Vec<Grad>> = match kind {
+                Kind::Alias(alias) => pending.read_as_inputs(first, &alias, &shapes),
+                Kind::Op(op) => each(op.grad(&back(&mut pending))),
+                Kind::Recompute(part) => each(recompute::grads(&*part, &back(&mut pending))),
+            };
+            assert_eq!(grads.len(), inputs.len(), "{name}: gradients");
+            for (i, (id, grads)) in inputs.iter().zip(grads).enumerate() {
+                let Some(id) = id else { continue };
+                for grad in grads {
+                    assert_eq!(grad.inputs[0].shape(), shapes[i], "{name}: gradient of input {i}");
+                    pending.terms.entry(*id).or_default().push(grad);
                 }
             }
         }
-        Grads(open.terms.into_iter().map(|(id, terms)| (id, sum(terms))).collect())
+        Grads(pending.terms.into_iter().map(|(id, terms)| (id, sum(terms))).collect())
     }
 }
 
+fn each(grads: Vec<Option<Grad>>) -> Vec<Vec<Grad>> {
+    grads.into_iter().map(|grad| grad.into_iter().collect()).collect()
+}
+
 /// Gradients not yet summed, by what they belong to; in order, so that every step takes the same memory.
-struct Open {
+struct Pending {
     terms: BTreeMap<usize, Vec<Grad>>,
     device: Device,
 }
 
-impl Open {
-    /// Hands the gradient of tensors held in one on to each.
-    fn hand_on(&mut self, of: usize, holds: Holds, parts: &[Option<usize>], shapes: &[Shape]) {
-        let mut terms = self.terms.remove(&of).unwrap_or_default();
-        let fits = |v: &Viewed| match holds {
-            Holds::Stacked => !v.view.is_padded(0),
-            Holds::Reshaped => v.view.is_identity(),
+impl Pending {
+    /// The terms of an output's gradient, read as those of each input it aliases: unsummed, where they read it so that
+    /// a view of it can.
+    fn read_as_inputs(&mut self, output: usize, alias: &Alias, shapes: &[Shape]) -> Vec<Vec<Grad>> {
+        let mut terms = self.terms.remove(&output).unwrap_or_default();
+        let fits = |v: &Viewed| match alias {
+            Alias::Stack => !v.view.is_padded(0),
+            Alias::Reshape | Alias::Section(_) => v.view.is_identity(),
         };
-        if !terms.iter().all(|g| g.inputs.iter().all(fits)) {
+        if !terms.iter().all(|g| g.inputs.iter().all(fits)) || matches!(alias, Alias::Section(_)) {
             terms = vec![sum(terms).into()];
         }
-        for (i, id) in parts.iter().enumerate() {
-            let Some(id) = id else { continue };
-            let part = |v: &Viewed| match holds {
-                Holds::Stacked => v.clone().slice(0, i, 1).squeeze(0),
-                Holds::Reshaped => v.tensor.reshape(shapes[i]).view(),
-            };
-            let part = |g: &Grad| Grad { inputs: g.inputs.iter().map(part).collect(), ..g.clone() };
-            self.terms.entry(*id).or_default().extend(terms.iter().map(part));
-        }
+        let read = |i: usize, v: &Viewed| match alias {
+            Alias::Stack => v.clone().slice(0, i, 1).squeeze(0),
+            Alias::Reshape => v.tensor.reshape(shapes[i]).view(),
+            Alias::Section(view) => {
+                let (_, view) = view.adjoint();
+                Viewed { tensor: v.tensor.reshape(view.source), view }
+            }
+        };
+        let term = |i: usize, g: &Grad| Grad {
+            inputs: g.inputs.iter().map(|v| read(i, v)).collect(),
+            formula: g.formula.clone(),
+        };
+        (0..shapes.len()).map(|i| terms.iter().map(|g| term(i, g)).collect()).collect()
     }
 
     fn take(&mut self, id: usize, shape: Shape) -> Tensor {

@@ -1,9 +1,10 @@
 //! Dropout by a counter-based generator: the mask is a function of a seed, never stored.
 
+use super::registry::{Case, POINT, case};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
-use crate::host::{Array, uniform};
+use crate::host::{Array, ArrayView, uniform};
 use crate::shape::Shape;
-use crate::tensor::{Back, Grad, Keep, Op, Tensor, apply};
+use crate::tensor::{Back, Grad, Keep, Op, Pullback, Tensor, apply, compute};
 
 const KERNEL: Kernel = Kernel { name: "dropout", text: include_str!("../../shaders/dropout.wgsl") };
 
@@ -47,18 +48,24 @@ impl Op for Dropout {
         });
     }
 
-    fn host(&self, x: &[&Array]) -> Array {
+    fn host(&self, x: &[ArrayView]) -> Array {
         let scale = f64::from(1.0 / (1.0 - self.rate));
         let kept = |i: usize| uniform(self.seed, i as u32) >= self.rate;
         let value = |(i, v): (usize, &f64)| if kept(i) { v * scale } else { 0.0 };
         Array::new(x[0].shape, x[0].data.iter().enumerate().map(value).collect())
     }
+}
 
+impl Pullback for Dropout {
     fn keep(&self) -> Keep {
         Keep::NOTHING
     }
 
     fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
-        vec![Some(apply(self.clone(), &[back.g()]).into())]
+        vec![Some(compute(self.clone(), &[back.g()]).into())]
     }
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    vec![case("dropout", "half", &[&[33, 8]], POINT, |x| x[0].dropout(0.5, 0x1234_5678_9abc))]
 }

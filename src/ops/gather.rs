@@ -1,10 +1,11 @@
 //! Embedding lookup, and its gradient as a deterministic scatter-add.
 
-use super::walk::fill;
+use super::codegen::fill;
+use super::registry::{Case, POINT, Values, case};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, MAX_LOOP, Words};
-use crate::host::Array;
+use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
-use crate::tensor::{Back, Cost, Grad, Keep, Op, Tensor, apply};
+use crate::tensor::{Back, Cost, Grad, Keep, Op, Pullback, Tensor, apply, compute};
 
 const GATHER: Kernel = Kernel { name: "gather", text: include_str!("../../shaders/gather.wgsl") };
 const SCATTER: Kernel = Kernel { name: "scatter", text: include_str!("../../shaders/scatter.wgsl") };
@@ -48,7 +49,7 @@ impl Op for Gather {
         });
     }
 
-    fn host(&self, x: &[&Array]) -> Array {
+    fn host(&self, x: &[ArrayView]) -> Array {
         let (rows, width) = (x[1].shape[0], x[1].shape[1]);
         let row = |id: &f64| {
             let r = (*id as usize).min(rows - 1);
@@ -57,19 +58,19 @@ impl Op for Gather {
         Array::new(self.shape(&[x[0].shape, x[1].shape]), x[0].data.iter().flat_map(row).copied().collect())
     }
 
+    fn cost(&self, x: &[Shape]) -> Cost {
+        Cost { flops: 0.0, bytes: 8.0 * (x[0].len() * x[1][1]) as f64 }
+    }
+}
+
+impl Pullback for Gather {
     fn keep(&self) -> Keep {
         Keep::inputs([0])
     }
 
     fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
-        vec![
-            None,
-            back.needs(1).then(|| apply(Scatter { rows: back.shape(1)[0] }, &[back.x(0), back.g()]).into()),
-        ]
-    }
-
-    fn cost(&self, x: &[Shape]) -> Cost {
-        Cost { flops: 0.0, bytes: 8.0 * (x[0].len() * x[1][1]) as f64 }
+        let scatter = Scatter { rows: back.shape(1)[0] };
+        vec![None, back.needs(1).then(|| compute(scatter, &[back.x(0), back.g()]).into())]
     }
 }
 
@@ -106,7 +107,7 @@ impl Op for Scatter {
         }
     }
 
-    fn host(&self, x: &[&Array]) -> Array {
+    fn host(&self, x: &[ArrayView]) -> Array {
         let width = x[1].shape.last();
         let mut y = Array::zeros(self.shape(&[x[0].shape, x[1].shape]));
         for (id, g) in x[0].data.iter().zip(x[1].data.chunks(width)) {
@@ -115,12 +116,13 @@ impl Op for Scatter {
         }
         y
     }
+}
 
-    fn keep(&self) -> Keep {
-        Keep::NOTHING
-    }
-
-    fn grad(&self, _: &Back) -> Vec<Option<Grad>> {
-        panic!("scatter: second derivatives are not taken")
-    }
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        case("gather", "repeated ids", &[&[5, 7], &[11, 12]], POINT, |x| x[1].gather(&x[0]))
+            .with(0, Values::Whole(11)),
+        case("gather", "ids past the table", &[&[9], &[3, 5]], POINT, |x| x[1].gather(&x[0]))
+            .with(0, Values::Whole(7)),
+    ]
 }

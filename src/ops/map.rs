@@ -2,12 +2,13 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use super::codegen::{Codegen, Lane, distinct, fill, pointwise};
 use super::reduce::{Kind, Reduce, sum_axis};
-use super::walk::{Lane, Walk, distinct, fill, pointwise};
+use super::registry::{Case, POINT, Values, case, sums};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
-use crate::host::Array;
+use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
-use crate::tensor::{Back, Cost, Expr, Grad, Keep, Op, Program, Tensor, View, Viewed, apply};
+use crate::tensor::{Back, Cost, Expr, Grad, Keep, Op, Program, Pullback, Tensor, View, Viewed, apply};
 
 const KERNEL: Kernel = Kernel { name: "map", text: include_str!("../../shaders/map.wgsl") };
 
@@ -21,7 +22,7 @@ pub fn map(x: Vec<Viewed>, f: impl FnOnce(&[Expr]) -> Expr) -> Tensor {
 /// A view as a tensor, without a copy where that is possible.
 #[track_caller]
 pub fn materialize(x: Viewed) -> Tensor {
-    Tensor::in_place(&x).unwrap_or_else(|| map(vec![x], |x| x[0].clone()))
+    Tensor::aliased(&x).unwrap_or_else(|| map(vec![x], |x| x[0].clone()))
 }
 
 /// `a + b`, broadcast.
@@ -30,7 +31,7 @@ pub fn add(a: &Tensor, b: &Tensor) -> Tensor {
     a.map2(b, |a, b| a + b)
 }
 
-/// Tensors beside each other on an axis.
+/// Tensors concatenated on an axis.
 #[track_caller]
 pub fn concat(parts: &[Tensor], axis: usize) -> Tensor {
     if let [one] = parts {
@@ -117,23 +118,26 @@ impl Op for Map {
         let used: Vec<usize> = (0..x.len()).filter(|i| self.program.reads(*i)).collect();
         let (buffers, places) = distinct(&used.iter().map(|i| x[*i]).collect::<Vec<_>>());
         let views: Vec<&View> = used.iter().map(|i| &self.views[*i]).collect();
-        let walk = Walk::new(self.views[0].shape, None, &views, &places);
-        let mut params = vec![walk.invocations() as u32];
-        walk.params(&mut params);
+        let codegen = Codegen::new(self.views[0].shape, None, &views, &places);
+        let mut params = vec![codegen.invocations() as u32];
+        codegen.params(&mut params);
         let constants = params.len();
         params.extend(self.program.constants().iter().map(|c| (*c as f32).to_bits()));
 
         let mut hash = DefaultHasher::new();
         (self.program.key(), &used, buffers.len()).hash(&mut hash);
-        walk.hash(&mut hash);
+        codegen.hash(&mut hash);
         let text = || {
-            let vector = walk.lane == Lane::Out;
+            let vector = codegen.lane == Lane::Out;
             let place = |i: usize| format!("in{}", used.iter().position(|u| *u == i).unwrap_or(0));
-            let constant = |i: usize| format!("bitcast<f32>({})", super::walk::param(constants + i));
+            let constant = |i: usize| format!("bitcast<f32>({})", super::codegen::param(constants + i));
             let (steps, result) = self.program.wgsl(place, constant);
-            let body =
-                format!("{}{}{steps}    y[i] = {result};", walk.coordinates(1, "i"), walk.loads(1, |_| true));
-            let bindings = walk.bindings(buffers.len(), vector);
+            let body = format!(
+                "{}{}{steps}    y[i] = {result};",
+                codegen.coordinates(1, "i"),
+                codegen.loads(1, |_| true)
+            );
+            let bindings = codegen.bindings(buffers.len(), vector);
             format!("{}{}", pointwise(vector), fill(KERNEL.text, &[("bindings", &bindings), ("body", &body)]))
         };
         gpu.dispatch(&Launch {
@@ -143,12 +147,12 @@ impl Op for Map {
             reads: &buffers,
             writes: &[y],
             params: Words(params),
-            grid: Grid::Invocations(walk.invocations()),
+            grid: Grid::Invocations(codegen.invocations()),
             loops: 1,
         });
     }
 
-    fn host(&self, x: &[&Array]) -> Array {
+    fn host(&self, x: &[ArrayView]) -> Array {
         let read: Vec<Vec<f64>> = x.iter().zip(&self.views).map(|(x, v)| gather(x, v)).collect();
         let shape = self.views[0].shape;
         let (mut row, mut scratch) = (vec![0.0; x.len()], Vec::new());
@@ -163,18 +167,20 @@ impl Op for Map {
         Array::new(shape, data)
     }
 
+    fn cost(&self, x: &[Shape]) -> Cost {
+        let n = self.views[0].shape.len();
+        let moved = n + x.iter().map(Shape::len).sum::<usize>();
+        Cost { flops: (n * self.program.flops()) as f64, bytes: 4.0 * moved as f64 }
+    }
+}
+
+impl Pullback for Map {
     fn keep(&self) -> Keep {
         kept_inputs(&self.program, self.views.len())
     }
 
     fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
         pullbacks(&self.program, &self.views, back, &back.g().view(), 1.0)
-    }
-
-    fn cost(&self, x: &[Shape]) -> Cost {
-        let n = self.views[0].shape.len();
-        let moved = n + x.iter().map(Shape::len).sum::<usize>();
-        Cost { flops: (n * self.program.flops()) as f64, bytes: 4.0 * moved as f64 }
     }
 }
 
@@ -209,11 +215,11 @@ pub(super) fn pullbacks(
             if j == n {
                 return g.clone();
             }
-            // An input the slope does not read is not kept: any tensor may stand in its place.
+            // An input the slope does not read is not kept: any tensor serves in its place.
             let tensor = if slope.reads(j) { back.x(j).clone() } else { return g.clone() };
             Viewed { tensor, view: views[j].clone() }
         };
-        // Past a cut's ends all inputs read zero, which must make the formula zero.
+        // Past a slice's ends all inputs read zero, which must make the formula zero.
         let zero = || slope.value(&vec![0.0; n + 1], &mut Vec::new()) == 0.0;
         if let Some(ends) = views[i].ends().filter(|_| views[i].is_identity() || zero()) {
             let read: Vec<usize> = (0..=n).filter(|j| slope.reads(*j)).collect();
@@ -250,9 +256,9 @@ fn adjoint(program: Program, mut inputs: Vec<Viewed>, view: &View) -> Tensor {
         // Where a repeated value is padded, the padding has no gradient to sum.
         let axis = view.axes[k];
         if axis.source.is_none() && view.is_padded(k) {
-            let cut = |v: Viewed| v.slice(k, axis.low, axis.high - axis.low);
-            inputs = inputs.into_iter().map(cut).collect();
-            trimmed = cut(trimmed);
+            let slice = |v: Viewed| v.slice(k, axis.low, axis.high - axis.low);
+            inputs = inputs.into_iter().map(slice).collect();
+            trimmed = slice(trimmed);
         }
     }
     let (summed, back) = trimmed.view.adjoint();
@@ -304,7 +310,7 @@ fn sum_run(y: &Tensor, (first, count): (usize, usize)) -> Tensor {
 }
 
 /// The values a view reads, in its order.
-pub(super) fn gather(x: &Array, view: &View) -> Vec<f64> {
+pub(super) fn gather(x: &ArrayView, view: &View) -> Vec<f64> {
     let (offset, strides) = view.strides();
     let dims = view.shape.dims();
     let mut c = vec![0usize; dims.len()];
@@ -322,4 +328,52 @@ pub(super) fn gather(x: &Array, view: &View) -> Vec<f64> {
         }
     }
     values
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        case("map", "one input, in fours", &[&[64, 256]], POINT, |x| x[0].map(|x| x.gelu())).bench(),
+        case("map", "odd length", &[&[257]], POINT, |x| x[0].map(|x| x.tanh() + x.sigmoid())),
+        case("map", "extremes", &[&[3, 84]], POINT, |x| {
+            x[0].map(|x| x.tanh() + x.sigmoid() + x.gelu() * 1e-4 + x.softplus() * 1e-4)
+        })
+        .all(Values::Extreme),
+        case("map", "near zero", &[&[1024]], POINT, |x| x[0].map(|x| x.tanh() + x.erf()))
+            .all(Values::Uniform(-0.1, 0.1)),
+        case("map", "erf between its two fits", &[&[4096]], 2e-7, |x| x[0].map(|x| x.erf()))
+            .all(Values::Uniform(-5.0, 5.0)),
+        case("map", "exp, log, roots", &[&[5, 36]], POINT, |x| {
+            x[0].map(|x| x.exp() + x.log() * x.sqrt() + x.rsqrt())
+        })
+        .all(Values::Uniform(0.1, 4.0)),
+        case("map", "kinks", &[&[7, 32], &[7, 32]], POINT, |x| {
+            x[0].map2(&x[1], |a, b| a.max(b) + a.min(0.5) + b.leaky_relu(0.1) + a.abs() * b.sign())
+        }),
+        case("map", "bias over rows", &[&[37, 36], &[36]], POINT, |x| x[0].map2(&x[1], |a, b| a * b + b)),
+        case("map", "a scalar and a column", &[&[5, 3, 8], &[], &[3, 1]], POINT, |x| {
+            x[0].map3(&x[1], &x[2], |a, s, c| a * s + c / (s * s + 1.0))
+        }),
+        case("map", "outer product", &[&[7, 1, 5], &[1, 3, 1]], POINT, |x| x[0].map2(&x[1], |a, b| a * b)),
+        case("map", "permuted", &[&[3, 5, 8], &[8, 3, 5]], POINT, |x| {
+            map(vec![x[0].view().permute(&[2, 0, 1]), x[1].view()], |x| &x[0] * &x[1])
+        }),
+        case("map", "sliced and padded", &[&[4, 12], &[4, 6]], POINT, |x| {
+            map(vec![x[0].view().slice(1, 3, 8), x[1].view().pad(1, 2, 0)], |x| &x[0] * 2.0 + &x[1] * &x[0])
+        }),
+        case("map", "slices whose slopes have no value past their ends", &[&[4, 12], &[4, 5]], POINT, |x| {
+            let slice = x[0].map(|x| x * x + 1.0).view().slice(1, 4, 5);
+            map(vec![slice, x[1].view()], |x| &x[1] / &x[0] + x[0].rsqrt())
+        }),
+        case("map", "windows over words", &[&[3, 7, 8]], POINT, |x| {
+            map(vec![x[0].view().slice(1, 1, 6).pad(1, 0, 1), x[0].view()], |x| &x[0] * &x[1])
+        }),
+        case("map", "a new axis, padded", &[&[3, 5], &[3, 5]], POINT, |x| {
+            let at = |i: usize, j: usize| x[i].view().repeat(2, 1).pad(2, j, 1 - j);
+            map(vec![at(0, 0), at(1, 1)], |x| &x[0] * 2.0 + &x[1])
+        }),
+        case("map", "one entry over many", &[&[3, 5, 7, 8], &[3, 5, 1, 4]], sums(56), |x| {
+            map(vec![x[0].view(), x[1].view().slice(3, 2, 1)], |x| &x[0] * &x[1])
+        }),
+        case("map", "empty", &[&[0, 4]], POINT, |x| x[0].map(Expr::exp)),
+    ]
 }

@@ -1,6 +1,7 @@
 //! Matrix products: batched, broadcast and transposed by strides, so that no operand is ever copied.
 
 mod block;
+mod cases;
 mod cooperative;
 mod lanes;
 mod linears;
@@ -9,11 +10,14 @@ mod tile;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
-use crate::host::Array;
+use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
-use crate::tensor::{Back, Cost, Grad, Keep, Op, Tensor, apply};
+use crate::tensor::{Back, Cost, Grad, Keep, Op, Pullback, Tensor, apply, compute};
+pub(super) use cases::cases;
 pub use linears::Linears;
 use tile::{Form, Tile, plan};
+#[cfg(test)]
+pub(super) use tile::{variants, with_each_form};
 
 const KERNEL: Kernel = Kernel { name: "matmul", text: include_str!("../../shaders/matmul.wgsl") };
 const BLOCK: Kernel = Kernel { name: "matmul_block", text: include_str!("../../shaders/matmul_block.wgsl") };
@@ -34,17 +38,17 @@ pub enum Act {
     TanhRelu,
 }
 
-/// What meets the product, in the shape of the result, before it is stored.
+/// What is done to the result with a tensor of its shape before it is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Beside {
-    Nothing,
+enum Epilogue {
+    None,
     /// A residual, added.
-    Added,
+    Residual,
     /// The output of a ReLU: where it is 0 so is the result, as that ReLU's derivative says.
-    Gate,
+    ReluGrad,
 }
 
-/// How an operand's elements lie in memory: strides in elements.
+/// An operand's layout: strides in elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Layout {
     /// Of the outer and inner batch; 0 repeats.
@@ -74,16 +78,16 @@ struct MatMul {
     c: Layout,
     scale: f64,
     bias: bool,
-    /// Whether the biases stand behind the weights in b, instead of by themselves.
+    /// Whether the biases stand offset the weights in b, instead of by themselves.
     packed: bool,
-    /// Where biases stand behind b's weights, or the sums of rows behind c, in a batch.
-    behind: usize,
-    beside: Beside,
+    /// Where biases stand offset b's weights, or the sums of rows offset c, in a batch.
+    offset: usize,
+    epilogue: Epilogue,
     /// Whether a is the output of a ReLU that leaves its derivative to this op's gradient.
-    rectified: bool,
+    input_is_relu: bool,
     /// Whether the activation's derivative is left to the op that reads the result.
-    open: bool,
-    /// Whether the sum of each row of a, over k, is stored behind c.
+    act_grad_by_consumer: bool,
+    /// Whether the sum of each row of a, over k, is stored offset c.
     sums: bool,
     /// Whether it yields a gradient.
     backward: bool,
@@ -103,7 +107,8 @@ impl Tensor {
     /// `x wᵀ + bias + residual`, shapes as in [`Tensor::linear`] and the residual of the result's.
     #[track_caller]
     pub fn linear_plus(&self, w: &Self, bias: &Self, residual: &Self) -> Self {
-        let op = MatMul { bias: true, beside: Beside::Added, ..MatMul::linear(self.shape(), w.shape()) };
+        let op =
+            MatMul { bias: true, epilogue: Epilogue::Residual, ..MatMul::linear(self.shape(), w.shape()) };
         assert_eq!(residual.shape(), op.shape, "linear_plus: x {} with w {}", self.shape(), w.shape());
         apply(op, &[self, w, bias, residual])
     }
@@ -113,12 +118,22 @@ impl Tensor {
     #[track_caller]
     pub fn mlp(&self, first: [&Self; 2], second: [&Self; 2], act: Act, residual: Option<&Self>) -> Self {
         let [w, b] = first;
-        let op = MatMul { bias: true, act: Act::Relu, open: true, ..MatMul::linear(self.shape(), w.shape()) };
+        let op = MatMul {
+            bias: true,
+            act: Act::Relu,
+            act_grad_by_consumer: true,
+            ..MatMul::linear(self.shape(), w.shape())
+        };
         let hidden = apply(op, &[self, w, b]);
         let [w, b] = second;
-        let beside = if residual.is_some() { Beside::Added } else { Beside::Nothing };
-        let op =
-            MatMul { bias: true, beside, rectified: true, act, ..MatMul::linear(hidden.shape(), w.shape()) };
+        let epilogue = if residual.is_some() { Epilogue::Residual } else { Epilogue::None };
+        let op = MatMul {
+            bias: true,
+            epilogue,
+            input_is_relu: true,
+            act,
+            ..MatMul::linear(hidden.shape(), w.shape())
+        };
         assert!(
             residual.is_none_or(|r| r.shape() == op.shape),
             "mlp: x {} with w2 {}",
@@ -158,30 +173,7 @@ impl Tensor {
         let shape = Shape::new(&[batch[0], batch[1], m, n][4 - rank..]);
         let c = Layout { batch: [batch[1] * m * n, m * n], sum: 0, row: n, col: 1 };
         let (a, b_layout) = (layout(sa, transpose_a), layout(sb, transpose_b));
-        apply(
-            MatMul {
-                m,
-                n,
-                k,
-                batch,
-                sum: 1,
-                a,
-                b: b_layout,
-                c,
-                scale: 1.0,
-                bias: false,
-                packed: false,
-                behind: 0,
-                beside: Beside::Nothing,
-                rectified: false,
-                open: false,
-                sums: false,
-                backward: false,
-                act: Act::None,
-                shape,
-            },
-            &[self, b],
-        )
+        apply(MatMul { batch, ..MatMul::plain([m, n, k], [a, b_layout, c], shape) }, &[self, b])
     }
 
     /// Attention scores by heads: q `[n, r, heads*d]`, k `[n, l, heads*d]`, the result `[n, heads, r, l]` is
@@ -195,28 +187,11 @@ impl Tensor {
         );
         let (n, r, l, width) = (q[0], q[1], s[1], q[2]);
         let d = width / heads;
-        let op = MatMul {
-            m: r,
-            n: l,
-            k: d,
-            batch: [n, heads],
-            sum: 1,
-            a: Layout { batch: [r * width, d], sum: 0, row: width, col: 1 },
-            b: Layout { batch: [l * width, d], sum: 0, row: 1, col: width },
-            c: Layout { batch: [heads * r * l, r * l], sum: 0, row: l, col: 1 },
-            scale,
-            bias: false,
-            packed: false,
-            behind: 0,
-            beside: Beside::Nothing,
-            rectified: false,
-            open: false,
-            sums: false,
-            backward: false,
-            act: Act::None,
-            shape: Shape::new(&[n, heads, r, l]),
-        };
-        apply(op, &[self, k])
+        let a = Layout { batch: [r * width, d], sum: 0, row: width, col: 1 };
+        let b = Layout { batch: [l * width, d], sum: 0, row: 1, col: width };
+        let c = Layout { batch: [heads * r * l, r * l], sum: 0, row: l, col: 1 };
+        let op = MatMul::plain([r, l, d], [a, b, c], Shape::new(&[n, heads, r, l]));
+        apply(MatMul { batch: [n, heads], scale, ..op }, &[self, k])
     }
 
     /// Weighted sums by heads: weights `[n, heads, r, l]`, v `[n, l, heads*d]`, the result `[n, r, heads*d]`.
@@ -226,28 +201,11 @@ impl Tensor {
         assert!(w[0] == s[0] && w[3] == s[1] && s[2] % w[1] == 0, "head_mix: {w} with {s}");
         let (n, heads, r, l, width) = (w[0], w[1], w[2], w[3], s[2]);
         let d = width / heads;
-        let op = MatMul {
-            m: r,
-            n: d,
-            k: l,
-            batch: [n, heads],
-            sum: 1,
-            a: Layout { batch: [heads * r * l, r * l], sum: 0, row: l, col: 1 },
-            b: Layout { batch: [l * width, d], sum: 0, row: width, col: 1 },
-            c: Layout { batch: [r * width, d], sum: 0, row: width, col: 1 },
-            scale: 1.0,
-            bias: false,
-            packed: false,
-            behind: 0,
-            beside: Beside::Nothing,
-            rectified: false,
-            open: false,
-            sums: false,
-            backward: false,
-            act: Act::None,
-            shape: Shape::new(&[n, r, width]),
-        };
-        apply(op, &[self, v])
+        let a = Layout { batch: [heads * r * l, r * l], sum: 0, row: l, col: 1 };
+        let b = Layout { batch: [l * width, d], sum: 0, row: width, col: 1 };
+        let c = Layout { batch: [r * width, d], sum: 0, row: width, col: 1 };
+        let op = MatMul::plain([r, d, l], [a, b, c], Shape::new(&[n, r, width]));
+        apply(MatMul { batch: [n, heads], ..op }, &[self, v])
     }
 }
 
@@ -266,26 +224,32 @@ impl MatMul {
         assert_eq!(x.last(), k, "linear: x {x} with w {w}");
         let rank = x.rank();
         let flat = |row, col| Layout { batch: [0, 0], sum: 0, row, col };
+        let m = x.dims()[..rank - 1].iter().product();
+        Self::plain([m, n, k], [flat(k, 1), flat(1, k), flat(n, 1)], x.with(rank - 1, n))
+    }
+
+    /// One product of `m, n, k` with these layouts, and nothing else.
+    fn plain([m, n, k]: [usize; 3], [a, b, c]: [Layout; 3], shape: Shape) -> Self {
         Self {
-            m: x.dims()[..rank - 1].iter().product(),
+            m,
             n,
             k,
             batch: [1, 1],
             sum: 1,
-            a: flat(k, 1),
-            b: flat(1, k),
-            c: flat(n, 1),
+            a,
+            b,
+            c,
             scale: 1.0,
             bias: false,
             packed: false,
-            behind: 0,
-            beside: Beside::Nothing,
-            rectified: false,
-            open: false,
+            offset: 0,
+            epilogue: Epilogue::None,
+            input_is_relu: false,
+            act_grad_by_consumer: false,
             sums: false,
             backward: false,
             act: Act::None,
-            shape: x.with(rank - 1, n),
+            shape,
         }
     }
 
@@ -296,25 +260,8 @@ impl MatMul {
     /// The product that yields a gradient of shape `shape` laid out as `c`: batches over which `c` repeats
     /// are summed.
     fn product(&self, size: [usize; 3], a: Layout, b: Layout, c: Layout, shape: Shape) -> Self {
-        let mut op = Self {
-            m: size[0],
-            n: size[1],
-            k: size[2],
-            a,
-            b,
-            c,
-            bias: false,
-            packed: false,
-            behind: 0,
-            beside: Beside::Nothing,
-            rectified: false,
-            open: false,
-            sums: false,
-            backward: true,
-            act: Act::None,
-            shape,
-            ..self.clone()
-        };
+        let plain = Self::plain(size, [a, b, c], shape);
+        let mut op = Self { batch: self.batch, sum: self.sum, scale: self.scale, backward: true, ..plain };
         for i in 0..2 {
             if c.batch[i] == 0 && op.batch[i] > 1 {
                 assert_eq!(op.sum, 1, "matmul: a gradient summed over two batch axes");
@@ -341,7 +288,7 @@ impl MatMul {
         }
     }
 
-    /// The same product with what lies in one stride joined: batches that share b are more rows, batches summed over
+    /// The same product with what one stride reaches joined: batches that share b are more rows, batches summed over
     /// are more k.
     fn folded(mut self) -> Self {
         for i in [1, 0] {
@@ -363,10 +310,10 @@ impl MatMul {
     fn grad_a(&self, back: &Back, g: &Tensor) -> Grad {
         let (m, n, k) = (self.m, self.n, self.k);
         let op = self.product([m, k, n], self.c, self.b.transposed(), self.a, back.shape(0));
-        if self.rectified {
-            return apply(MatMul { beside: Beside::Gate, ..op }, &[g, back.x(1), back.x(0)]).into();
+        if self.input_is_relu {
+            return compute(MatMul { epilogue: Epilogue::ReluGrad, ..op }, &[g, back.x(1), back.x(0)]).into();
         }
-        apply(op, &[g, back.x(1)]).into()
+        compute(op, &[g, back.x(1)]).into()
     }
 
     /// The gradients of a linear map with a bias: that of the bias is summed on the way to that of the weight.
@@ -376,11 +323,11 @@ impl MatMul {
         let c = Layout { row: k, col: 1, ..self.c };
         let shape = Shape::new(&[n * k + n]);
         let op = self.product([n, k, m], self.c.transposed(), self.a, c, shape);
-        let op = Self { sums: true, behind: n * k, ..op };
-        let both = apply(op, &[&g, back.x(0)]);
+        let op = Self { sums: true, offset: n * k, ..op };
+        let both = compute(op, &[&g, back.x(0)]);
         let part = |start, dims: &[usize]| Some(both.section(start, Shape::new(dims)).into());
         let mut grads = vec![gx, part(0, &[n, k]), part(n * k, &[n])];
-        grads.extend((self.beside == Beside::Added).then(|| Some(g.into())));
+        grads.extend((self.epilogue == Epilogue::Residual).then(|| Some(g.into())));
         grads
     }
 
@@ -406,11 +353,13 @@ impl Op for MatMul {
         let (a, b) = if swapped { (x[1], x[0]) } else { (x[0], x[1]) };
         let can_split = op.is_dense()
             && !self.bias
-            && self.beside == Beside::Nothing
+            && self.epilogue == Epilogue::None
             && self.act == Act::None
             && op.sum == 1;
         let (form, splits) = plan(&op, gpu, can_split);
         let tile = Tile::of(&op, form);
+        #[cfg(test)]
+        super::gates::planned("matmul", &tile);
         let (height, width) = form.covers();
         let tiles = op.m.div_ceil(height) * op.n.div_ceil(width) * op.batches();
         let steps = op.k.div_ceil(4);
@@ -422,12 +371,12 @@ impl Op for MatMul {
         let partial = (splits > 1).then(|| gpu.alloc(splits * out));
         let target = partial.as_ref().unwrap_or(y);
         let (kernel, count, grid) = match form {
-            Form::Lanes { lanes, .. } => {
-                let count = tiles * splits * lanes;
+            Form::Lanes(size) => {
+                let count = tiles * splits * size.lanes;
                 (KERNEL, count, Grid::Heavy(count))
             }
             Form::Block { .. } => (BLOCK, tiles * splits, Grid::Groups(tiles * splits)),
-            Form::Cooperative { .. } => (COOPERATIVE, tiles * splits, Grid::Groups(tiles * splits)),
+            Form::Cooperative(_) => (COOPERATIVE, tiles * splits, Grid::Groups(tiles * splits)),
         };
         let l = |l: Layout, third: usize| [l.batch[0], l.batch[1], third, l.row];
         let params = Words::default()
@@ -438,20 +387,15 @@ impl Op for MatMul {
             .sizes(&l(op.c, out))
             .sizes(&[op.a.col, op.b.col])
             .floats(&[op.scale as f32])
-            .sizes(&[op.batch[0], op.behind]);
+            .sizes(&[op.batch[0], op.offset]);
         let mut hash = DefaultHasher::new();
         tile.hash(&mut hash);
-        let text = || match form {
-            Form::Lanes { .. } => lanes::source(&tile),
-            Form::Block { .. } => block::source(&tile),
-            Form::Cooperative { .. } => cooperative::source(&tile),
-        };
         let mut reads = vec![a, b];
         reads.extend(self.packed.then_some(b));
         reads.extend(&x[2..]);
         gpu.dispatch(&Launch {
             kernel,
-            body: Some((hash.finish(), &text)),
+            body: Some((hash.finish(), &|| tile.source())),
             constants: &[],
             reads: &reads,
             writes: &[target],
@@ -464,7 +408,7 @@ impl Op for MatMul {
         }
     }
 
-    fn host(&self, x: &[&Array]) -> Array {
+    fn host(&self, x: &[ArrayView]) -> Array {
         let mut y = Array::zeros(self.shape);
         for b0 in 0..self.batch[0] {
             for b1 in 0..self.batch[1] {
@@ -473,7 +417,7 @@ impl Op for MatMul {
                 for m in 0..self.m {
                     if self.sums {
                         let at = a + m * self.a.row;
-                        y.data[c + self.behind + m] =
+                        y.data[c + self.offset + m] =
                             (0..self.k).map(|k| x[0].data[at + k * self.a.col]).sum();
                     }
                     for n in 0..self.n {
@@ -487,7 +431,7 @@ impl Op for MatMul {
                         }
                         let biased = sum * self.scale
                             + match (self.bias, self.packed) {
-                                (true, true) => x[1].data[b + self.behind + n],
+                                (true, true) => x[1].data[b + self.offset + n],
                                 (true, false) => x[2].data[n],
                                 (false, _) => 0.0,
                             };
@@ -498,10 +442,10 @@ impl Op for MatMul {
                             Act::Tanh => biased.tanh(),
                             Act::TanhRelu => biased.tanh().max(0.0),
                         };
-                        let beside = x[x.len() - 1].data.get(at).copied();
-                        y.data[at] = match (self.beside, beside) {
-                            (Beside::Added, Some(beside)) => value + beside,
-                            (Beside::Gate, Some(beside)) if beside <= 0.0 => 0.0,
+                        let epilogue = x[x.len() - 1].data.get(at).copied();
+                        y.data[at] = match (self.epilogue, epilogue) {
+                            (Epilogue::Residual, Some(epilogue)) => value + epilogue,
+                            (Epilogue::ReluGrad, Some(epilogue)) if epilogue <= 0.0 => 0.0,
                             _ => value,
                         };
                     }
@@ -511,14 +455,24 @@ impl Op for MatMul {
         y
     }
 
+    fn cost(&self, x: &[Shape]) -> Cost {
+        let moved: usize = x.iter().map(Shape::len).sum::<usize>() + self.shape.len();
+        Cost {
+            flops: 2.0 * (self.m * self.n * self.k * self.batches() * self.sum) as f64,
+            bytes: 4.0 * moved as f64,
+        }
+    }
+}
+
+impl Pullback for MatMul {
     fn keep(&self) -> Keep {
         let keep = Keep::inputs([0, 1]);
-        if self.act == Act::None || self.open { keep } else { keep.and_output() }
+        if self.act == Act::None || self.act_grad_by_consumer { keep } else { keep.and_output() }
     }
 
     fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
         let g = match self.act {
-            _ if self.open => back.g().clone(),
+            _ if self.act_grad_by_consumer => back.g().clone(),
             Act::None => back.g().clone(),
             Act::Relu => back.g().map2(back.y(), |g, y| g * y.greater(0.0)),
             Act::Tanh => back.g().map2(back.y(), |g, y| g * (1.0 - y * y)),
@@ -534,23 +488,15 @@ impl Op for MatMul {
         let ga = back.needs(0).then(|| self.grad_a(back, &g));
         let gb = back.needs(1).then(|| {
             let op = self.product([k, n, m], self.a.transposed(), self.c, self.b, back.shape(1));
-            apply(op, &[back.x(0), &g]).into()
+            compute(op, &[back.x(0), &g]).into()
         });
         let mut grads = vec![ga, gb];
         if self.bias {
             grads.push(back.needs(2).then(|| g.reshape([m, n]).sum(0).into()));
         }
-        if self.beside == Beside::Added {
+        if self.epilogue == Epilogue::Residual {
             grads.push(Some(g.into()));
         }
         grads
-    }
-
-    fn cost(&self, x: &[Shape]) -> Cost {
-        let moved: usize = x.iter().map(Shape::len).sum::<usize>() + self.shape.len();
-        Cost {
-            flops: 2.0 * (self.m * self.n * self.k * self.batches() * self.sum) as f64,
-            bytes: 4.0 * moved as f64,
-        }
     }
 }

@@ -1,10 +1,12 @@
 //! Norms along an axis: division by the L2 norm, and standardisation (the heart of layer norm).
 
+use super::Expr;
+use super::registry::{Case, Values, case, sums};
 use super::rows::{Rows, each_row};
 use crate::gpu::{Buf, Gpu, Kernel, Words};
-use crate::host::Array;
+use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
-use crate::tensor::{Back, Cost, Grad, Keep, Op, Tensor, apply};
+use crate::tensor::{Back, Cost, Grad, Keep, Op, Pullback, Tensor, apply, compute};
 
 macro_rules! kernel {
     ($name:literal) => {
@@ -15,6 +17,8 @@ const L2NORM: Kernel = kernel!("l2norm");
 const L2NORM_GRAD: Kernel = kernel!("l2norm_grad");
 const STANDARDIZE: Kernel = kernel!("standardize");
 const STANDARDIZE_GRAD: Kernel = kernel!("standardize_grad");
+#[cfg(test)]
+pub(super) const KERNELS: &[Kernel] = &[L2NORM, L2NORM_GRAD, STANDARDIZE, STANDARDIZE_GRAD];
 
 /// What a row is divided by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +82,7 @@ impl Op for Norm {
         rows.dispatch(gpu, kernel, x, y, self.params(&rows));
     }
 
-    fn host(&self, x: &[&Array]) -> Array {
+    fn host(&self, x: &[ArrayView]) -> Array {
         let (n, eps) = (x[0].shape[self.axis], self.eps);
         let mut y = Array::zeros(x[0].shape);
         each_row(x[0].shape, self.axis, |_, at| {
@@ -99,17 +103,19 @@ impl Op for Norm {
         y
     }
 
+    fn cost(&self, x: &[Shape]) -> Cost {
+        let n = x[0].len() as f64;
+        Cost { flops: 4.0 * n, bytes: 8.0 * n }
+    }
+}
+
+impl Pullback for Norm {
     fn keep(&self) -> Keep {
         Keep::inputs([0])
     }
 
     fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
-        vec![Some(apply(NormGrad(self.clone()), &[back.x(0), back.g()]).into())]
-    }
-
-    fn cost(&self, x: &[Shape]) -> Cost {
-        let n = x[0].len() as f64;
-        Cost { flops: 4.0 * n, bytes: 8.0 * n }
+        vec![Some(compute(NormGrad(self.clone()), &[back.x(0), back.g()]).into())]
     }
 }
 
@@ -132,7 +138,7 @@ impl Op for NormGrad {
         rows.dispatch(gpu, kernel, x, y, self.0.params(&rows));
     }
 
-    fn host(&self, x: &[&Array]) -> Array {
+    fn host(&self, x: &[ArrayView]) -> Array {
         let (n, eps) = (x[0].shape[self.0.axis], self.0.eps);
         let mut y = Array::zeros(x[0].shape);
         each_row(x[0].shape, self.0.axis, |_, at| {
@@ -152,8 +158,8 @@ impl Op for NormGrad {
                     let norm = dot(&row, &row).sqrt();
                     let plus = form == Form::L2Plus;
                     let divisor = if plus { norm + eps } else { norm.max(eps) };
-                    let moves = norm > if plus { 0.0 } else { eps };
-                    let share = if moves { dot(&row, &g) / (norm * divisor) } else { 0.0 };
+                    let has_grad = norm > if plus { 0.0 } else { eps };
+                    let share = if has_grad { dot(&row, &g) / (norm * divisor) } else { 0.0 };
                     (g[k] - row[k] * share) / divisor
                 }
             };
@@ -163,12 +169,20 @@ impl Op for NormGrad {
         });
         y
     }
+}
 
-    fn keep(&self) -> Keep {
-        Keep::NOTHING
-    }
-
-    fn grad(&self, _: &Back) -> Vec<Option<Grad>> {
-        panic!("{}: second derivatives are not taken", self.name())
-    }
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        case("l2norm", "long rows", &[&[9, 256]], sums(256), |x| x[0].l2norm(-1, 1e-12)),
+        case("l2norm", "rows", &[&[9, 36]], sums(36), |x| x[0].l2norm(-1, 1e-12)).bench(),
+        case("l2norm", "columns", &[&[4, 7, 12]], sums(12), |x| x[0].l2norm(1, 1e-12)),
+        case("l2norm", "plus eps", &[&[4, 7, 5]], sums(12), |x| x[0].l2norm_plus(1, 1e-8)),
+        case("l2norm", "zero rows", &[&[4, 1]], sums(12), |x| x[0].map(Expr::relu).l2norm(-1, 1e-12))
+            .all(Values::Extreme),
+        case("standardize", "long rows", &[&[9, 768]], sums(768), |x| x[0].standardize(-1, 1e-12)),
+        case("standardize", "rows", &[&[9, 64]], sums(64), |x| x[0].standardize(-1, 1e-12)).bench(),
+        case("standardize", "odd rows", &[&[9, 37]], sums(64), |x| x[0].standardize(-1, 1e-5)),
+        case("standardize", "columns", &[&[3, 17, 8]], sums(64), |x| x[0].standardize(1, 1e-5)),
+        case("standardize", "the longest column", &[&[10_922]], sums(10_922), |x| x[0].standardize(0, 1e-5)),
+    ]
 }

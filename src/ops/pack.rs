@@ -1,11 +1,12 @@
 //! Many tensors in one: a dispatch then does for all of them. Where they are contiguous already, it is their memory.
 
-use super::walk::fill;
+use super::codegen::fill;
+use super::registry::{Case, POINT, case};
+use super::{Expr, materialize};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Style, Words};
-use crate::host::Array;
+use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
-use crate::tensor::{Back, Device, Grad, Keep, Op, Tensor, apply, record};
-use std::rc::Rc;
+use crate::tensor::{Back, Device, Grad, Keep, Kind, Op, Pullback, Tensor, apply, record};
 
 const KERNEL: Kernel = Kernel { name: "pack", text: include_str!("../../shaders/pack.wgsl") };
 /// The same under a name of its own: gradients are copied so in every step, parameters never.
@@ -34,8 +35,8 @@ fn alignment(device: &Device) -> usize {
     bytes.div_ceil(4).next_multiple_of(4)
 }
 
-/// The tensors in one `[total]`, each where the device can bind it, without a copy where they are there already. What is
-/// between them is nobody's.
+/// The tensors in one `[total]`, each at an offset that the device can bind, without a copy where they are at these
+/// offsets already. The values between them mean nothing.
 #[track_caller]
 pub fn pack(tensors: &[&Tensor]) -> Tensor {
     let op = Pack::of(tensors);
@@ -50,7 +51,7 @@ pub fn pack(tensors: &[&Tensor]) -> Tensor {
     match whole() {
         Some(buf) => {
             let y = Tensor::on_gpu(Shape::new(&[op.total]), buf);
-            record(Rc::new(op), tensors, vec![y]).remove(0)
+            record("pack", Kind::Op(Box::new(op)), tensors, vec![y]).remove(0)
         }
         None => apply(op, tensors),
     }
@@ -82,8 +83,8 @@ pub fn lay_out(device: &Device, parts: &[(usize, Option<&Tensor>)]) -> Tensor {
             Tensor::on_gpu(Shape::new(&[total]), y)
         }
         Device::Host => {
-            let arrays: Vec<&Array> = tensors.iter().map(|t| t.array().expect("all on one device")).collect();
-            Tensor::on_host(on_host(&arrays, &places, total))
+            let values: Vec<_> = tensors.iter().map(|t| t.values().expect("all on one device")).collect();
+            Tensor::on_host(on_host(values.iter().map(|v| &**v), &places, total))
         }
     }
 }
@@ -145,10 +146,10 @@ fn launch(gpu: &Gpu, kernel: Kernel, x: &[&Buf], places: &[usize], y: &Buf) {
     }
 }
 
-fn on_host(x: &[&Array], places: &[usize], total: usize) -> Array {
+fn on_host<'a>(x: impl Iterator<Item = &'a [f64]>, places: &[usize], total: usize) -> Array {
     let mut y = Array::zeros(Shape::new(&[total]));
-    for (x, place) in x.iter().zip(places) {
-        y.data[*place..place + x.data.len()].copy_from_slice(&x.data);
+    for (x, place) in x.zip(places) {
+        y.data[*place..place + x.len()].copy_from_slice(x);
     }
     y
 }
@@ -180,10 +181,12 @@ impl Op for Pack {
         launch(gpu, KERNEL, x, &self.places, y);
     }
 
-    fn host(&self, x: &[&Array]) -> Array {
-        on_host(x, &self.places, self.total)
+    fn host(&self, x: &[ArrayView]) -> Array {
+        on_host(x.iter().map(|x| x.data), &self.places, self.total)
     }
+}
 
+impl Pullback for Pack {
     fn keep(&self) -> Keep {
         Keep::NOTHING
     }
@@ -212,4 +215,12 @@ fn text(parts: usize) -> String {
 pub fn unpack(packed: &Tensor, shapes: &[Shape]) -> Vec<Tensor> {
     let (places, _) = places(&packed.device(), shapes.iter().map(Shape::len));
     shapes.iter().zip(places).map(|(shape, place)| packed.section(place, *shape)).collect()
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    vec![case("pack", "odd lengths", &[&[5, 7], &[3], &[64]], POINT, |x| {
+        let first = |x: &[&Tensor]| materialize(pack(x).view().slice(0, 0, x[0].len()));
+        let y = first(&[&x[0], &x[1], &x[2]]).map(Expr::tanh);
+        y.map2(&first(&[&x[1], &x[0]]).sum_all(), |y, s| y * s)
+    })]
 }

@@ -2,13 +2,16 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use super::codegen::{Codegen, Lane, distinct, fill, param, pointwise};
 use super::map::{broadcast_all, gather, kept_inputs, pullbacks};
+use super::registry::{Case, POINT, Values, case, sums};
 use super::rows::fits;
-use super::walk::{Lane, Walk, distinct, fill, param, pointwise};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
-use crate::host::Array;
+use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
-use crate::tensor::{Back, Cost, Expr, Grad, Keep, Op, Program, Tensor, View, Viewed, apply};
+use crate::tensor::{
+    Back, Cost, Expr, Grad, Keep, Op, Program, Pullback, Tensor, View, Viewed, apply, compute,
+};
 
 const KERNEL: Kernel = Kernel { name: "reduce", text: include_str!("../../shaders/reduce.wgsl") };
 const MAX_GRAD: Kernel = Kernel { name: "max_grad", text: include_str!("../../shaders/max_grad.wgsl") };
@@ -121,10 +124,10 @@ impl Reduce {
         self.views[0].shape
     }
 
-    fn launch(&self, gpu: &Gpu, walk: &Walk, buffers: &[&Buf], used: &[usize], y: &Buf, chunks: usize) {
-        let steps = walk.axis_steps();
+    fn launch(&self, gpu: &Gpu, codegen: &Codegen, buffers: &[&Buf], used: &[usize], y: &Buf, chunks: usize) {
+        let steps = codegen.axis_steps();
         let chunk = steps.div_ceil(chunks);
-        let per_chunk = walk.invocations();
+        let per_chunk = codegen.invocations();
         let factor = if chunks == 1 { self.factor } else { 1.0 };
         let mut params = Words::default()
             .sizes(&[per_chunk * chunks, steps, chunk])
@@ -132,14 +135,14 @@ impl Reduce {
             .sizes(&[per_chunk])
             .0;
         const FIRST: usize = 5;
-        walk.params(&mut params);
+        codegen.params(&mut params);
         let constants = params.len();
         params.extend(self.program.constants().iter().map(|c| (*c as f32).to_bits()));
         let mut hash = DefaultHasher::new();
         (self.program.key(), used, buffers.len(), self.kind, chunks > 1).hash(&mut hash);
-        walk.hash(&mut hash);
+        codegen.hash(&mut hash);
         let text = || {
-            let vector = walk.lane != Lane::Single;
+            let vector = codegen.lane != Lane::Single;
             let place = |i: usize| format!("in{}", used.iter().position(|u| *u == i).unwrap_or(0));
             let constant = |i: usize| format!("bitcast<f32>({})", param(constants + i));
             let (formula, result) = self.program.wgsl(place, constant);
@@ -149,12 +152,12 @@ impl Reduce {
                     ("-0x1.fffffep+127", [format!("max(part, {result})"), "max(acc, part)".to_owned()])
                 }
             };
-            let fold = match (walk.lane, self.kind) {
+            let fold = match (codegen.lane, self.kind) {
                 (Lane::Axis, Kind::Sum) => "acc.x + acc.y + acc.z + acc.w",
                 (Lane::Axis, Kind::Max) => "max(max(acc.x, acc.y), max(acc.z, acc.w))",
                 _ => "acc",
             };
-            let times = if walk.lane == Lane::Axis { "4u" } else { "1u" };
+            let times = if codegen.lane == Lane::Axis { "4u" } else { "1u" };
             let body = format!(
                 "    let chunk = i / {per};\n{coordinates}    var acc = T({start});\n    \
                  let end = min(chunk * {len} + {len}, {all});\n    \
@@ -162,13 +165,13 @@ impl Reduce {
                  for (var step = first; step < min(first + {PART}u, end); step++) {{\n    let n = step * {times};\n\
                  {loads}{formula}    part = {join};\n    }}\n    acc = {join_parts};\n    }}\n    y[i] = ({fold}) * bitcast<f32>({factor});",
                 per = param(4),
-                coordinates = walk.coordinates(FIRST, &format!("i % {}", param(4))),
+                coordinates = codegen.coordinates(FIRST, &format!("i % {}", param(4))),
                 len = param(2),
                 all = param(1),
-                loads = walk.loads(FIRST, |_| true),
+                loads = codegen.loads(FIRST, |_| true),
                 factor = param(3),
             );
-            let bindings = walk.bindings(buffers.len(), walk.lane == Lane::Out);
+            let bindings = codegen.bindings(buffers.len(), codegen.lane == Lane::Out);
             format!("{}{}", pointwise(vector), fill(KERNEL.text, &[("bindings", &bindings), ("body", &body)]))
         };
         gpu.dispatch(&Launch {
@@ -197,21 +200,21 @@ impl Op for Reduce {
         let used: Vec<usize> = (0..x.len()).filter(|i| self.program.reads(*i)).collect();
         let (buffers, places) = distinct(&used.iter().map(|i| x[*i]).collect::<Vec<_>>());
         let views: Vec<&View> = used.iter().map(|i| &self.views[*i]).collect();
-        let walk = Walk::new(self.full(), Some(self.axis), &views, &places);
-        let steps = walk.axis_steps();
+        let codegen = Codegen::new(self.full(), Some(self.axis), &views, &places);
+        let steps = codegen.axis_steps();
         let enough = enough(gpu);
-        let wanted = if steps > LONG { enough.div_ceil(walk.invocations().max(1)) } else { 1 };
+        let wanted = if steps > LONG { enough.div_ceil(codegen.invocations().max(1)) } else { 1 };
         let chunks = wanted.min(steps.div_ceil(LONG / 8)).max(steps.div_ceil(crate::gpu::MAX_LOOP)).max(1);
         if chunks == 1 {
-            return self.launch(gpu, &walk, &buffers, &used, y, 1);
+            return self.launch(gpu, &codegen, &buffers, &used, y, 1);
         }
-        let n = walk.outputs();
+        let n = codegen.outputs();
         let partial = gpu.alloc(chunks * n);
-        self.launch(gpu, &walk, &buffers, &used, &partial, chunks);
+        self.launch(gpu, &codegen, &buffers, &used, &partial, chunks);
         Self::rows(self.kind, self.factor, chunks, n).gpu(gpu, &[&partial], y, &[]);
     }
 
-    fn host(&self, x: &[&Array]) -> Array {
+    fn host(&self, x: &[ArrayView]) -> Array {
         let read: Vec<Vec<f64>> = x.iter().zip(&self.views).map(|(x, v)| gather(x, v)).collect();
         let (outer, n, inner) = self.full().split(self.axis);
         let (mut row, mut scratch) = (vec![0.0; x.len()], Vec::new());
@@ -235,6 +238,14 @@ impl Op for Reduce {
         Array::new(self.full().without(self.axis), data)
     }
 
+    fn cost(&self, x: &[Shape]) -> Cost {
+        let n = self.full().len();
+        let moved = self.full().without(self.axis).len() + x.iter().map(Shape::len).sum::<usize>();
+        Cost { flops: (n * (1 + self.program.flops())) as f64, bytes: 4.0 * moved as f64 }
+    }
+}
+
+impl Pullback for Reduce {
     fn keep(&self) -> Keep {
         match self.kind {
             Kind::Sum => kept_inputs(&self.program, self.views.len()),
@@ -248,14 +259,8 @@ impl Op for Reduce {
                 let g = back.g().view().repeat(self.axis, self.full()[self.axis]);
                 pullbacks(&self.program, &self.views, back, &g, self.factor)
             }
-            Kind::Max => vec![Some(apply(MaxGrad { axis: self.axis }, &[back.x(0), back.g()]).into())],
+            Kind::Max => vec![Some(compute(MaxGrad { axis: self.axis }, &[back.x(0), back.g()]).into())],
         }
-    }
-
-    fn cost(&self, x: &[Shape]) -> Cost {
-        let n = self.full().len();
-        let moved = self.full().without(self.axis).len() + x.iter().map(Shape::len).sum::<usize>();
-        Cost { flops: (n * (1 + self.program.flops())) as f64, bytes: 4.0 * moved as f64 }
     }
 }
 
@@ -291,7 +296,7 @@ impl Op for MaxGrad {
         });
     }
 
-    fn host(&self, x: &[&Array]) -> Array {
+    fn host(&self, x: &[ArrayView]) -> Array {
         let (outer, n, inner) = x[0].shape.split(self.axis);
         let mut y = Array::zeros(x[0].shape);
         for o in 0..outer {
@@ -305,12 +310,24 @@ impl Op for MaxGrad {
         }
         y
     }
+}
 
-    fn keep(&self) -> Keep {
-        Keep::NOTHING
-    }
-
-    fn grad(&self, _: &Back) -> Vec<Option<Grad>> {
-        panic!("max_grad: second derivatives are not taken")
-    }
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        case("reduce", "rows, in fours", &[&[257, 36]], sums(36), |x| x[0].sum(-1)),
+        case("reduce", "rows, odd", &[&[5, 37]], sums(37), |x| x[0].mean(-1)),
+        case("reduce", "columns", &[&[255, 64]], sums(255), |x| x[0].sum(0)),
+        case("reduce", "long columns in chunks", &[&[9216, 64]], sums(9216), |x| x[0].sum(0)).bench(),
+        case("reduce", "a long axis, past the loop limit", &[&[300_001]], sums(300_001), |x| x[0].sum(0))
+            .all(Values::Uniform(0.0, 1.0)),
+        case("reduce", "the middle axis", &[&[6, 36, 5]], sums(36), |x| x[0].mean(1)),
+        case("reduce", "of a formula", &[&[9, 36], &[9, 36]], sums(36), |x| {
+            sum_of(vec![x[0].view(), x[1].view()], 1, |x| &x[0] * x[1].tanh())
+        }),
+        case("reduce", "of one row", &[&[1, 5]], POINT, |x| x[0].sum(0)),
+        case("reduce", "of nothing", &[&[0, 5]], POINT, |x| x[0].sum(0)),
+        case("reduce", "maximum", &[&[7, 36, 8]], POINT, |x| x[0].max(1)).bench(),
+        case("reduce", "the longest maximum", &[&[16_384]], POINT, |x| x[0].max(0)),
+        case("reduce", "maximum with ties", &[&[7, 12]], POINT, |x| x[0].max(-1)).all(Values::Grid),
+    ]
 }

@@ -1,12 +1,13 @@
 //! Dense routing: mixtures of four cells' outputs by the routers' probabilities, one kernel each way. The
 //! composition of four mixtures reads every cell four times forward and twelve times backward.
 
+use super::codegen::fill;
 use super::reduce::{enough, sum_buffers};
-use super::walk::fill;
+use super::registry::{Case, case, sums};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
-use crate::host::Array;
+use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
-use crate::tensor::{Back, Cost, Expr, Grad, Keep, Op, Tensor, apply, split_with};
+use crate::tensor::{Back, Cost, Expr, Grad, Keep, Op, Pullback, Tensor, compute, split_with};
 
 const ROUTE: Kernel = Kernel { name: "route", text: include_str!("../../shaders/route.wgsl") };
 const WEIGHTS: Kernel =
@@ -135,10 +136,11 @@ impl Op for Route {
         });
     }
 
-    fn host(&self, x: &[&Array]) -> Array {
+    fn host(&self, x: &[ArrayView]) -> Array {
         let shapes: Vec<Shape> = x.iter().map(|a| a.shape).collect();
         let (pairs, shape) = (Pairs::of(&shapes[..5]), self.shape(&shapes));
-        let mut y = x.get(5).map_or_else(|| Array::zeros(shape), |rest| Array::new(shape, rest.data.clone()));
+        let mut y =
+            x.get(5).map_or_else(|| Array::zeros(shape), |rest| Array::new(shape, rest.data.to_vec()));
         for o in 0..pairs.outer {
             for n in 0..pairs.inner {
                 let at = |k: usize| {
@@ -160,13 +162,20 @@ impl Op for Route {
         y
     }
 
+    fn cost(&self, x: &[Shape]) -> Cost {
+        let y = self.shape(x).len() as f64;
+        let moved: f64 = x.iter().map(|s| s.len() as f64).sum::<f64>() + y;
+        Cost { flops: 8.0 * y, bytes: 4.0 * moved }
+    }
+}
+
+impl Pullback for Route {
     fn keep(&self) -> Keep {
         let inputs = Keep::inputs(0..5);
         if self.shares { inputs.and_output() } else { inputs }
     }
 
     fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
-        assert!(!self.transposed, "route: second derivatives are not taken");
         let pairs = Pairs::of(&(0..5).map(|i| back.shape(i)).collect::<Vec<_>>());
         let g: Vec<Tensor> =
             back.gs().iter().map(|g| g.reshape([pairs.outer, pairs.inner, pairs.m])).collect();
@@ -174,7 +183,7 @@ impl Op for Route {
             [g] => (0..4).map(|j| back.needs(j).then(|| weighted(g, back.x(4), j, back.shape(j)))).collect(),
             _ => {
                 let all: Vec<&Tensor> = g.iter().chain([back.x(4)]).collect();
-                let cells = apply(Self { transposed: true, shares: false }, &all);
+                let cells = compute(Self { transposed: true, shares: false }, &all);
                 let cell = |j: usize| to_side(&cells.select(j), back.shape(j)).into();
                 (0..4).map(|j| back.needs(j).then(|| cell(j))).collect()
             }
@@ -183,18 +192,12 @@ impl Op for Route {
             let cells: Vec<Tensor> = (0..4).map(|j| flat(back.x(j))).collect();
             let mixture = self.shares.then(|| back.y().reshape(g[0].shape()));
             let x: Vec<&Tensor> = g.iter().chain(&mixture).chain(&cells).collect();
-            to_side(&apply(RouteWeights { shares: self.shares }, &x), back.shape(4)).into()
+            to_side(&compute(RouteWeights { shares: self.shares }, &x), back.shape(4)).into()
         }));
         if self.shares {
             grads.push(back.needs(5).then(|| g[0].reshape(back.shape(5)).into()));
         }
         grads
-    }
-
-    fn cost(&self, x: &[Shape]) -> Cost {
-        let y = self.shape(x).len() as f64;
-        let moved: f64 = x.iter().map(|s| s.len() as f64).sum::<f64>() + y;
-        Cost { flops: 8.0 * y, bytes: 4.0 * moved }
     }
 }
 
@@ -235,7 +238,7 @@ fn to_side(g: &Tensor, shape: Shape) -> Tensor {
 /// The gradient of the weights from those of the mixtures, and the cells.
 #[derive(Clone, Debug)]
 struct RouteWeights {
-    /// Whether the weights are shares; then the single mixture stands behind its gradient.
+    /// Whether the weights are shares; then the single mixture follows its gradient.
     shares: bool,
 }
 
@@ -289,7 +292,7 @@ impl Op for RouteWeights {
         }
     }
 
-    fn host(&self, x: &[&Array]) -> Array {
+    fn host(&self, x: &[ArrayView]) -> Array {
         let shapes: Vec<Shape> = x.iter().map(|a| a.shape).collect();
         let (pairs, mixtures) = (Pairs::of(&shapes), self.mixtures(x.len()));
         let mut y = Array::zeros(self.shape(&shapes));
@@ -305,12 +308,55 @@ impl Op for RouteWeights {
         }
         y
     }
+}
 
-    fn keep(&self) -> Keep {
-        Keep::NOTHING
-    }
-
-    fn grad(&self, _: &Back) -> Vec<Option<Grad>> {
-        panic!("route_weights: second derivatives are not taken")
-    }
+pub(super) fn cases() -> Vec<Case> {
+    let mixed: fn(&[Tensor]) -> Tensor = |x| {
+        let y = route([&x[0], &x[1], &x[2], &x[3]], &x[4]);
+        let views = y.iter().map(Tensor::view).collect();
+        super::map(views, |y| &y[0] + y[1].tanh() * &y[2] - &y[3] * 2.0)
+    };
+    let one: fn(&[Tensor]) -> Tensor = |x| route([&x[0], &x[1], &x[2], &x[3]], &x[4]).remove(0);
+    // A mean of five, of which the last weighs 1.
+    let shares: fn(&[Tensor]) -> Tensor = |x| {
+        let weights = x[4].map(|w| w * w);
+        let total = weights.sum(-1).map(|s| s + 1.0).detach();
+        let share = weights.map2(total.view().repeat(3, 4), |w, t| w / t);
+        let rest = x[5].map2(total.view().repeat(3, 1), |x, t| x / t);
+        route_shares([&x[0], &x[1], &x[2], &x[3]], &share, &rest)
+    };
+    let pair: &[usize] = &[3, 5, 7, 8];
+    vec![
+        case("route", "weights of a pair", &[pair, pair, pair, pair, &[3, 5, 4, 4]], sums(56), mixed).bench(),
+        case(
+            "route",
+            "items of images",
+            &[&[3, 1, 7, 8], pair, &[3, 1, 7, 8], pair, &[3, 1, 4, 4]],
+            sums(280),
+            mixed,
+        ),
+        case(
+            "route",
+            "items of captions, odd",
+            &[&[1, 5, 3, 3], &[2, 5, 3, 3], &[1, 5, 3, 3], &[2, 5, 3, 3], &[1, 5, 4, 4]],
+            sums(90),
+            mixed,
+        ),
+        case("route", "one mixture", &[pair, pair, pair, pair, &[3, 5, 1, 4]], sums(56), one).bench(),
+        case(
+            "route",
+            "one mixture of items, odd",
+            &[&[1, 5, 3, 3], &[2, 5, 3, 3], &[2, 1, 3, 3], &[2, 5, 3, 3], &[1, 5, 1, 4]],
+            sums(90),
+            one,
+        ),
+        case("route", "shares", &[pair, pair, pair, pair, &[3, 5, 1, 4], pair], sums(60), shares),
+        case(
+            "route",
+            "shares of items, odd",
+            &[&[1, 5, 3, 3], &[2, 5, 3, 3], &[2, 1, 3, 3], &[2, 5, 3, 3], &[1, 5, 1, 4], &[2, 5, 3, 3]],
+            sums(90),
+            shares,
+        ),
+    ]
 }

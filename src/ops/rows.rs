@@ -1,7 +1,7 @@
 //! Work along one axis: softmax and the norms. An invocation owns a row, four neighbouring rows where the
 //! axis is not the last, or a row four values at a time where it is; on a GPU a few invocations share such a row.
 
-use super::walk::{Lane, fill, pointwise};
+use super::codegen::{Lane, fill, pointwise};
 use crate::error::Error;
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, MAX_LOOP, Style, Words};
 use crate::shape::Shape;
@@ -89,24 +89,14 @@ impl Rows {
         }
         let mut params = Words::default().sizes(&[self.count, self.steps, self.inner]);
         params.0.extend(rest.0);
-        let text = || {
-            let lane = format!(
-                "{}{}{}",
-                pointwise(self.lane != Lane::Single),
-                places(self.lane),
-                match who {
-                    Team::Own => own_folds(self.lane),
-                    Team::Subgroup(n) => subgroup_folds(n),
-                    Team::Workgroup(n) => shared_folds(n),
-                }
-            );
-            fill(kernel.text, &[("lane", &lane)])
-        };
+        let walk = RowWalk { lane: self.lane, team: who };
+        #[cfg(test)]
+        super::gates::planned(kernel.name, &walk);
         gpu.dispatch(&Launch {
             kernel,
             body: Some((
                 (self.lane as u64) << 9 | (team as u64) << 1 | u64::from(who == Team::Subgroup(team)),
-                &text,
+                &|| walk.source(kernel),
             )),
             constants: &[],
             reads,
@@ -118,7 +108,40 @@ impl Rows {
     }
 }
 
-/// Where on the axis the values of a step stand.
+/// A kernel's variant.
+#[derive(Clone, Copy, Debug)]
+struct RowWalk {
+    lane: Lane,
+    team: Team,
+}
+
+impl RowWalk {
+    fn source(&self, kernel: Kernel) -> String {
+        let folds = match self.team {
+            Team::Own => own_folds(self.lane),
+            Team::Subgroup(n) => subgroup_folds(n),
+            Team::Workgroup(n) => shared_folds(n),
+        };
+        let lane = format!("{}{}{folds}", pointwise(self.lane != Lane::Single), places(self.lane));
+        fill(kernel.text, &[("lane", &lane)])
+    }
+}
+
+/// The kernels of this family as an adapter's style walks rows; a team shares rows of the last axis alone.
+#[cfg(test)]
+pub(super) fn variants(gpu: &Gpu) -> Vec<super::gates::Variant> {
+    let own = [Lane::Single, Lane::Axis, Lane::Out].map(|lane| RowWalk { lane, team: Team::Own });
+    let mut walks = own.to_vec();
+    if gpu.style() == Style::Workgroup {
+        let long = Rows::of(Shape::new(&[1, 4096]), 1);
+        walks.extend([long.team(gpu), Team::Workgroup(TEAM)].map(|team| RowWalk { lane: Lane::Axis, team }));
+    }
+    let kernels = super::softmax::KERNELS.iter().chain(super::norm::KERNELS);
+    let all = kernels.flat_map(|kernel| walks.iter().map(move |walk| (kernel, walk)));
+    all.map(|(kernel, walk)| super::gates::Variant::new(kernel.name, walk, walk.source(*kernel))).collect()
+}
+
+/// Where on the axis the values of a step are.
 fn places(lane: Lane) -> &'static str {
     match lane {
         Lane::Single => "fn places(n: u32) -> T { return T(n); }\n",

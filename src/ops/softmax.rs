@@ -1,13 +1,16 @@
 //! Softmax along an axis, scaled, and masked by lengths.
 
+use super::registry::{Case, Values, case, sums};
 use super::rows::{Rows, each_row};
 use crate::gpu::{Buf, Gpu, Kernel, Words};
-use crate::host::Array;
+use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
-use crate::tensor::{Back, Cost, Grad, Keep, Op, Tensor, apply};
+use crate::tensor::{Back, Cost, Grad, Keep, Op, Pullback, Tensor, apply, compute};
 
 const KERNEL: Kernel = Kernel { name: "softmax", text: include_str!("../../shaders/softmax.wgsl") };
 const GRAD: Kernel = Kernel { name: "softmax_grad", text: include_str!("../../shaders/softmax_grad.wgsl") };
+#[cfg(test)]
+pub(super) const KERNELS: &[Kernel] = &[KERNEL, GRAD];
 
 #[derive(Clone, Debug)]
 struct Softmax {
@@ -51,7 +54,7 @@ impl Op for Softmax {
         rows.dispatch(gpu, KERNEL, &[x[0], x[x.len() - 1]], y, rest);
     }
 
-    fn host(&self, x: &[&Array]) -> Array {
+    fn host(&self, x: &[ArrayView]) -> Array {
         let n = x[0].shape[self.axis];
         let mut y = Array::zeros(x[0].shape);
         each_row(x[0].shape, self.axis, |o, at| {
@@ -66,20 +69,22 @@ impl Op for Softmax {
         y
     }
 
+    fn cost(&self, x: &[Shape]) -> Cost {
+        let n = x[0].len() as f64;
+        Cost { flops: 5.0 * n, bytes: 8.0 * n }
+    }
+}
+
+impl Pullback for Softmax {
     fn keep(&self) -> Keep {
         Keep::OUTPUT
     }
 
     fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
         let op = SoftmaxGrad { axis: self.axis, scale: self.scale };
-        let mut grads = vec![Some(apply(op, &[back.y(), back.g()]).into())];
+        let mut grads = vec![Some(compute(op, &[back.y(), back.g()]).into())];
         grads.resize(back.inputs(), None);
         grads
-    }
-
-    fn cost(&self, x: &[Shape]) -> Cost {
-        let n = x[0].len() as f64;
-        Cost { flops: 5.0 * n, bytes: 8.0 * n }
     }
 }
 
@@ -108,7 +113,7 @@ impl Op for SoftmaxGrad {
         );
     }
 
-    fn host(&self, x: &[&Array]) -> Array {
+    fn host(&self, x: &[ArrayView]) -> Array {
         let (s, g) = (&x[0].data, &x[1].data);
         let n = x[0].shape[self.axis];
         let mut y = Array::zeros(x[0].shape);
@@ -120,12 +125,20 @@ impl Op for SoftmaxGrad {
         });
         y
     }
+}
 
-    fn keep(&self) -> Keep {
-        Keep::NOTHING
-    }
-
-    fn grad(&self, _: &Back) -> Vec<Option<Grad>> {
-        panic!("softmax_grad: second derivatives are not taken")
-    }
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        case("softmax", "rows, in fours", &[&[5, 7, 32]], sums(32), |x| x[0].softmax(-1, 0.5)).bench(),
+        case("softmax", "rows, odd", &[&[5, 37]], sums(37), |x| x[0].softmax(-1, 4.0)),
+        case("softmax", "long rows", &[&[5, 260]], sums(260), |x| x[0].softmax(-1, 0.5)),
+        case("softmax", "columns", &[&[3, 36, 8]], sums(36), |x| x[0].softmax(1, 9.0)),
+        case("softmax", "large scores", &[&[9, 12]], sums(12), |x| x[0].softmax(-1, 1.0))
+            .all(Values::Extreme),
+        case("softmax", "to lengths", &[&[2, 5, 6, 12], &[5]], sums(12), |x| {
+            x[0].softmax_to(-1, 4.0, &x[1].map(|l| l + 1.0), 6)
+        })
+        .with(1, Values::Whole(12)),
+        case("softmax", "the longest rows", &[&[2, 43_688]], sums(43_688), |x| x[0].softmax(-1, 1.0)),
+    ]
 }

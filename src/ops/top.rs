@@ -1,10 +1,11 @@
 //! The k largest values along an axis.
 
+use super::registry::{Case, POINT, Values, case};
 use super::rows::{each_row, fits};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
-use crate::host::Array;
+use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
-use crate::tensor::{Back, Cost, Grad, Keep, Op, Tensor, apply};
+use crate::tensor::{Back, Cost, Grad, Keep, Op, Pullback, Tensor, apply, compute};
 
 const TOP: Kernel = Kernel { name: "top", text: include_str!("../../shaders/top.wgsl") };
 const GRAD: Kernel = Kernel { name: "top_grad", text: include_str!("../../shaders/top_grad.wgsl") };
@@ -53,7 +54,7 @@ impl Top {
     }
 
     /// Calls `f` for each value that is kept: where it is in the input and in the result.
-    fn each(&self, x: &Array, lens: Option<&Array>, mut f: impl FnMut(usize, usize)) {
+    fn each(&self, x: &ArrayView, lens: Option<&ArrayView>, mut f: impl FnMut(usize, usize)) {
         let (_, n, inner) = x.shape.split(self.axis);
         each_row(x.shape, self.axis, |o, at| {
             let len = lens.map_or(n, |l| (l.data[o / self.every % l.data.len()] as usize).min(n));
@@ -82,12 +83,19 @@ impl Op for Top {
         self.launch(gpu, TOP, &[x[0], x[x.len() - 1]], y, shapes[0], lens);
     }
 
-    fn host(&self, x: &[&Array]) -> Array {
+    fn host(&self, x: &[ArrayView]) -> Array {
         let mut y = Array::zeros(x[0].shape.with(self.axis, self.k));
-        self.each(x[0], x.get(1).copied(), |from, to| y.data[to] = x[0].data[from]);
+        self.each(&x[0], x.get(1), |from, to| y.data[to] = x[0].data[from]);
         y
     }
 
+    fn cost(&self, x: &[Shape]) -> Cost {
+        let n = x[0].len() as f64;
+        Cost { flops: n * self.k as f64, bytes: 8.0 * n }
+    }
+}
+
+impl Pullback for Top {
     fn keep(&self) -> Keep {
         Keep::inputs([0, 1])
     }
@@ -95,15 +103,10 @@ impl Op for Top {
     fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
         // Unmasked, the input takes the place of lengths.
         let lens = if self.every > 0 { back.x(1) } else { back.x(0) };
-        let g = apply(TopGrad(self.clone()), &[back.x(0), lens, back.g()]);
+        let g = compute(TopGrad(self.clone()), &[back.x(0), lens, back.g()]);
         let mut grads = vec![Some(g.into())];
         grads.resize(back.inputs(), None);
         grads
-    }
-
-    fn cost(&self, x: &[Shape]) -> Cost {
-        let n = x[0].len() as f64;
-        Cost { flops: n * self.k as f64, bytes: 8.0 * n }
     }
 }
 
@@ -125,18 +128,22 @@ impl Op for TopGrad {
         self.0.launch(gpu, GRAD, x, y, shapes[0], lens);
     }
 
-    fn host(&self, x: &[&Array]) -> Array {
+    fn host(&self, x: &[ArrayView]) -> Array {
         let mut y = Array::zeros(x[0].shape);
-        let lens = (self.0.every > 0).then_some(x[1]);
-        self.0.each(x[0], lens, |from, to| y.data[from] = x[2].data[to]);
+        let lens = (self.0.every > 0).then(|| &x[1]);
+        self.0.each(&x[0], lens, |from, to| y.data[from] = x[2].data[to]);
         y
     }
+}
 
-    fn keep(&self) -> Keep {
-        Keep::NOTHING
-    }
-
-    fn grad(&self, _: &Back) -> Vec<Option<Grad>> {
-        panic!("top_grad: second derivatives are not taken")
-    }
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        case("top", "of columns", &[&[5, 9, 12]], POINT, |x| x[0].top(2, 1)).bench(),
+        case("top", "of rows, all of them", &[&[7, 10]], POINT, |x| x[0].top(10, -1)),
+        case("top", "equal values", &[&[6, 11, 3]], POINT, |x| x[0].top(4, 1)).all(Values::Grid),
+        case("top", "to lengths, fewer than are asked", &[&[4, 8, 5], &[2]], POINT, |x| {
+            x[0].top_to(3, 1, &x[1], 2)
+        })
+        .with(1, Values::Whole(9)),
+    ]
 }

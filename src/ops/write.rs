@@ -1,13 +1,14 @@
 //! Writing into a tensor that outlives the step: it keeps its memory, so the next step finds the pool as this
 //! one did and takes the same buffers.
 
+use super::registry::{Case, POINT, case};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
 use crate::tensor::Tensor;
 
 const KERNEL: Kernel = Kernel { name: "write", text: include_str!("../../shaders/write.wgsl") };
 
-/// Writes the values of `x` into `y`, row-major from its value `place` on. On a GPU this happens in place: clones
-/// of `y` see it, and nothing recorded before does.
+/// Writes the values of `x` into `y` in place, row-major from its value `place` on: clones of `y`, and what else
+/// aliases it, see it, and nothing computed before does.
 #[track_caller]
 pub fn write(y: &mut Tensor, place: usize, x: &Tensor) {
     let n = x.len();
@@ -16,10 +17,9 @@ pub fn write(y: &mut Tensor, place: usize, x: &Tensor) {
         let gpu = to.gpu().expect("a tensor never outlives its device");
         launch(&gpu, to, place, from);
     } else {
-        let array = |t: &Tensor| t.array().expect("both live on one side").clone();
-        let mut values = array(y);
-        values.data[place..place + n].copy_from_slice(&array(x).data);
-        *y = Tensor::on_host(values);
+        let from = x.values().expect("both are on one side").to_vec();
+        let mut to = y.values_mut().expect("both are on one side");
+        to[place..place + n].copy_from_slice(&from);
     }
 }
 
@@ -35,4 +35,14 @@ pub(super) fn launch(gpu: &Gpu, to: &Buf, place: usize, from: &Buf) {
         grid: Grid::Invocations(from.len()),
         loops: 1,
     });
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let part: fn(&[Tensor]) -> Tensor = |x| {
+        let mut y = x[0].map(|x| x * 1.0);
+        let alias = y.reshape([y.len()]);
+        write(&mut y, 6, &x[1]);
+        alias
+    };
+    vec![case("write", "a part, seen by an alias", &[&[3, 5], &[4]], POINT, part).in_place()]
 }

@@ -64,7 +64,7 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// The bounds behind encoders of that many transformer layers (`None`: where there is no product).
+    /// The bounds after encoders of that many transformer layers (`None`: where there is no product).
     pub fn new(device: &Device, layers: Option<usize>) -> Self {
         let host = device.gpu().is_none();
         let half = layers.is_some() && device.gpu().is_some_and(|gpu| gpu.precision() == Precision::F16);

@@ -1,7 +1,7 @@
 //! The published systems, each a folder behind one trait: nothing outside this layer knows which there are.
 //!
 //! A system says what it reads of an image and a caption, what parameters it has, and how both are encoded, scored
-//! and trained ([`System`]); its options, and how its authors' checkpoints are read, stand beside it ([`Kind`]).
+//! and trained ([`System`]); its options, and how its authors' checkpoints are read, come with it ([`Kind`]).
 //! Adding one is a folder and a line in [`kinds`]; a program that has a system of its own calls [`register`].
 
 pub mod dime;

@@ -5,12 +5,16 @@ mod op;
 mod tape;
 mod view;
 
+use std::cell::{Ref, RefCell, RefMut};
 use std::rc::Rc;
 
 pub use expr::{Expr, Program};
 pub(crate) use op::record;
-pub use op::{Back, Cost, Grad, Holds, Keep, Op, apply, split_with};
+#[cfg(test)]
+pub(crate) use op::seen;
+pub use op::{Back, Cost, Grad, Keep, Op, Pullback, apply, compute, split_with};
 pub use tape::Tape;
+pub(crate) use tape::{Alias, Kind, Node, Part};
 pub use view::{Axis, View, Viewed};
 
 use crate::error::Result;
@@ -36,7 +40,7 @@ impl Device {
         assert_eq!(shape.len(), data.len(), "{} values for shape {shape}", data.len());
         let data = match self {
             Self::Gpu(gpu) => Data::Gpu(gpu.upload(data)),
-            Self::Host => Data::Host(Rc::new(Array::from_f32(shape, data))),
+            Self::Host => return Tensor::on_host(Array::from_f32(shape, data)),
         };
         Tensor { shape, data, var: None }
     }
@@ -79,15 +83,15 @@ impl Device {
     }
 }
 
-/// Where a tensor's values are.
+/// Where a tensor's values are: on either side they begin somewhere in memory that tensors share.
 #[derive(Clone)]
-pub(crate) enum Data {
+enum Data {
     Gpu(Buf),
-    Host(Rc<Array>),
+    Host { memory: Rc<RefCell<Vec<f64>>>, start: usize },
 }
 
-/// A shape and its values, contiguous and never changed after they are made, and its place on a tape if
-/// gradients are wanted. Cheap to clone.
+/// A shape and its values, contiguous, and its place on a tape if gradients are wanted. Cheap to clone: clones share
+/// their memory, so that they see what [`crate::ops::write`] and [`crate::ops::adam`] change, which nothing else does.
 #[derive(Clone)]
 pub struct Tensor {
     shape: Shape,
@@ -120,7 +124,7 @@ impl Tensor {
     pub fn device(&self) -> Device {
         match &self.data {
             Data::Gpu(buf) => Device::Gpu(buf.gpu().expect("a tensor never outlives its device")),
-            Data::Host(_) => Device::Host,
+            Data::Host { .. } => Device::Host,
         }
     }
 
@@ -131,7 +135,7 @@ impl Tensor {
     pub fn to_vec(&self) -> Result<Vec<f32>> {
         match &self.data {
             Data::Gpu(buf) => self.device().gpu().expect("a Gpu buffer has a Gpu").read(buf),
-            Data::Host(array) => Ok(array.to_f32()),
+            Data::Host { .. } => Ok(self.to_f64()?.into_iter().map(|v| v as f32).collect()),
         }
     }
 
@@ -140,9 +144,9 @@ impl Tensor {
     /// # Errors
     /// As [`Tensor::to_vec`].
     pub fn to_f64(&self) -> Result<Vec<f64>> {
-        match &self.data {
-            Data::Gpu(_) => Ok(self.to_vec()?.into_iter().map(f64::from).collect()),
-            Data::Host(array) => Ok(array.data.clone()),
+        match self.values() {
+            Some(values) => Ok(values.to_vec()),
+            None => Ok(self.to_vec()?.into_iter().map(f64::from).collect()),
         }
     }
 
@@ -170,20 +174,47 @@ impl Tensor {
     pub(crate) fn buf(&self) -> Option<&Buf> {
         match &self.data {
             Data::Gpu(buf) => Some(buf),
-            Data::Host(_) => None,
+            Data::Host { .. } => None,
         }
     }
 
-    /// The host values.
-    pub(crate) fn array(&self) -> Option<&Array> {
+    /// The host's values.
+    pub(crate) fn values(&self) -> Option<Ref<'_, [f64]>> {
         match &self.data {
-            Data::Host(array) => Some(array),
+            Data::Host { memory, start } => {
+                Some(Ref::map(memory.borrow(), |all| &all[*start..start + self.len()]))
+            }
             Data::Gpu(_) => None,
         }
     }
 
+    /// The host's values, to change in place.
+    pub(crate) fn values_mut(&self) -> Option<RefMut<'_, [f64]>> {
+        match &self.data {
+            Data::Host { memory, start } => {
+                Some(RefMut::map(memory.borrow_mut(), |all| &mut all[*start..start + self.len()]))
+            }
+            Data::Gpu(_) => None,
+        }
+    }
+
+    /// The values from `start` on under a shape of their own, untracked, in the same memory; `None` where the adapter
+    /// cannot bind them there.
+    pub(crate) fn alias(&self, start: usize, shape: Shape) -> Option<Self> {
+        let data = match &self.data {
+            Data::Gpu(buf) if shape.len() == buf.len() => Data::Gpu(buf.clone()),
+            Data::Gpu(buf) => Data::Gpu(buf.part(start, shape.len())?),
+            Data::Host { memory, start: own } => {
+                assert!(start + shape.len() <= self.len(), "{shape} from {start} of shape {}", self.shape);
+                Data::Host { memory: memory.clone(), start: own + start }
+            }
+        };
+        Some(Self { shape, data, var: None })
+    }
+
     pub(crate) fn on_host(array: Array) -> Self {
-        Self { shape: array.shape, data: Data::Host(Rc::new(array)), var: None }
+        let Array { shape, data } = array;
+        Self { shape, data: Data::Host { memory: Rc::new(RefCell::new(data)), start: 0 }, var: None }
     }
 
     pub(crate) fn on_gpu(shape: Shape, buf: Buf) -> Self {

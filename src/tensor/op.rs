@@ -1,11 +1,9 @@
 //! What an op is, and how calling one computes and records it.
 
-use std::rc::Rc;
-
-use super::tape::{Node, Var};
+use super::tape::{Kind, Node, Var};
 use super::{Expr, Tensor, Viewed};
 use crate::gpu::{Buf, Gpu};
-use crate::host::Array;
+use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
 
 /// What an op's gradient reads.
@@ -45,16 +43,7 @@ pub struct Cost {
     pub bytes: f64,
 }
 
-/// How an output holds its inputs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Holds {
-    /// Input `i` is entry `i` of the leading axis.
-    Stacked,
-    /// The only input has another shape.
-    Reshaped,
-}
-
-/// One differentiable operation: its kernel, its f64 definition and its gradient, declared in one place.
+/// What an op computes: its kernel and its f64 definition.
 pub trait Op: std::fmt::Debug {
     /// The op's name: its file's, its kernel's and its registry row's.
     fn name(&self) -> &'static str;
@@ -66,20 +55,7 @@ pub trait Op: std::fmt::Debug {
     fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, shapes: &[Shape]);
 
     /// The definition, in f64.
-    fn host(&self, x: &[&Array]) -> Array;
-
-    /// What [`Op::grad`] reads.
-    fn keep(&self) -> Keep;
-
-    /// The gradient of each input, written with other ops so that it runs on both sides; `None` where an
-    /// input has none or `back.needs(i)` is false.
-    fn grad(&self, back: &Back) -> Vec<Option<Grad>>;
-
-    /// Whether the output holds its inputs as they are. The terms of its gradient are then handed on unsummed where
-    /// that is possible, and [`Op::grad`] is not asked.
-    fn holds(&self) -> Option<Holds> {
-        None
-    }
+    fn host(&self, x: &[ArrayView]) -> Array;
 
     /// What it costs: by default each buffer moves once and an output element costs one operation.
     fn cost(&self, x: &[Shape]) -> Cost {
@@ -89,8 +65,18 @@ pub trait Op: std::fmt::Debug {
     }
 }
 
+/// The gradient of an op, written with other ops so that it runs on both sides. An op that only serves gradients has
+/// none: [`compute`] takes it.
+pub trait Pullback {
+    /// What [`Pullback::grad`] reads.
+    fn keep(&self) -> Keep;
+
+    /// The gradient of each input; `None` where an input has none or `back.needs(i)` is false.
+    fn grad(&self, back: &Back) -> Vec<Option<Grad>>;
+}
+
 /// A gradient, or one of several that are summed: a formula over viewed tensors of one shape. What is pointwise or only
-/// repeats, cuts or scales is thus never stored, and a sum of any number takes one pass.
+/// repeats, slices or scales is thus never stored, and a sum of any number takes one pass.
 #[derive(Clone, Debug)]
 pub struct Grad {
     /// What the formula reads.
@@ -111,7 +97,7 @@ impl From<Viewed> for Grad {
     }
 }
 
-/// What a gradient sees: the incoming gradient and what [`Op::keep`] asked for. Nothing in it is tracked.
+/// What a gradient sees: the incoming gradient and what [`Pullback::keep`] asked for. Nothing in it is tracked.
 pub struct Back {
     x: Vec<Option<Tensor>>,
     y: Option<Tensor>,
@@ -169,26 +155,33 @@ impl Back {
     }
 }
 
-/// Computes an op where its inputs live, and records it if one of them is tracked.
+/// Computes an op where its inputs are, and records it if one of them is tracked.
 #[track_caller]
-pub fn apply(op: impl Op + 'static, x: &[&Tensor]) -> Tensor {
-    let y = compute(&op, x);
-    record(Rc::new(op), x, vec![y]).remove(0)
+pub fn apply(op: impl Op + Pullback + 'static, x: &[&Tensor]) -> Tensor {
+    let y = run(&op, x);
+    record(op.name(), Kind::Op(Box::new(op)), x, vec![y]).remove(0)
 }
 
-/// As [`apply`], for an op of several results: `select` cuts the output into them.
+/// As [`apply`], for an op of several results: `select` splits the output into them.
 #[track_caller]
 pub fn split_with(
-    op: impl Op + 'static,
+    op: impl Op + Pullback + 'static,
     x: &[&Tensor],
     select: impl Fn(&Tensor) -> Vec<Tensor>,
 ) -> Vec<Tensor> {
-    let y = compute(&op, x);
-    record(Rc::new(op), x, select(&y))
+    let y = run(&op, x);
+    record(op.name(), Kind::Op(Box::new(op)), x, select(&y))
+}
+
+/// Computes an op of untracked inputs. It needs no gradient.
+#[track_caller]
+pub fn compute(op: impl Op, x: &[&Tensor]) -> Tensor {
+    assert!(x.iter().all(|t| !t.is_tracked()), "{}: it has no gradient", op.name());
+    run(&op, x)
 }
 
 #[track_caller]
-fn compute(op: &dyn Op, x: &[&Tensor]) -> Tensor {
+fn run(op: &dyn Op, x: &[&Tensor]) -> Tensor {
     let shapes: Vec<Shape> = x.iter().map(|t| t.shape).collect();
     let shape = op.shape(&shapes);
     if let Some(first) = x[0].buf() {
@@ -200,22 +193,32 @@ fn compute(op: &dyn Op, x: &[&Tensor]) -> Tensor {
         op.gpu(&gpu, &bufs, &y, &shapes);
         return Tensor::on_gpu(shape, y);
     }
-    let arrays: Vec<&Array> = x.iter().map(|t| t.array().unwrap_or_else(|| mixed(op))).collect();
-    let y = op.host(&arrays);
+    let values: Vec<_> = x.iter().map(|t| t.values().unwrap_or_else(|| mixed(op))).collect();
+    let views: Vec<ArrayView> =
+        shapes.iter().zip(&values).map(|(shape, data)| ArrayView { shape: *shape, data }).collect();
+    let y = op.host(&views);
     assert_eq!(y.shape, shape, "{}: the definition's shape", op.name());
     Tensor::on_host(y)
 }
 
 fn mixed(op: &dyn Op) -> ! {
-    panic!("{}: inputs live on different devices", op.name())
+    panic!("{}: inputs on different devices", op.name())
 }
 
-pub(crate) fn record(op: Rc<dyn Op>, x: &[&Tensor], mut y: Vec<Tensor>) -> Vec<Tensor> {
+/// Puts `y`, made of `x`, on the tape of the inputs that are tracked, if any is.
+pub(crate) fn record(name: &'static str, kind: Kind, x: &[&Tensor], mut y: Vec<Tensor>) -> Vec<Tensor> {
+    #[cfg(test)]
+    seen::note(name);
     let Some(tape) = x.iter().find_map(|t| t.var.as_ref()).map(|v| v.tape.clone()) else { return y };
-    let keep = op.keep();
+    let keep = match &kind {
+        Kind::Op(op) => op.keep(),
+        Kind::Alias(_) => Keep::NOTHING,
+        Kind::Recompute(_) => Keep::inputs(0..x.len()),
+    };
     let first = tape.borrow_mut().ids(y.len());
     let node = Node {
-        op,
+        name,
+        kind,
         inputs: x.iter().map(|t| t.var.as_ref().map(|v| v.id)).collect(),
         x: x.iter().enumerate().map(|(i, t)| keep.has(i).then(|| t.detach())).collect(),
         y: keep.output.then(|| y[0].detach()),
@@ -228,4 +231,23 @@ pub(crate) fn record(op: Rc<dyn Op>, x: &[&Tensor], mut y: Vec<Tensor>) -> Vec<T
         t.var = Some(Var { tape: tape.clone(), id: first + i });
     }
     y
+}
+
+/// The names of what this thread recorded.
+#[cfg(test)]
+pub(crate) mod seen {
+    use std::cell::RefCell;
+    use std::collections::BTreeSet;
+
+    thread_local! {
+        static RECORDED: RefCell<BTreeSet<&'static str>> = RefCell::default();
+    }
+
+    pub(super) fn note(name: &'static str) {
+        RECORDED.with_borrow_mut(|all| all.insert(name));
+    }
+
+    pub(crate) fn take() -> BTreeSet<&'static str> {
+        RECORDED.take()
+    }
 }

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use super::{Op, Tensor};
+use super::{Pullback, Tensor, View};
 use crate::shape::Shape;
 
 /// A tensor's place on a tape.
@@ -13,8 +13,32 @@ pub(crate) struct Var {
     pub(crate) id: usize,
 }
 
+/// How the gradients of a node's inputs are made from that of its output.
+pub(crate) enum Kind {
+    /// As an op says.
+    Op(Box<dyn Pullback>),
+    /// By reading it: the output has the inputs' values, and often their memory.
+    Alias(Alias),
+    /// By computing the output of the inputs once more.
+    Recompute(Box<Part>),
+}
+
+/// A part of a model, as a function of its inputs.
+pub(crate) type Part = dyn Fn(&[Tensor]) -> Tensor;
+
+/// How an output holds its inputs.
+pub(crate) enum Alias {
+    /// Input `i` is entry `i` of the leading axis.
+    Stack,
+    /// The only input under another shape.
+    Reshape,
+    /// What this view reads of the only input.
+    Section(View),
+}
+
 pub(crate) struct Node {
-    pub(crate) op: Rc<dyn Op>,
+    pub(crate) name: &'static str,
+    pub(crate) kind: Kind,
     pub(crate) inputs: Vec<Option<usize>>,
     pub(crate) x: Vec<Option<Tensor>>,
     pub(crate) y: Option<Tensor>,

@@ -48,14 +48,14 @@ impl View {
         self.shape == self.source && *self == Self::identity(self.shape)
     }
 
-    /// What it leaves out before and after each axis, if it reads each axis of the source, or a cut of it, in place.
+    /// What it leaves out before and after each axis, if it reads each axis of the source, or a slice of it, in its order.
     pub fn ends(&self) -> Option<Vec<(usize, usize)>> {
         let whole = self.shape.rank() == self.source.rank();
         let end = |k: usize| {
             let a = self.axes[k];
             let before = usize::try_from(a.shift).ok()?;
-            let in_place = a.source == Some(k) && !self.is_padded(k);
-            in_place.then(|| (before, self.source[k] - before - self.shape[k]))
+            let in_order = a.source == Some(k) && !self.is_padded(k);
+            in_order.then(|| (before, self.source[k] - before - self.shape[k]))
         };
         (0..self.axes.len()).map(end).collect::<Option<_>>().filter(|_| whole)
     }

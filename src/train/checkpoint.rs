@@ -17,7 +17,7 @@ pub const FILE: &str = "last.safetensors";
 /// The version of the state's form.
 const VERSION: u64 = 1;
 
-/// Where a run stands, besides its tensors.
+/// How far a run is, besides its tensors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct State {
     /// The version of this form.

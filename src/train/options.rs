@@ -231,7 +231,7 @@ pub struct TrainOptions {
 }
 
 impl TrainOptions {
-    /// The options that these arguments ask for; no program name stands before them.
+    /// The options that these arguments ask for; without a program's name before them.
     ///
     /// # Errors
     /// An unknown option or system, a value that does not parse, options that contradict each other.

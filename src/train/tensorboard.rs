@@ -23,7 +23,7 @@ pub struct EventWriter {
 impl EventWriter {
     /// Starts a new file in `folder` (made if absent); files of earlier runs stay as they are.
     ///
-    /// The name sorts behind every event file already there, which is the order TensorBoard reads them in.
+    /// The name sorts after every event file already there, which is the order TensorBoard reads them in.
     /// `resume_at`: the first step this run is going to log; TensorBoard then drops what an earlier file
     /// logged at or past it.
     ///

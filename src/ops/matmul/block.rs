@@ -3,13 +3,12 @@
 use std::fmt::Write;
 
 use super::lanes::{bindings, four_of, store_quad};
-use super::tile::{Form, Tile};
+use super::tile::Tile;
 use super::{Act, BLOCK};
-use crate::ops::walk::{fill, pointwise};
+use crate::ops::codegen::{fill, pointwise};
 
 /// The kernel's text for a tile.
-pub(super) fn source(t: &Tile) -> String {
-    let Form::Block { side, halves } = t.form else { unreachable!("other forms have texts of their own") };
+pub(super) fn source(t: &Tile, side: usize, halves: usize) -> String {
     let sizes = format!("const SIDE = {side}u;\nconst QUADS = {}u;", side * halves);
     let text = fill(
         BLOCK.text,
@@ -28,7 +27,7 @@ pub(super) fn source(t: &Tile) -> String {
     }
 }
 
-/// How one operand lies and is named in its fetching function.
+/// An operand's layout and names in its fetching function.
 struct Operand {
     name: &'static str,
     /// Its rows (of a) or columns (of b), and how many there are.
@@ -50,7 +49,7 @@ pub(super) fn fetches(t: &Tile) -> String {
     a + &b
 }
 
-/// Neighbouring invocations fetch what lies beside each other. Items past the edge read the last ones; k past the
+/// Neighbouring invocations fetch neighbours in memory. Items past the edge read the last ones; k past the
 /// end are zero.
 fn fetch(o: &Operand) -> String {
     let Operand { name, item, count, strides: [across, down], along_k, vector } = *o;
@@ -136,7 +135,7 @@ fn store(t: &Tile, side: usize, halves: usize) -> String {
     if t.sums {
         for h in 0..halves {
             let m = format!("m0 + 4u * (y + {}u)", h * side);
-            let at = format!("c0 + p.behind + {m}");
+            let at = format!("c0 + p.offset + {m}");
             if t.c_vector {
                 let store = format!("c[({at}) >> 2u] = sum{h};");
                 let _ = writeln!(s, "    if n0 + x == 0u && {m} < p.m {{ {store} }}");

@@ -4,15 +4,22 @@ use std::fmt::Write;
 
 use super::block::fetches;
 use super::lanes::{bindings, four_of, store_quad};
-use super::tile::{Form, Tile};
+use super::tile::Tile;
 use super::{Act, COOPERATIVE};
-use crate::ops::walk::{fill, pointwise};
+use crate::ops::codegen::{fill, pointwise};
+
+/// A workgroup of four subgroups (or more that repeat their work), each `each x each` matrices of `side x side`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Size {
+    pub(super) side: usize,
+    pub(super) each: usize,
+    pub(super) invocations: usize,
+    pub(super) subgroups: usize,
+}
 
 /// The kernel's text for a tile.
-pub(super) fn source(t: &Tile) -> String {
-    let Form::Cooperative { side, each, invocations, subgroups } = t.form else {
-        unreachable!("other forms have texts of their own")
-    };
+pub(super) fn source(t: &Tile, size: Size) -> String {
+    let Size { side, each, invocations, subgroups } = size;
     let mut sizes = format!(
         "const SIDE = {side}u;\nconst EACH = {each}u;\nconst SIZE = {invocations}u;\n\
          const SUBGROUPS = {subgroups}u;\n"
@@ -78,7 +85,8 @@ fn epilogue(t: &Tile) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Beside;
+    use super::super::Epilogue;
+    use super::super::tile::Form;
     use super::*;
     use naga::valid::{Capabilities, ValidationFlags, Validator};
 
@@ -88,10 +96,10 @@ mod tests {
         let needed = Capabilities::COOPERATIVE_MATRIX | Capabilities::SHADER_FLOAT16 | Capabilities::SUBGROUP;
         for (side, each) in [(8, 1), (8, 4), (16, 2), (16, 4)] {
             for odd in [false, true] {
-                let form = Form::Cooperative { side, each, invocations: 128, subgroups: 4 };
+                let size = Size { side, each, invocations: 128, subgroups: 4 };
                 let act = if odd { Act::Tanh } else { Act::Relu };
-                let text = source(&Tile {
-                    form,
+                let tile = Tile {
+                    form: Form::Cooperative(size),
                     a_along_k: !odd,
                     a_vector: !odd,
                     b_along_n: odd,
@@ -99,10 +107,11 @@ mod tests {
                     c_vector: !odd,
                     ragged: odd,
                     bias: true,
-                    beside: if odd { Beside::Added } else { Beside::Nothing },
+                    epilogue: if odd { Epilogue::Residual } else { Epilogue::None },
                     sums: false,
                     act,
-                });
+                };
+                let text = source(&tile, size);
                 let module = naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
                 let valid = Validator::new(ValidationFlags::all(), needed).validate(&module);
                 assert!(valid.is_ok(), "{:?}\n{text}", valid.err());

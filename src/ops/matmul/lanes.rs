@@ -1,36 +1,30 @@
-//! The text of products whose tiles lie in registers, its loops unrolled. Tiles are read straight from memory; in
-//! a subgroup each invocation owns other rows, loads a share of the common columns and hears the rest.
+//! The text of products whose tiles are in registers, its loops unrolled. Tiles are read straight from memory; in
+//! a subgroup each invocation owns other rows, loads a share of the common columns and receives the rest.
 
 use std::fmt::Write;
 
-use super::tile::{Form, Tile};
-use super::{Act, Beside, KERNEL};
-use crate::ops::walk::{fill, pointwise};
+use super::tile::Tile;
+use super::{Act, Epilogue, KERNEL};
+use crate::ops::codegen::{fill, pointwise};
 
 const X: [&str; 4] = ["x", "y", "z", "w"];
 
-/// Rows, columns and lanes of the tile.
-#[derive(Clone, Copy)]
-struct Size {
-    lanes: usize,
-    rows: usize,
-    cols: usize,
+/// Invocations that share a tile, and the rows and columns of each: one, or a subgroup whose invocations own different
+/// rows of the same columns and load the columns for each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Size {
+    pub(super) lanes: usize,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
 }
 
 impl Size {
-    fn of(t: &Tile) -> Self {
-        match t.form {
-            Form::Lanes { lanes, rows, cols } => Self { lanes, rows, cols },
-            _ => unreachable!("other forms have texts of their own"),
-        }
-    }
-
     /// Vectors of b that one lane loads.
     fn shares(self) -> usize {
         self.cols / self.lanes
     }
 
-    /// Where the invocation's row `r` stands behind `m0`: rows of a subgroup alternate, in fours where a is read
+    /// The offset of the invocation's row `r` from `m0`: rows of a subgroup alternate, in fours where a is read
     /// four rows at a time.
     fn row(self, t: &Tile, r: usize) -> usize {
         if t.a_vector && !t.a_along_k { r / 4 * 4 * self.lanes + r % 4 } else { r * self.lanes }
@@ -38,8 +32,7 @@ impl Size {
 }
 
 /// The kernel's text for a tile.
-pub(super) fn source(t: &Tile) -> String {
-    let size = Size::of(t);
+pub(super) fn source(t: &Tile, size: Size) -> String {
     let entry = if size.lanes > 1 {
         "@compute @workgroup_size(GROUP)\nfn main(@builtin(global_invocation_id) id: vec3<u32>, \
          @builtin(num_workgroups) groups: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {"
@@ -65,7 +58,7 @@ pub(super) fn bindings(t: &Tile) -> String {
         element(t.b_vector)
     );
     let mut next = 2;
-    for (used, name, vector) in [(t.bias, "bias", false), (t.beside != Beside::Nothing, "beside", t.c_vector)]
+    for (used, name, vector) in [(t.bias, "bias", false), (t.epilogue != Epilogue::None, "other", t.c_vector)]
     {
         if used {
             let _ = writeln!(
@@ -92,7 +85,7 @@ pub(super) fn four_of(part: impl Fn(usize) -> String) -> String {
 }
 
 /// A value that lane `of` holds.
-fn heard(size: Size, value: &str, of: usize) -> String {
+fn broadcast(size: Size, value: &str, of: usize) -> String {
     if size.lanes > 1 { format!("subgroupBroadcast({value}, {of}u)") } else { value.into() }
 }
 
@@ -116,13 +109,13 @@ fn origin(t: &Tile, size: Size) -> String {
         for j in 0..size.shares() {
             let _ = writeln!(
                 s,
-                "    let own{j} = bias[b0 + p.behind + min(n0 + {}u + lane, p.n - 1u)];",
+                "    let own{j} = bias[b0 + p.offset + min(n0 + {}u + lane, p.n - 1u)];",
                 j * lanes
             );
         }
     }
     for q in 0..quads {
-        let part = |l: usize| heard(size, &format!("own{}", (4 * q + l) / lanes), (4 * q + l) % lanes);
+        let part = |l: usize| broadcast(size, &format!("own{}", (4 * q + l) / lanes), (4 * q + l) % lanes);
         let start = if t.bias { four_of(part) } else { "vec4<f32>(0.0)".into() };
         let _ = writeln!(s, "    let start{q} = {start};");
         for r in 0..rows {
@@ -241,7 +234,7 @@ fn quad_of_b(t: &Tile, size: Size, q: usize, s: &mut String) {
         for kk in 0..4 {
             let e = kk * quads + q;
             let value = if size.lanes > 1 {
-                heard(size, &format!("lb{}", e / size.lanes), e % size.lanes)
+                broadcast(size, &format!("lb{}", e / size.lanes), e % size.lanes)
             } else {
                 let value = format!("b[(b1 + (k + {kk}u) * p.b.w + cb{q}) >> 2u]");
                 guard(t, "vec4<f32>(0.0)", value, &format!("{kk}u"))
@@ -253,7 +246,7 @@ fn quad_of_b(t: &Tile, size: Size, q: usize, s: &mut String) {
     for c in 4 * q..4 * q + 4 {
         let value = match size.lanes {
             1 => column(t, c),
-            lanes => heard(size, &format!("lb{}", c / lanes), c % lanes),
+            lanes => broadcast(size, &format!("lb{}", c / lanes), c % lanes),
         };
         let _ = writeln!(s, "    let qb{c} = {value};");
     }
@@ -277,7 +270,7 @@ fn store(t: &Tile, size: Size) -> String {
         let step = if t.c_vector { 4 } else { 1 };
         for r in (0..size.rows).step_by(step) {
             let row = size.row(t, r);
-            let at = format!("c0 + p.behind + m0 + {row}u");
+            let at = format!("c0 + p.offset + m0 + {row}u");
             let store = match step {
                 4 => format!("c[({at}) >> 2u] = {};", four_of(|l| total(r + l))),
                 _ => format!("c[{at}] = {};", total(r)),
@@ -296,18 +289,18 @@ pub(super) fn store_quad(t: &Tile, n: &str, sum: &str) -> String {
         Act::Tanh => format!("safe_tanh({sum} * p.scale)"),
         Act::TanhRelu => format!("max(safe_tanh({sum} * p.scale), vec4<f32>(0.0))"),
     };
-    let met = |value: &str, zero: &str, beside: &str| match t.beside {
-        Beside::Nothing => value.to_string(),
-        Beside::Added => format!("{value} + {beside}"),
-        Beside::Gate => format!("select({zero}, {value}, {beside} > {zero})"),
+    let finished = |value: &str, zero: &str, other: &str| match t.epilogue {
+        Epilogue::None => value.to_string(),
+        Epilogue::Residual => format!("{value} + {other}"),
+        Epilogue::ReluGrad => format!("select({zero}, {value}, {other} > {zero})"),
     };
     let mut s = format!("    {{ let v = {value};\n");
     if t.c_vector {
-        let value = met("v", "vec4<f32>(0.0)", &format!("beside[(row + {n}) >> 2u]"));
+        let value = finished("v", "vec4<f32>(0.0)", &format!("other[(row + {n}) >> 2u]"));
         let _ = writeln!(s, "    if {n} < p.n {{ c[(row + {n}) >> 2u] = {value}; }}");
     } else {
         for (l, x) in X.iter().enumerate() {
-            let value = met(&format!("v.{x}"), "0.0", &format!("beside[row + {n} + {l}u]"));
+            let value = finished(&format!("v.{x}"), "0.0", &format!("other[row + {n} + {l}u]"));
             let _ = writeln!(s, "    if {n} + {l}u < p.n {{ c[row + {n} + {l}u] = {value}; }}");
         }
     }

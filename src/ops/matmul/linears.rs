@@ -1,16 +1,16 @@
 //! Several linear maps of one shape in one product.
 
-use super::{Act, Beside, Layout, MatMul};
+use super::{Act, Epilogue, Layout, MatMul};
 use crate::ops::pack::{pack, places};
 use crate::shape::Shape;
-use crate::tensor::{Back, Grad, Tensor, apply};
+use crate::tensor::{Back, Grad, Tensor, apply, compute};
 
 /// Linear maps of one shape, their weights and biases packed in one tensor.
 pub struct Linears {
     packed: Tensor,
     maps: usize,
-    /// Where a map's biases, and the next map, stand behind its weights.
-    behind: usize,
+    /// Where a map's biases, and the next map, stand offset its weights.
+    offset: usize,
     stride: usize,
     weight: Shape,
 }
@@ -24,12 +24,12 @@ impl Linears {
         assert!(maps.iter().all(of_one_shape) && bias.dims() == [weight[0]], "linears: {weight} and {bias}");
         let (places, stride) = places(&maps[0][0].device(), [weight.len(), bias.len()]);
         let packed = pack(&maps.iter().flatten().copied().collect::<Vec<_>>());
-        Self { packed, maps: maps.len(), behind: places[1], stride, weight }
+        Self { packed, maps: maps.len(), offset: places[1], stride, weight }
     }
 
-    /// Every map of `x [.., k]`, beside each other: `[.., maps * n]`.
+    /// Every map of `x [.., k]`, concatenated: `[.., maps * n]`.
     #[track_caller]
-    pub fn beside(&self, x: &Tensor) -> Tensor {
+    pub fn concat(&self, x: &Tensor) -> Tensor {
         let n = self.weight[0];
         let last = x.shape().rank() - 1;
         let c = Layout { batch: [n, 0], sum: 0, row: self.maps * n, col: 1 };
@@ -43,9 +43,10 @@ impl Linears {
         let [_, rows, _] = [0, 1, 2].map(|k| x.shape()[k]);
         let to = |maps: &Self| Shape::new(&[maps.maps, rows, maps.weight[0]]);
         let first = self.of(x.shape(), x.shape()[0] > 1);
-        let hidden = self.apply(x, MatMul { act: Act::Relu, open: true, shape: to(self), ..first });
+        let hidden =
+            self.apply(x, MatMul { act: Act::Relu, act_grad_by_consumer: true, shape: to(self), ..first });
         let second = next.of(hidden.shape(), true);
-        next.apply(&hidden, MatMul { rectified: true, act, shape: to(next), ..second })
+        next.apply(&hidden, MatMul { input_is_relu: true, act, shape: to(next), ..second })
     }
 
     fn apply(&self, x: &Tensor, op: MatMul) -> Tensor {
@@ -68,7 +69,7 @@ impl Linears {
             c: batch(one.c, m * n),
             bias: true,
             packed: true,
-            behind: self.behind,
+            offset: self.offset,
             ..one
         }
     }
@@ -78,12 +79,12 @@ impl MatMul {
     /// The gradients of packed linear maps: those of the biases are summed on the way to those of the weights.
     pub(super) fn packed_grads(&self, back: &Back, g: Tensor) -> Vec<Option<Grad>> {
         let (m, n, k) = (self.m, self.n, self.k);
-        assert_eq!(self.beside, Beside::Nothing, "packed maps take no residual");
+        assert_eq!(self.epilogue, Epilogue::None, "packed maps take no residual");
         let gx = back.needs(0).then(|| self.grad_a(back, &g));
         let gw = back.needs(1).then(|| {
             let c = Layout { batch: self.b.batch, sum: 0, row: k, col: 1 };
             let op = self.product([n, k, m], self.c.transposed(), self.a, c, back.shape(1));
-            apply(Self { sums: true, behind: self.behind, ..op }, &[&g, back.x(0)]).into()
+            compute(Self { sums: true, offset: self.offset, ..op }, &[&g, back.x(0)]).into()
         });
         vec![gx, gw]
     }

@@ -1,45 +1,43 @@
 //! Which part of a product one invocation, subgroup or workgroup computes, and how it reads and writes.
 
-use super::{Act, Beside, MatMul};
+use super::{Act, Epilogue, MatMul, block, cooperative, lanes};
 use crate::gpu::{Gpu, Precision, QUARTERS, Style};
 
 /// Who computes a tile of c.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Form {
-    /// `lanes` invocations, each `rows x cols` in its registers, straight from memory: one, or a subgroup whose
-    /// invocations own different rows of the same columns and load the columns for each other.
-    Lanes { lanes: usize, rows: usize, cols: usize },
+    /// A few invocations in their registers, straight from memory.
+    Lanes(lanes::Size),
     /// A workgroup of `side x side` invocations, each `4 halves x 4 halves`, through workgroup memory.
     Block { side: usize, halves: usize },
-    /// A workgroup of four subgroups (or more that repeat their work), each `each x each` cooperative matrices of
-    /// `side x side`.
-    Cooperative { side: usize, each: usize, invocations: usize, subgroups: usize },
+    /// A workgroup in cooperative matrices.
+    Cooperative(cooperative::Size),
 }
 
 impl Form {
     /// Rows and columns of c.
     pub(super) fn covers(self) -> (usize, usize) {
         match self {
-            Self::Lanes { lanes, rows, cols } => (lanes * rows, cols),
+            Self::Lanes(size) => (size.lanes * size.rows, size.cols),
             Self::Block { side, halves } => (4 * side * halves, 4 * side * halves),
-            Self::Cooperative { side, each, .. } => (2 * side * each, 2 * side * each),
+            Self::Cooperative(size) => (2 * size.side * size.each, 2 * size.side * size.each),
         }
     }
 
     /// Loop iterations over `k`: a step of four, or of sixteen with loops of its own; at most.
     pub(super) fn loops(self, k: usize) -> usize {
         match self {
-            Self::Lanes { .. } => k.div_ceil(4),
-            Self::Block { .. } | Self::Cooperative { .. } => 17 * k.div_ceil(16),
+            Self::Lanes(_) => k.div_ceil(4),
+            Self::Block { .. } | Self::Cooperative(_) => 17 * k.div_ceil(16),
         }
     }
 
     /// Invocations.
     pub(super) fn invocations(self) -> usize {
         match self {
-            Self::Lanes { lanes, .. } => lanes,
+            Self::Lanes(size) => size.lanes,
             Self::Block { side, .. } => side * side,
-            Self::Cooperative { invocations, .. } => invocations,
+            Self::Cooperative(size) => size.invocations,
         }
     }
 }
@@ -58,7 +56,7 @@ pub(super) struct Tile {
     /// k is not a multiple of 4.
     pub(super) ragged: bool,
     pub(super) bias: bool,
-    pub(super) beside: Beside,
+    pub(super) epilogue: Epilogue,
     pub(super) sums: bool,
     pub(super) act: Act,
 }
@@ -72,15 +70,15 @@ impl Tile {
         let a_rest = if a_along_k { [op.k, a.row] } else { [op.m, a.col] };
         let b_rest = if b_along_n { [op.n, b.row] } else { [op.k, b.col] };
         let down = match form {
-            Form::Lanes { rows, .. } => rows,
-            Form::Block { .. } | Form::Cooperative { .. } => 4,
+            Form::Lanes(size) => size.rows,
+            Form::Block { .. } | Form::Cooperative(_) => 4,
         };
         let a_vector = (a_along_k || (a.row == 1 && down.is_multiple_of(4)))
             && fours(&a_rest)
             && fours(&[a.batch[0], a.batch[1], a.sum]);
         // Sums are stored four rows at a time only where an invocation owns rows in fours.
         let sums_in_fours = !op.sums
-            || (fours(&[op.m, op.behind])
+            || (fours(&[op.m, op.offset])
                 && (matches!(form, Form::Block { .. }) || (a_vector && !a_along_k)));
         Self {
             form,
@@ -91,9 +89,20 @@ impl Tile {
             c_vector: c.col == 1 && fours(&[op.n, c.row, c.batch[0], c.batch[1]]) && sums_in_fours,
             ragged: !op.k.is_multiple_of(4),
             bias: op.bias,
-            beside: op.beside,
+            epilogue: op.epilogue,
             sums: op.sums,
             act: op.act,
+        }
+    }
+}
+
+impl Tile {
+    /// The kernel's text.
+    pub(super) fn source(&self) -> String {
+        match self.form {
+            Form::Lanes(size) => lanes::source(self, size),
+            Form::Block { side, halves } => block::source(self, side, halves),
+            Form::Cooperative(size) => cooperative::source(self, size),
         }
     }
 }
@@ -104,7 +113,7 @@ struct Tuning {
     tiles: &'static [(usize, usize)],
     /// Of a load.
     load: f64,
-    /// Of hearing a value that another invocation loaded.
+    /// Of receiving a value that another invocation loaded.
     broadcast: f64,
     /// Of compiling, for each product of the tile, spread over a run.
     compile: f64,
@@ -151,8 +160,12 @@ const EACH: [usize; 3] = [4, 2, 1];
 
 /// The tile that costs least, and in how many parts k is computed: one, unless `can_split`.
 pub(super) fn plan(op: &MatMul, gpu: &Gpu, can_split: bool) -> (Form, usize) {
+    #[cfg(test)]
+    if let Some(form) = FORCED.get() {
+        return (form, 1);
+    }
     let lanes = gpu.facts().lanes().unwrap_or(1);
-    match (cooperative(op, gpu), gpu.style()) {
+    match (in_matrices(op, gpu), gpu.style()) {
         (Some(forms), _) => in_blocks(op, forms, can_split),
         (None, Style::Direct) => on_cores(op, gpu, &DIRECT, 1, can_split),
         (None, Style::Subgroup) => on_cores(op, gpu, &SUBGROUP, lanes, can_split),
@@ -181,7 +194,7 @@ fn on_cores(op: &MatMul, gpu: &Gpu, tuning: &Tuning, lanes: usize, can_split: bo
     let all = tuning.tiles.iter().flat_map(|tile| splits().map(move |s| (*tile, s)));
     let ((rows, cols), splits) =
         all.min_by(|x, y| cost(x.0, x.1).total_cmp(&cost(y.0, y.1))).expect("there are tiles");
-    (Form::Lanes { lanes, rows, cols }, splits)
+    (Form::Lanes(lanes::Size { lanes, rows, cols }), splits)
 }
 
 /// For a GPU: waste weighed against idle cores; its loads are shared, its compiler is quick.
@@ -202,8 +215,8 @@ fn in_blocks(op: &MatMul, forms: [Form; 3], can_split: bool) -> (Form, usize) {
 }
 
 /// The forms on cooperative matrices, for products in f16 that fill at least one: a smaller one would mostly multiply
-/// padding. Unmeasured on GPUs. Gradients stay in f32: some lie wholly below what f16 holds (docs/rejected.md).
-fn cooperative(op: &MatMul, gpu: &Gpu) -> Option<[Form; 3]> {
+/// padding. Unmeasured on GPUs. Gradients stay in f32: some are wholly below what f16 holds (docs/rejected.md).
+fn in_matrices(op: &MatMul, gpu: &Gpu) -> Option<[Form; 3]> {
     let side = gpu.facts().cooperative_matrix.filter(|_| gpu.precision() == Precision::F16)?;
     let (low, high) = gpu.facts().subgroup?;
     if op.backward || op.m.min(op.n).min(op.k) < side {
@@ -211,5 +224,86 @@ fn cooperative(op: &MatMul, gpu: &Gpu) -> Option<[Form; 3]> {
     }
     let invocations = (QUARTERS * high) as usize;
     let subgroups = (QUARTERS * high / low) as usize;
-    Some(EACH.map(|each| Form::Cooperative { side, each, invocations, subgroups }))
+    Some(EACH.map(|each| Form::Cooperative(cooperative::Size { side, each, invocations, subgroups })))
+}
+
+/// Every form that a style's plans choose among with every way to load, and an epilogue each; and every epilogue.
+#[cfg(test)]
+pub(in crate::ops) fn variants(gpu: &Gpu) -> Vec<crate::ops::gates::Variant> {
+    let forms = forms(gpu);
+    let flags = |n: usize, i: usize| n >> i & 1 == 1;
+    let (mut epilogues, mut all) = (Vec::new(), Vec::new());
+    for n in 0..96 {
+        let epilogue = [Epilogue::None, Epilogue::Residual, Epilogue::ReluGrad][n / 32];
+        let act = [Act::None, Act::Relu, Act::Tanh, Act::TanhRelu][n / 8 % 4];
+        let (bias, sums, c_vector) = (flags(n, 0), flags(n, 1), flags(n, 2));
+        if !sums || (!bias && epilogue == Epilogue::None && act == Act::None) {
+            epilogues.push((bias, epilogue, act, sums, c_vector));
+        }
+    }
+    let mut add = |form: Form, loads: usize, epilogue: usize| {
+        let (bias, epilogue, act, sums, c_vector) = epilogues[epilogue % epilogues.len()];
+        let [a_along_k, a_vector, b_along_n, b_vector, ragged] = [0, 1, 2, 3, 4].map(|i| flags(loads, i));
+        let rows_in_fours = match form {
+            Form::Lanes(size) => size.rows.is_multiple_of(4),
+            Form::Block { .. } | Form::Cooperative(_) => true,
+        };
+        let possible = (!a_vector || a_along_k || rows_in_fours)
+            && !(ragged && (a_vector && a_along_k || b_vector && !b_along_n))
+            && (!sums || !c_vector || matches!(form, Form::Block { .. }) || a_vector && !a_along_k);
+        let tile = Tile {
+            form,
+            a_along_k,
+            a_vector,
+            b_along_n,
+            b_vector,
+            c_vector,
+            ragged,
+            bias,
+            epilogue,
+            sums,
+            act,
+        };
+        if possible {
+            all.push(crate::ops::gates::Variant::new("matmul", &tile, tile.source()));
+        }
+    };
+    for (i, form) in forms.iter().enumerate() {
+        (0..32).for_each(|loads| add(*form, loads, 7 * loads + i));
+    }
+    (0..96).for_each(|epilogue| {
+        (0..32).step_by(5).for_each(|loads| add(forms[forms.len() - 1], loads, epilogue))
+    });
+    all
+}
+
+/// The forms that a style's plans choose among.
+#[cfg(test)]
+fn forms(gpu: &Gpu) -> Vec<Form> {
+    let on_cores = |tuning: &Tuning, lanes| {
+        let form =
+            |(rows, cols): &(usize, usize)| Form::Lanes(lanes::Size { lanes, rows: *rows, cols: *cols });
+        tuning.tiles.iter().map(form).collect()
+    };
+    match gpu.style() {
+        Style::Direct => on_cores(&DIRECT, 1),
+        Style::Subgroup => on_cores(&SUBGROUP, gpu.facts().lanes().unwrap_or(1)),
+        Style::Workgroup => BLOCKS.map(|(side, halves)| Form::Block { side, halves }).to_vec(),
+    }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// What plans choose, whatever it costs.
+    static FORCED: std::cell::Cell<Option<Form>> = const { std::cell::Cell::new(None) };
+}
+
+/// Calls `f` while plans choose each form in turn: which cases take which depends on the adapter.
+#[cfg(test)]
+pub(in crate::ops) fn with_each_form(gpu: &Gpu, mut f: impl FnMut(&str)) {
+    for form in forms(gpu) {
+        FORCED.set(Some(form));
+        f(&format!("{form:?}"));
+    }
+    FORCED.set(None);
 }

@@ -7,7 +7,7 @@ use super::encode::EPS;
 use super::mask::{self, Mask};
 use super::{AttentionNorm, Direction, Run};
 use crate::nn::{Params, Scope, linear, linears, mlp};
-use crate::ops::{Act, Attend, Expr, OverQueries, WordsAre, add, checkpoint, materialize, stack};
+use crate::ops::{Act, CrossAttention, Expr, QueryNorm, WordAxis, add, materialize, recompute, stack};
 use crate::systems::{Form, Pass};
 use crate::tensor::Tensor;
 
@@ -20,7 +20,7 @@ pub(super) struct Guides {
     pub(super) context: Tensor,
     /// Lengths of the context's captions, where the context is words.
     pub(super) lengths: Option<Tensor>,
-    /// Where rows are words and padding takes part in nothing.
+    /// Where rows are words and padding is masked.
     pub(super) mask: Option<Rc<Mask>>,
 }
 
@@ -40,7 +40,7 @@ pub(super) fn outputs(run: &Run, scope: &Scope, x: [&Tensor; 4], guides: &Guides
             _ => cell(run, &scope, x[j], guides),
         }
     });
-    [rectified(x[0]), b, c, d]
+    [x[0].map(Expr::relu), b, c, d]
 }
 
 /// A cell of which the tape keeps the inputs and weights only.
@@ -50,7 +50,7 @@ fn recomputed(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides, cell: Cell)
     let config = run.config.clone();
     let guides =
         Guides { global: guides.global.detach(), context: guides.context.detach(), ..guides.clone() };
-    checkpoint(&inputs, move |x| {
+    recompute(&inputs, move |x| {
         let params: Params = names.iter().cloned().zip(x[3..].iter().cloned()).collect();
         let pass = Pass::evaluation(params.root());
         let run = Run { config: &config, pass: &pass };
@@ -86,11 +86,6 @@ pub(super) fn routers(run: &Run, scope: &Scope, x: [&Tensor; 4], mask: Option<&M
         }
     };
     materialize(each.view().permute(&[1, 2, 3, 0]))
-}
-
-/// Rectified identity.
-fn rectified(x: &Tensor) -> Tensor {
-    x.map(Expr::relu)
 }
 
 /// Global-local guidance: `(1 + z) x` with `z` the product of a linear map of `x` and the other side's
@@ -131,7 +126,7 @@ fn intra_modal(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides) -> Tensor 
         }
         _ => {
             let bias = mask.map(|m| &m.keys);
-            linears(&maps).beside(&rows).self_attention(heads, scale, bias, Some(&rows))
+            linears(&maps).concat(&rows).self_attention(heads, scale, bias, Some(&rows))
         }
     };
     let forward = own.sub("feed_forward_layer");
@@ -157,7 +152,7 @@ fn cross_modal(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides) -> Tensor 
         }
         _ => {
             let maps = linears(&[refine.sub("fc_scale"), refine.sub("fc_shift")]);
-            let mapped = maps.beside(&guides.context);
+            let mapped = maps.concat(&guides.context);
             let both = weights.matmul(&mapped, false, false);
             x.map3(both.view().slice(3, 0, d), both.view().slice(3, d, d), |x, a, b| x * a.tanh() + b)
         }
@@ -180,22 +175,22 @@ fn feed_forward(run: &Run, first: &Scope, second: &Scope, x: &Tensor, residual: 
 fn attend(run: &Run, scores: &Tensor, guides: &Guides) -> Tensor {
     let scale = run.config.options.lambda_softmax_CMRC;
     let (leaky, over) = match run.config.options.raw_feature_norm_CMRC {
-        AttentionNorm::ClippedL2norm => (Some(0.1), OverQueries::Norm(EPS)),
-        AttentionNorm::L2norm => (None, OverQueries::NormPlus(1e-8)),
-        AttentionNorm::Clipped => (Some(0.1), OverQueries::Nothing),
-        AttentionNorm::NoNorm => (None, OverQueries::Nothing),
-        AttentionNorm::Softmax => (None, OverQueries::Nothing),
+        AttentionNorm::ClippedL2norm => (Some(0.1), QueryNorm::Max(EPS)),
+        AttentionNorm::L2norm => (None, QueryNorm::Plus(1e-8)),
+        AttentionNorm::Clipped => (Some(0.1), QueryNorm::None),
+        AttentionNorm::NoNorm => (None, QueryNorm::None),
+        AttentionNorm::Softmax => (None, QueryNorm::None),
     };
     let (words, lens) = match run.config.options.direction {
-        Direction::I2t => (WordsAre::Context, guides.lengths.as_ref()),
-        Direction::T2i => (WordsAre::Queries, guides.mask.as_ref().map(|mask| &mask.lengths)),
+        Direction::I2t => (WordAxis::Context, guides.lengths.as_ref()),
+        Direction::T2i => (WordAxis::Queries, guides.mask.as_ref().map(|mask| &mask.lengths)),
     };
     let over_queries = match (run.config.options.raw_feature_norm_CMRC, &guides.mask) {
         (AttentionNorm::Softmax, Some(mask)) => scores.softmax_to(2, 1.0, &mask.lengths, 1),
         (AttentionNorm::Softmax, None) => scores.softmax(2, 1.0),
         _ => scores.clone(),
     };
-    let how = Attend { leaky, over, scale, words };
+    let how = CrossAttention { leaky, over, scale, words };
     match run.pass.form {
         Form::Composed => how.composed(&over_queries, lens),
         _ => how.weights(&over_queries, lens),

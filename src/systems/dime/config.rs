@@ -230,7 +230,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Every parameter, named as in the authors' state dicts behind `img_enc`, `txt_enc` and `itr_module`.
+    /// Every parameter, named as in the authors' state dicts `img_enc`, `txt_enc` and `itr_module`.
     /// Those without a use in the direction, or any (`fc_2` of the guidance cell), are there too.
     pub fn parameters(&self) -> Vec<ParamSpec> {
         let d = self.options.embed_size;

@@ -89,7 +89,7 @@ pub(super) fn captions(run: &Run, x: &Tensor, lengths: &Tensor) -> Items {
 }
 
 /// Every window of `k` words side by side, `[captions, words, k * hidden]`: itself; with the next; with both
-/// neighbours. Zeros stand past the ends.
+/// neighbours. Past the ends are zeros.
 fn window(x: &Tensor, k: usize) -> Tensor {
     if k == 1 {
         return x.clone();

@@ -1,4 +1,4 @@
-//! Padding that takes part in nothing, for models with `mask_padding`. The functions take tensors `[.., captions,
+//! Masked padding, for models with `mask_padding`. The functions take tensors `[.., captions,
 //! words, width]`; where nothing is masked they are the plain mean and maximum over words.
 
 use super::Run;
@@ -21,7 +21,7 @@ pub(super) struct Mask {
 }
 
 impl Mask {
-    /// The mask of captions of these lengths, padded to `words`; `None` where padding takes part.
+    /// The mask of captions of these lengths, padded to `words`; `None` where padding counts.
     pub(super) fn of(run: &Run, lengths: &Tensor, words: usize) -> Option<Self> {
         if !run.config.options.mask_padding {
             return None;

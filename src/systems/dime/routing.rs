@@ -22,7 +22,7 @@ pub(super) struct Pairs {
     paths: [Tensor; 3],
     /// The captions' sentences `[1, captions, embed]` or the images' vectors `[images, 1, embed]`.
     target: Tensor,
-    /// Where rows are words and padding takes part in nothing.
+    /// Where rows are words and padding is masked.
     mask: Option<Rc<Mask>>,
 }
 

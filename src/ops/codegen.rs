@@ -1,4 +1,4 @@
-//! How a generated kernel walks: collapsed dimensions, how each input is read, and the WGSL of both.
+//! The code of pointwise kernels: collapsed dimensions, how each input is read, and the WGSL of both.
 
 use std::fmt::Write;
 use std::hash::{Hash, Hasher};
@@ -12,9 +12,9 @@ use crate::tensor::View;
 pub(super) enum Lane {
     /// One.
     Single,
-    /// Four beside each other in the output.
+    /// Four neighbours in the output.
     Out,
-    /// Four beside each other on the reduced axis.
+    /// Four neighbours on the reduced axis.
     Axis,
 }
 
@@ -45,7 +45,7 @@ struct Input {
 
 /// The plan of one generated kernel.
 #[derive(Clone, Debug)]
-pub(super) struct Walk {
+pub(super) struct Codegen {
     /// Output dimensions after collapsing, outermost first.
     dims: Vec<usize>,
     /// The reduced axis' length, 1 for a map.
@@ -55,7 +55,7 @@ pub(super) struct Walk {
     vector_bindings: Vec<bool>,
 }
 
-impl Walk {
+impl Codegen {
     /// A plan over `shape`, whose axis `reduced` (if any) is summed, for inputs read through `views` from
     /// `buffers` (equal buffers share a binding).
     pub(super) fn new(shape: Shape, reduced: Option<usize>, views: &[&View], buffers: &[usize]) -> Self {
@@ -112,9 +112,9 @@ impl Walk {
             _ if dims.last().is_some_and(|n| n.is_multiple_of(4)) => Lane::Out,
             _ => Lane::Single,
         };
-        let mut walk = Self { dims, axis, lane, inputs, vector_bindings: Vec::new() };
-        walk.choose_loads();
-        walk
+        let mut codegen = Self { dims, axis, lane, inputs, vector_bindings: Vec::new() };
+        codegen.choose_loads();
+        codegen
     }
 
     fn choose_loads(&mut self) {
@@ -324,25 +324,70 @@ pub(super) fn distinct<'a>(buffers: &[&'a Buf]) -> (Vec<&'a Buf>, Vec<usize>) {
     (unique, places)
 }
 
-/// A template with the text between `//: name` and `//: end` replaced.
+/// The parts that shaders share, each taken by a line `//: use name`.
+const SHARED: &[(&str, &str)] = &[
+    ("row", include_str!("../../shaders/row.wgsl")),
+    ("matmul_params", include_str!("../../shaders/matmul_params.wgsl")),
+    ("cross_attention_scores", include_str!("../../shaders/cross_attention_scores.wgsl")),
+];
+
+/// A template with the shared parts it uses, and the text between `//: name` and `//: end` replaced.
 pub(super) fn fill(template: &str, parts: &[(&str, &str)]) -> String {
+    let shared = |name: &str| SHARED.iter().find(|part| part.0 == name).expect("a shared part").1;
+    let used = |line| match line_of(line, "use ") {
+        Some(name) => shared(name).lines().collect(),
+        None => vec![line],
+    };
+    let mut lines = template.lines().flat_map(used);
     let mut text = String::new();
-    let mut lines = template.lines();
     while let Some(line) = lines.next() {
-        let part = line.strip_prefix("//: ").and_then(|name| parts.iter().find(|p| p.0 == name));
-        match part {
-            Some((_, body)) => {
-                text.push_str(body);
-                text.push('\n');
-                lines.by_ref().find(|l| *l == "//: end");
-            }
-            None => {
-                text.push_str(line);
-                text.push('\n');
-            }
+        let part = line_of(line, "").and_then(|name| parts.iter().find(|p| p.0 == name));
+        text.push_str(part.map_or(line, |part| part.1));
+        text.push('\n');
+        if part.is_some() {
+            lines.by_ref().find(|l| *l == "//: end");
         }
     }
     text
+}
+
+/// The text with the lines between `//: each name` and `//: end` repeated so often: `name` becomes the number, and so
+/// does the end of `x_name`.
+pub(super) fn each(text: &str, name: &str, count: usize) -> String {
+    let mut all = String::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        if line_of(line, "each ") != Some(name) {
+            all.push_str(line);
+            all.push('\n');
+            continue;
+        }
+        let block: Vec<&str> = lines.by_ref().take_while(|l| *l != "//: end").collect();
+        for i in 0..count {
+            block.iter().for_each(|line| all.push_str(&numbered(line, name, i)));
+        }
+    }
+    all
+}
+
+fn numbered(line: &str, name: &str, i: usize) -> String {
+    let other = |c: char| !(c.is_alphanumeric() || c == '_');
+    let mut text = String::new();
+    for piece in line.split_inclusive(other) {
+        let word = piece.trim_end_matches(other);
+        match word.strip_suffix(name) {
+            Some("") => text += &format!("{i}u"),
+            Some(stem) if stem.ends_with('_') => text += &format!("{stem}{i}"),
+            _ => text += word,
+        }
+        text += &piece[word.len()..];
+    }
+    text + "\n"
+}
+
+/// What follows `//: ` and `word` in a line that begins so.
+fn line_of<'a>(line: &'a str, word: &str) -> Option<&'a str> {
+    line.strip_prefix("//: ")?.strip_prefix(word)
 }
 
 /// The functions of formulas, over one number or four.
