@@ -105,6 +105,36 @@ fn every_dime_checkpoint_is_exact() {
     }
 }
 
+/// The authors' HREM checkpoints hold the parameters of a fixture, without the criterion's.
+#[test]
+fn every_hrem_checkpoint_is_exact() {
+    let expected = Weights::open(&fixture("hrem_eval.safetensors")).expect("the fixture");
+    let spec: Json = serde_json::from_str(&expected.metadata()["spec"]).expect("its spec");
+    let bert = spec["config"]["bert"].clone();
+    for path in checkpoints("ckpt_hrem_") {
+        let source = Source::open(&path).unwrap_or_else(|e| panic!("{e}"));
+        let hrem = kind("hrem").expect("a system");
+        let imported = system(hrem, &source, Some(&bert), &[]).unwrap_or_else(|e| panic!("{e}"));
+        assert!(imported.entries.iter().all(|entry| !entry.name.starts_with("criterion.")));
+        for entry in &imported.entries {
+            let full = format!("param.{}", entry.name);
+            // What the fixture left out are counters of batches.
+            match expected.shape(&full) {
+                Some(shape) => {
+                    assert_eq!(entry.shape, shape, "{full}");
+                    assert_same_values(&path, entry, &expected, &full);
+                }
+                None => assert!(entry.name.ends_with("num_batches_tracked"), "{full}"),
+            }
+        }
+        let held = expected.names().filter(|name| name.starts_with("param.") && !name.contains("criterion"));
+        assert!(imported.entries.len() >= held.count(), "{}", path.display());
+        assert_eq!((&imported.config["system"], &imported.metadata["epoch"]), (&json!("hrem"), &"3".into()));
+        assert_eq!((&imported.config["embed_size"], &imported.config["img_dim"]), (&json!(24), &json!(20)));
+        (hrem.open)(&imported.config).expect("a system");
+    }
+}
+
 #[test]
 fn every_bert_checkpoint_is_exact() {
     let expected = Weights::open(&fixture("ckpt_expected.safetensors")).expect("the fixture");

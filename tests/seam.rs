@@ -9,7 +9,9 @@ use std::sync::Once;
 use std::sync::atomic::AtomicBool;
 
 use clap::{Args, Command, FromArgMatches};
+use crossweave::data::import::Source;
 use crossweave::data::weights::{self, Entry};
+use crossweave::eval::import::system;
 use crossweave::eval::model::Model;
 use crossweave::eval::sims::Scores;
 use crossweave::eval::{EvaluateOptions, score};
@@ -119,6 +121,25 @@ fn fixture(path: &Path, off: f32) {
     });
     let about = HashMap::from([("spec".to_string(), spec.to_string())]);
     weights::write(path, &entries, &about).expect("written");
+}
+
+#[test]
+fn its_checkpoints_are_imported() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("theirs.safetensors");
+    let (map, bias, words) = ([0.5f32; 6], [0.25f32; 3], [1f32; 12]);
+    // As DataParallel names them.
+    let entries = [
+        Entry::f32s("img.module.map.weight", &[3, 2], &map),
+        Entry::f32s("img.module.map.bias", &[3], &bias),
+        Entry::f32s("txt.module.words", &[4, 3], &words),
+    ];
+    weights::write(&path, &entries, &HashMap::new()).expect("written");
+    let source = Source::open(&path).expect("a file");
+    let imported = system(Kind::of::<PretendOptions>(), &source, None, &[]).expect("it is imported");
+    let names: Vec<&str> = imported.entries.iter().map(|entry| entry.name.as_str()).collect();
+    assert_eq!(names, ["img.map.bias", "img.map.weight", "txt.words"]);
+    assert_eq!((&imported.config["system"], &imported.config["vocab"]), (&json!("pretend"), &json!(4)));
 }
 
 #[test]

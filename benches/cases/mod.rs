@@ -22,10 +22,10 @@ use crossweave::tensor::{Device, Tape, Tensor};
 use crossweave::train::options::TrainOptions;
 
 /// Of each system: the options of the demo's sizes; the paper's are its defaults.
-const SIZES: [(&str, &str); 1] = [(
-    "dime",
-    "--max_words 24 --embed_size 32 --num_head_IMRC 4 --hid_IMRC 64 --hid_router 32 --batch_size 8",
-)];
+const SIZES: [(&str, &str); 2] = [
+    ("dime", "--max_words 24 --embed_size 32 --num_head_IMRC 4 --hid_IMRC 64 --hid_router 32 --batch_size 8"),
+    ("hrem", "--embed_size 64 --nhead 4 --batch_size 32 --warmup 0"),
+];
 /// Width of a region's features at the paper's sizes and at the demo's.
 const DIMS: [usize; 2] = [2048, 64];
 /// Regions of an image, at both sizes.

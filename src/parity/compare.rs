@@ -18,6 +18,10 @@ pub const HALF_TEXT: f64 = 2e-3;
 /// before a norm) has no accuracy of its own, and rectifiers near zero open or shut (measured: 4.4e-2).
 const HALF_GRAD: f64 = 1e-1;
 
+/// A tensor below this share of the largest of its family is what is left of terms that cancel. f32 does not hold it:
+/// on the GPU it may be as far as the authors' code is in f32, where the fixture has measured that.
+const CANCELLED: f64 = 1e-3;
+
 /// One tensor compared.
 #[derive(Clone, Debug)]
 pub struct Row {
@@ -109,6 +113,8 @@ pub fn family(
                     Row::new(path, full, norm(&off) / whole, bound)
                 }
                 Some(values) if values.len() == reference.len() => {
+                    let little = !rules.host && size(&fixture.tensors[&full].1) < CANCELLED * largest;
+                    let bound = if little { bound.max(f32_loses(fixture, prefix)) } else { bound };
                     let (worst, bound) = distance(values, &reference, largest, bound, rules.host);
                     Row::new(path, full, worst, bound)
                 }
@@ -121,6 +127,13 @@ pub fn family(
             }
         })
         .collect()
+}
+
+/// What the reference's own code loses in f32, where the fixture says: the largest distance of a tensor of a family, as
+/// a share of its largest value.
+fn f32_loses(fixture: &Fixture, prefix: &str) -> f64 {
+    let family = prefix.trim_end_matches('.');
+    fixture.spec["f32_dev"][family]["max_rel_to_tensor_max"].as_f64().unwrap_or(0.0)
 }
 
 fn norm(values: &[f32]) -> f64 {

@@ -1,0 +1,152 @@
+//! Every fresh parameter is drawn as the papers' code draws it: bounds, deviations and constants.
+
+use crossweave::nn::{ParamSpec, Params, Role};
+use crossweave::systems::{System, kind};
+use crossweave::tensor::Device;
+use serde_json::{Value, json};
+
+/// How a parameter is drawn.
+#[derive(Clone, Copy, Debug)]
+enum Drawn {
+    Uniform(f64),
+    Normal(f64),
+    Constant(f64),
+}
+use Drawn::{Constant, Normal, Uniform};
+
+fn bert() -> Value {
+    json!({
+        "vocab_size": 200, "hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
+        "intermediate_size": 96, "max_position_embeddings": 32, "initializer_range": 0.02
+    })
+}
+
+/// BERT: normal of deviation 0.02, biases 0, norms 1 and 0.
+fn of_bert(name: &str) -> Drawn {
+    match name {
+        n if n.contains("LayerNorm.weight") => Constant(1.0),
+        n if n.ends_with("bias") => Constant(0.0),
+        _ => Normal(0.02),
+    }
+}
+
+/// PyTorch's default of linear maps and convolutions: uniform within the inverse root of a unit's inputs, the bias too.
+fn linear(specs: &[ParamSpec], name: &str) -> Drawn {
+    let weight = format!("{}.weight", name.rsplit_once('.').expect("a module").0);
+    let shape = specs.iter().find(|s| s.name == weight).expect("its weight").shape;
+    Uniform(1.0 / (shape.dims()[1..].iter().product::<usize>() as f64).sqrt())
+}
+
+fn xavier(shape: &[usize]) -> Drawn {
+    Uniform((6.0 / (shape[0] + shape[1]) as f64).sqrt())
+}
+
+/// `specs/dime.md`: the image map xavier-uniform with bias 0, routers' last biases 1.5, all else PyTorch's defaults.
+fn of_dime(specs: &[ParamSpec], spec: &ParamSpec) -> Drawn {
+    match spec.name.as_str() {
+        n if n.starts_with("txt_enc.bert.") => of_bert(n),
+        "img_enc.fc.weight" => xavier(spec.shape.dims()),
+        "img_enc.fc.bias" => Constant(0.0),
+        n if n.ends_with("router.mlp.2.bias") => Constant(1.5),
+        n if n.contains(".bn.weight") => Constant(1.0),
+        n if n.contains(".bn.bias") => Constant(0.0),
+        n => linear(specs, n),
+    }
+}
+
+/// `specs/hrem.md`, section 4: the image maps xavier-uniform with zero biases, packed attention maps xavier-uniform, its
+/// biases 0, norms 1 and 0, all else PyTorch's defaults.
+fn of_hrem(specs: &[ParamSpec], spec: &ParamSpec) -> Drawn {
+    match spec.name.as_str() {
+        n if n.starts_with("txt_enc.bert.") => of_bert(n),
+        n if n.contains(".bns.") || n.contains(".norm") => {
+            Constant(f64::from(u8::from(n.ends_with("weight"))))
+        }
+        n if n.starts_with("img_enc.fc.") && n.ends_with("bias") => Constant(0.0),
+        n if n.starts_with("img_enc.fc.") => xavier(spec.shape.dims()),
+        n if n.ends_with("in_proj_weight") => xavier(spec.shape.dims()),
+        n if n.ends_with("in_proj_bias") || n.ends_with("out_proj.bias") => Constant(0.0),
+        n => linear(specs, n),
+    }
+}
+
+/// What is wrong with some values, if they are not drawn so. Of few values only the bound is judged.
+fn wrong(values: &[f32], drawn: Drawn) -> Option<String> {
+    let n = values.len() as f64;
+    let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / n;
+    let deviation = (values.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / n).sqrt();
+    let most = values.iter().fold(0.0f64, |m, v| m.max(f64::from(v.abs())));
+    let (expected, bound, kurtosis) = match drawn {
+        Constant(value) => {
+            let all = values.iter().all(|v| f64::from(*v) == value);
+            return (!all).then(|| format!("not all {value}"));
+        }
+        Uniform(bound) => (bound / 3f64.sqrt(), bound, 1.8),
+        Normal(deviation) => (deviation, 6.0 * deviation, 3.0),
+    };
+    if most > bound * (1.0 + 1e-6) {
+        return Some(format!("{most} exceeds {bound}"));
+    }
+    // Five standard errors of a deviation and of a mean.
+    let (off, error) = ((deviation - expected).abs(), expected * ((kurtosis - 1.0) / (4.0 * n)).sqrt());
+    let few = n < 30.0;
+    (!few && (off > 5.0 * error || mean.abs() > 5.0 * expected / n.sqrt()))
+        .then(|| format!("deviation {deviation} instead of {expected}, mean {mean}"))
+}
+
+fn check(system: &dyn System, rule: fn(&[ParamSpec], &ParamSpec) -> Drawn) {
+    let specs = system.parameters();
+    let params = Params::begin(&specs, &Device::Host, 7);
+    let (mut failures, mut drawn) = (Vec::new(), 0);
+    for spec in &specs {
+        let values = params.named(&spec.name).to_vec().expect("the host works");
+        let expected = match spec.role {
+            Role::Statistic => Constant(f64::from(u8::from(spec.name.ends_with("running_var")))),
+            Role::Counter => Constant(0.0),
+            _ => rule(&specs, spec),
+        };
+        drawn += usize::from(!matches!(expected, Constant(_)));
+        failures.extend(wrong(&values, expected).map(|what| format!("{}: {what}", spec.name)));
+    }
+    assert!(drawn > 20 && failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn dime_begins_as_published() {
+    let config = json!({
+        "direction": "i2t", "max_words": 12, "img_dim": 40, "embed_size": 32, "num_head_IMRC": 4, "hid_IMRC": 24,
+        "hid_router": 20, "raw_feature_norm_CMRC": "clipped_l2norm", "lambda_softmax_CMRC": 4.0, "use_abs": false,
+        "no_imgnorm": false, "bert_config": bert()
+    });
+    let system = (kind("dime").expect("a system").open)(&config).expect("a configuration");
+    check(&*system, of_dime);
+    // The three maps of a cell's attention are copies of one.
+    let specs = system.parameters();
+    let params = Params::begin(&specs, &Device::Host, 7);
+    let map = |i: usize| {
+        let name = format!("itr_module.dynamic_itr_l0.imrc.sa.att_layer.linears.{i}.weight");
+        params.named(&name).to_vec().expect("the host works")
+    };
+    assert!(map(0) == map(1) && map(1) == map(2));
+}
+
+#[test]
+fn hrem_begins_as_published() {
+    let config = json!({"embed_size": 32, "nhead": 4, "img_dim": 40, "topk": 10, "bert_config": bert()});
+    let system = (kind("hrem").expect("a system").open)(&config).expect("a configuration");
+    check(&*system, of_hrem);
+    let params = Params::begin(&system.parameters(), &Device::Host, 7);
+    let map = |name: &str| {
+        let name = format!("criterion.adj_model.adj_learning.{name}.0.weight");
+        params.named(&name).to_vec().expect("the host works")
+    };
+    assert_eq!(map("mlp_i2t"), map("mlp_t2i"), "one is a copy of the other");
+}
+
+#[test]
+fn wrong_draws_are_noticed() {
+    let values: Vec<f32> = (0..400).map(|i| (i as f32 - 199.5) / 200.0).collect();
+    assert!(wrong(&values, Uniform(1.0)).is_none());
+    assert!(wrong(&values, Uniform(0.9)).is_some() && wrong(&values, Uniform(1.2)).is_some());
+    assert!(wrong(&values, Normal(1.0)).is_some() && wrong(&values, Constant(0.0)).is_some());
+}
