@@ -1,7 +1,7 @@
 //! The program: its commands, and what it shows to a person.
 //!
 //! Results go to stdout, progress, notices and errors to stderr. A command is a function from its arguments to a
-//! verdict or an [`Error`], which [`main`] turns into the exit status.
+//! verdict or an error, which [`main`] turns into the exit status.
 
 mod check;
 mod config;
