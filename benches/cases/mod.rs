@@ -272,7 +272,7 @@ impl Model {
         let options = TrainOptions::of(&line.split_whitespace().collect::<Vec<_>>()).expect("sound options");
         let bert = if wish.demo { bert_demo() } else { bert_base(12) };
         let (dim, batch_size) = (DIMS[usize::from(wish.demo)], options.fixed.batch_size);
-        let encoders = Encoders { dim, bert, batch_size, faithful: false };
+        let encoders = Encoders { regions: REGIONS, dim, bert, batch_size, faithful: false };
         let system = options.own.system(&encoders).expect("sound sizes");
         let with_text = wish.demo || kind.trains_text;
         let of_step = |s: &ParamSpec| with_text || s.role != Role::Encoder;

@@ -153,7 +153,7 @@ pub(super) fn cases() -> Vec<Case> {
     let of = |about, n: usize, run| {
         case("adam", about, &[&[n], &[n], &[n], &[n]], POINT, run)
             .with(2, Values::Uniform(0.1, 1.0))
-            .in_place()
+            .untracked()
     };
     vec![
         of("clipped and decayed, in fours", 64, |x| steps(x, 0.01, 1.0)),

@@ -1,7 +1,7 @@
 //! Many tensors in one: a dispatch then does for all of them. Where they are contiguous already, it is their memory.
 
 use super::codegen::fill;
-use super::registry::{Case, POINT, case};
+use super::registry::{Case, POINT, case, sums};
 use super::{Expr, materialize};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Style, Words};
 use crate::host::{Array, ArrayView};
@@ -218,9 +218,19 @@ pub fn unpack(packed: &Tensor, shapes: &[Shape]) -> Vec<Tensor> {
 }
 
 pub(super) fn cases() -> Vec<Case> {
-    vec![case("pack", "odd lengths", &[&[5, 7], &[3], &[64]], POINT, |x| {
+    let packed: fn(&[Tensor]) -> Tensor = |x| {
         let first = |x: &[&Tensor]| materialize(pack(x).view().slice(0, 0, x[0].len()));
         let y = first(&[&x[0], &x[1], &x[2]]).map(Expr::tanh);
         y.map2(&first(&[&x[1], &x[0]]).sum_all(), |y, s| y * s)
-    })]
+    };
+    let laid_out: fn(&[Tensor]) -> Tensor = |x| {
+        let parts = [(x[0].len(), Some(&x[0])), (9, None), (x[1].len(), Some(&x[1]))];
+        let y = lay_out(&x[0].device(), &parts);
+        // Where the parts begin is the device's; the first is at the beginning, and between them are zeros.
+        materialize(y.view().slice(0, 0, x[0].len())).map2(&y.sum_all(), |y, s| y + s)
+    };
+    vec![
+        case("pack", "odd lengths", &[&[5, 7], &[3], &[64]], POINT, packed),
+        case("lay_out", "one part missing", &[&[5, 7], &[64]], sums(100), laid_out).untracked(),
+    ]
 }

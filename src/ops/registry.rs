@@ -98,7 +98,7 @@ impl Case {
         self
     }
 
-    pub(super) fn in_place(mut self) -> Self {
+    pub(super) fn untracked(mut self) -> Self {
         self.tracked = false;
         self
     }

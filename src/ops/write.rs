@@ -44,5 +44,5 @@ pub(super) fn cases() -> Vec<Case> {
         write(&mut y, 6, &x[1]);
         alias
     };
-    vec![case("write", "a part, seen by an alias", &[&[3, 5], &[4]], POINT, part).in_place()]
+    vec![case("write", "a part, seen by an alias", &[&[3, 5], &[4]], POINT, part).untracked()]
 }

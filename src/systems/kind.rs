@@ -41,6 +41,8 @@ pub trait Options {
 /// What a system is built on besides its own options.
 #[derive(Clone, Debug)]
 pub struct Encoders {
+    /// Regions of an image.
+    pub regions: usize,
     /// Width of a region's features.
     pub dim: usize,
     /// The text encoder.

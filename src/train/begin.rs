@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::options::{BertInit, TrainOptions};
+use crate::data::dataset::Dataset;
 use crate::data::tokenizer::{WordPiece, build_vocab};
 use crate::data::weights::{self, Weights};
 use crate::error::{Error, Result};
@@ -16,16 +17,16 @@ const MAX_WORDS: usize = 64;
 /// Pieces of a vocabulary built from captions, where the options do not say.
 const VOCAB: usize = 2000;
 
-/// A model with fresh weights for training, over features of width `dim`: BERT from `--bert_path`, or random with a
-/// vocabulary built from the captions.
+/// A model with fresh weights for training on these data: BERT from `--bert_path`, or random with a vocabulary built
+/// from the captions.
 ///
 /// # Errors
 /// A BERT folder that is missing, not imported or of another shape; sizes that make no model.
-pub fn fresh(options: &TrainOptions, dim: usize, captions: &[String], device: &Device) -> Result<Model> {
+pub fn fresh(options: &TrainOptions, data: &Dataset, device: &Device) -> Result<Model> {
     let fixed = &options.fixed;
     let (pieces, bert, pretrained) = match fixed.bert_init {
         BertInit::Random => {
-            let vocab = build_vocab(captions, fixed.vocab_size.unwrap_or(VOCAB));
+            let vocab = build_vocab(data.texts(), fixed.vocab_size.unwrap_or(VOCAB));
             let pieces = WordPiece::from_vocab(vocab)?;
             let config = random_bert(options, pieces.size())?;
             (pieces, config, None)
@@ -38,7 +39,8 @@ pub fn fresh(options: &TrainOptions, dim: usize, captions: &[String], device: &D
         }
     };
     let (batch_size, faithful) = (fixed.batch_size, fixed.faithful);
-    let system = options.own.system(&Encoders { dim, bert, batch_size, faithful })?;
+    let (regions, dim) = (data.regions(), data.dim());
+    let system = options.own.system(&Encoders { regions, dim, bert, batch_size, faithful })?;
     check_vocab(&pieces, &*system)?;
     let specs = system.parameters();
     let prefix = system.text_encoder().map_or("", |encoder| encoder.prefix);

@@ -117,7 +117,7 @@ fn model_of(options: &TrainOptions, data: &Dataset, device: &Device) -> Result<(
     } else {
         refuse_run(&folder)?;
     }
-    let mut model = begin::fresh(options, data.dim(), data.texts(), device)?;
+    let mut model = begin::fresh(options, data, device)?;
     let mut optimizer = Optimizer::default();
     if options.run.resume.is_some() {
         model.resume(&folder)?;

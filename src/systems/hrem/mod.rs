@@ -10,7 +10,7 @@ mod loss;
 mod options;
 mod relations;
 
-pub use config::{Config, Criterion, Dataset, ModelOptions};
+pub use config::{Config, Criterion, ModelOptions};
 pub use options::Options;
 
 use options::ScheduleOptions;

@@ -4,7 +4,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use super::{Config, Dataset, Hrem, ModelOptions};
+use super::{Config, Hrem, ModelOptions};
 use crate::error::{Error, Result};
 use crate::systems::{Checkpoint, Encoders, Family, System};
 
@@ -118,23 +118,19 @@ impl super::super::Options for Options {
     }
 
     fn common(&self, faithful: bool) -> Vec<(&'static str, String)> {
-        let (data, test) = match self.model.dataset {
-            Dataset::F30k => ("f30k_precomp", "test"),
-            Dataset::Coco => ("coco_precomp", "testall"),
-        };
         let mut common = vec![
-            ("data_name", data),
-            ("batch_size", "128"),
-            ("learning_rate", "5e-4"),
-            ("log_step", "200"),
-            ("val_step", "500"),
-            ("bert_dropout", "auto"),
+            ("data_name", format!("{}_precomp", self.model.dataset)),
+            ("batch_size", "128".into()),
+            ("learning_rate", "5e-4".into()),
+            ("log_step", "200".into()),
+            ("val_step", "500".into()),
+            ("bert_dropout", "auto".into()),
         ];
         if faithful {
             // The published code chooses its checkpoint on the split that it reports.
-            common.push(("dev_split", test));
+            common.push(("dev_split", if self.model.is_coco() { "testall" } else { "test" }.into()));
         }
-        common.into_iter().map(|(name, value)| (name, value.to_string())).collect()
+        common
     }
 
     fn all(&self) -> Json {
@@ -163,6 +159,10 @@ impl super::super::Options for Options {
                 self.model.threshold,
             )
             .cure("raise --threshold or --batch_size"));
+        }
+        if self.model.topk > encoders.regions {
+            let most = format!("at most {}, the regions of an image", encoders.regions);
+            return Err(out_of_range("topk", &most, self.model.topk).cure("lower --topk"));
         }
         let config = Config {
             options: self.model.clone(),
@@ -230,7 +230,7 @@ mod tests {
 
     fn encoders(batch_size: usize) -> Encoders {
         let bert = bert::Config::read(&small_bert()).expect("an encoder");
-        Encoders { dim: 20, bert, batch_size, faithful: false }
+        Encoders { regions: 12, dim: 20, bert, batch_size, faithful: false }
     }
 
     #[test]
