@@ -34,7 +34,7 @@ pub fn read(path: &Path) -> Result<String> {
 /// The system that a file of options names.
 pub fn system(text: &str) -> Option<String> {
     let of = |line| match entry(line) {
-        Ok(Some(("system", Value::Text(name)))) => Some(name),
+        Ok(Some((key, Value::Text(name)))) if key.eq_ignore_ascii_case("system") => Some(name),
         _ => None,
     };
     text.lines().find_map(of)
@@ -55,13 +55,16 @@ pub fn parse(kind: Kind, text: &str, place: &str) -> Result<Vec<OsString>> {
             a.get_long().is_some_and(name) || a.get_all_aliases().unwrap_or_default().into_iter().any(name)
         });
         let Some(option) = option else {
+            if let Some(error) = options::owned_by_another(key, kind) {
+                return Err(error.at(&at));
+            }
             return Err(Error::new(format!("no such option: {key}"))
                 .at(&at)
                 .expected(format!("an option of `crossweave train --system {}`", kind.name))
                 .cure(format!("`crossweave train --system {} --help` lists them", kind.name)));
         };
         if seen.contains(option.get_id()) {
-            return Err(Error::new(format!("{key} stands there twice")).at(&at).cure("remove one"));
+            return Err(Error::new(format!("{key} is there twice")).at(&at).cure("remove one"));
         }
         seen.push(option.get_id().clone());
         let long = option.get_long().unwrap_or_default();
@@ -100,6 +103,10 @@ pub fn of_run(folder: &Path) -> Result<Vec<OsString>> {
         Json::Bool(true) => Some(format!("--{name}").into()),
         Json::Number(n) => Some(format!("--{name}={n}").into()),
         Json::String(text) => Some(format!("--{name}={text}").into()),
+        Json::Array(values) => {
+            let values: Vec<String> = values.iter().map(Json::to_string).collect();
+            Some(format!("--{name}={}", values.join(",")).into())
+        }
         _ => None,
     };
     Ok(options.iter().filter_map(argument).collect())
@@ -205,6 +212,30 @@ mod tests {
         assert_eq!(parse(dime(), text, "x.toml").expect("a good file"), want.map(OsString::from));
     }
 
+    /// Whatever a run keeps of its options, an unusual one of every system among them, is asked for again on resuming.
+    #[test]
+    fn every_option_of_a_run_comes_back() {
+        let unusual = |name: &str| match name {
+            "hrem" => "--lr_schedules 2 4 7 --decay_rate 0.5 --no_txtnorm",
+            _ => "--seed 9",
+        };
+        for kind in crate::systems::kinds() {
+            let line = format!("--system {} {}", kind.name, unusual(kind.name));
+            let begun =
+                options::TrainOptions::of(&line.split_whitespace().collect::<Vec<_>>()).expect("sound");
+            let folder = tempfile::tempdir().expect("a folder");
+            let text = serde_json::json!({"system": kind.name, "version": 1, "options": begun.stored()});
+            std::fs::write(folder.path().join("config.json"), text.to_string()).expect("written");
+            let arguments = of_run(folder.path()).expect("a run");
+            let again =
+                options::TrainOptions::parse(kind, &arguments, |e| Error::new(e.to_string())).expect("sound");
+            let mut expected = begun.stored();
+            // The run's folder is the one that is resumed.
+            expected["logger_name"] = again.stored()["logger_name"].clone();
+            assert_eq!(again.stored(), expected, "{}", kind.name);
+        }
+    }
+
     #[test]
     fn bad_lines_are_named() {
         let cases = [
@@ -220,6 +251,7 @@ mod tests {
             ("data_name = \"a", &["no end"]),
             ("data_name = \"a\" b", &["follows"]),
             ("data name = 1", &["the name is none"]),
+            ("lr_schedules = \"2,4\"", &["an option of hrem", "--system hrem", "line 1"]),
         ];
         for (text, parts) in cases {
             let error = parse(dime(), text, "x.toml").expect_err(text).to_string();

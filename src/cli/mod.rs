@@ -17,12 +17,13 @@ mod train;
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use comfy_table::{CellAlignment, Table, presets};
 
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::eval::EvaluateOptions;
 use crate::systems::{self, kind, kinds};
 use crate::train::options::{self, TrainOptions, both_spellings, value_of};
@@ -61,14 +62,7 @@ Options can be written with underscores or hyphens and shortened as long as they
 an earlier one; --config FILE goes before the command line.
 
 Ctrl-C finishes the step, saves and exits with status 130; a second Ctrl-C exits at once. \
-`crossweave train --resume RUN` goes on from there.
-
-Examples:
-  crossweave train --data_path data --data_name f30k_precomp --bert_path bert --logger_name runs/i2t \\
-      --direction i2t --extra_stc 1 --lambda_softmax 4
-  crossweave train --data_path data --data_name f30k_precomp --bert_path bert --logger_name runs/t2i \\
-      --direction t2i --extra_img 1 --lambda_softmax 9 --cache-text
-  crossweave train --config tools/demo-dime.toml --seed 2";
+`crossweave train --resume RUN` goes on from there.";
 
 const EVALUATE_AFTER: &str = "\
 The table has the recalls at 1, 5 and 10 in percent, median and mean rank (from 1), both ways, rsum (the six \
@@ -137,7 +131,8 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 /// The program's commands; `train` with the options of one system.
 fn command(kind: systems::Kind) -> clap::Command {
     let names: Vec<String> = kinds().iter().map(|k| format!("  {:8}{}", k.name, k.title)).collect();
-    let after = format!("Systems (--system):\n{}\n\n{TRAIN_AFTER}", names.join("\n"));
+    let (names, examples) = (names.join("\n"), kind.examples);
+    let after = format!("Systems (--system):\n{names}\n\n{TRAIN_AFTER}\n\nExamples:\n{examples}");
     let train = options::command(kind).about("Trains a system").after_long_help(after);
     // Every subcommand's options get both spellings; the help shows the declared one.
     Cli::command().mut_subcommands(both_spellings).subcommand(train)
@@ -160,13 +155,11 @@ fn parse(args: Vec<OsString>) -> Result<Asked> {
 
 /// The options of `train`; those of a run to resume and of a `--config` file go before the arguments.
 fn train_options(args: &[OsString]) -> Result<TrainOptions> {
-    let run = match value_of(args, "resume") {
-        Some(run) => config::of_run(run.as_ref())?,
-        None => Vec::new(),
-    };
-    let file = value_of(args, "config").map(std::path::PathBuf::from);
+    let resumed = value_of(args, "resume").map(PathBuf::from);
+    let run = resumed.as_deref().map(config::of_run).transpose()?.unwrap_or_default();
+    let file = value_of(args, "config").map(PathBuf::from);
     let text = file.as_deref().map(config::read).transpose()?;
-    let named = |args: &[OsString]| value_of(args, "system");
+    let named = |args: &[OsString]| value_of(args, "system").map(|name| name.to_string_lossy().into_owned());
     let in_file = text.as_deref().and_then(config::system);
     let name = named(args).or(in_file).or_else(|| named(&run));
     let kind = kind(name.as_deref().unwrap_or(systems::DEFAULT)).map_err(|e| e.at("--system"))?;
@@ -175,14 +168,18 @@ fn train_options(args: &[OsString]) -> Result<TrainOptions> {
         all.extend(config::parse(kind, text, &file.display().to_string())?);
     }
     all.extend_from_slice(args);
-    TrainOptions::parse(kind, &all, |e| {
+    let options = TrainOptions::parse(kind, &all, |e| {
         // As the whole program would say it: its usage, its help, its status.
         let line = [&["crossweave".into(), "train".into()], all.as_slice()].concat();
         match command(kind).try_get_matches_from(line) {
             Err(same) => same.exit(),
             Ok(_) => e.exit(),
         }
-    })
+    })?;
+    if (&options.run.resume, &options.run.config) != (&resumed, &file) {
+        return Err(Error::new("--resume and --config cannot be shortened so far").cure("write them out"));
+    }
+    Ok(options)
 }
 
 fn run(asked: Asked) -> Result<Verdict> {

@@ -170,9 +170,9 @@ fn lasting(event: &Event) -> String {
                 "{device}: {data}\n{run}: {parameters} parameters, {epochs} epochs of {steps} steps in all{from}"
             )
         }
-        Event::Validation { step, metrics, best } => {
+        Event::Validation { split, step, metrics, best } => {
             let best = if *best { ", the best so far" } else { "" };
-            format!("step {step}, dev: {}{best}", recalls(metrics))
+            format!("step {step}, {split}: {}{best}", recalls(metrics))
         }
         Event::Saved { path } => format!("saved {}", path.display()),
         Event::Done { ending, run, step, seconds, best } => {
@@ -183,7 +183,7 @@ fn lasting(event: &Event) -> String {
                 Ending::Interrupted => "stopped; `crossweave train --resume` goes on",
             };
             let best = match best {
-                Some((step, metrics)) => format!("best: step {step}, dev: {}", recalls(metrics)),
+                Some((step, metrics)) => format!("best: step {step}, {}", recalls(metrics)),
                 None => "no validation yet".to_owned(),
             };
             let run = run.display();

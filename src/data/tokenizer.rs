@@ -209,7 +209,7 @@ impl TokenTable {
     }
 
     /// A caption's ids with each word changed with this chance: half of those words become `[MASK]`, of a tenth each
-    /// piece becomes a random one, the rest is deleted (HREM's augmentation; its authors' code, `data`).
+    /// piece becomes a random one, the rest is deleted.
     pub fn changed(&self, caption: usize, chance: f64, draws: &mut Rng) -> Vec<u32> {
         let ids = self.ids(caption);
         let inner = &ids[1.min(ids.len())..ids.len().saturating_sub(1)];

@@ -31,9 +31,6 @@ pub struct EvaluateOptions {
     /// Captions an image, where the counts of rows and captions do not tell
     #[arg(long = "captions-per-image", value_name = "N", help_heading = MODEL)]
     pub captions_per_image: Option<usize>,
-    /// An imported BERT, where the checkpoint does not hold one
-    #[arg(long, value_name = "DIR", help_heading = MODEL)]
-    pub bert_path: Option<PathBuf>,
     /// A WordPiece vocabulary, where the folder does not hold one
     #[arg(long, value_name = "FILE", help_heading = MODEL)]
     pub vocab: Option<PathBuf>,
@@ -92,7 +89,6 @@ impl EvaluateOptions {
         let of_runs = [
             ("--data_path", self.data_path.is_some()),
             ("--data_name", self.data_name.is_some()),
-            ("--bert_path", self.bert_path.is_some()),
             ("--vocab", self.vocab.is_some()),
             ("--tile", self.tile.is_some()),
             ("--show", self.show > 0),

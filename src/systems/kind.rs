@@ -3,7 +3,6 @@
 use std::sync::RwLock;
 
 use clap::{ArgMatches, Args, Command, FromArgMatches};
-use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
 
 use super::{System, dime, hrem};
@@ -25,8 +24,17 @@ pub trait Options {
     /// All of them as plain data, under the authors' names.
     fn all(&self) -> Json;
 
-    /// Those that make the model, which a run keeps for life.
-    fn fixed(&self) -> Json;
+    /// Those that may change when a run goes on.
+    fn free(&self) -> Json;
+
+    /// Those that a run keeps for life.
+    fn fixed(&self) -> Json {
+        let (mut all, free) = (self.all(), self.free());
+        if let (Some(all), Some(free)) = (all.as_object_mut(), free.as_object()) {
+            all.retain(|name, _| !free.contains_key(name));
+        }
+        all
+    }
 
     /// The pieces of a caption at most, where the options say.
     fn max_words(&self) -> Option<usize>;
@@ -93,11 +101,13 @@ impl Checkpoint<'_> {
 }
 
 /// What a system's folder declares once; [`Kind::of`] makes its entry in the list.
-pub trait Family: Options + Args + Clone + Serialize + 'static {
+pub trait Family: Options + Args + 'static {
     /// The name, as `--system` takes it.
     const NAME: &'static str;
     /// The paper, for help.
     const TITLE: &'static str;
+    /// Command lines, for help.
+    const EXAMPLES: &'static str = "";
     /// The state dicts in the list `model` of an authors' checkpoint, in order.
     const MODULES: &'static [&'static str];
     /// Whether training always includes the text encoder.
@@ -123,6 +133,8 @@ pub struct Kind {
     pub name: &'static str,
     /// The paper, for help.
     pub title: &'static str,
+    /// Command lines, for help.
+    pub examples: &'static str,
     /// The state dicts in the list `model` of an authors' checkpoint, in order.
     pub modules: &'static [&'static str],
     /// Whether training always includes the text encoder.
@@ -143,6 +155,7 @@ impl Kind {
         Self {
             name: F::NAME,
             title: F::TITLE,
+            examples: F::EXAMPLES,
             modules: F::MODULES,
             trains_text: F::TRAINS_TEXT,
             augment: |command| F::augment_args(command),
@@ -157,7 +170,7 @@ impl Kind {
 pub const DEFAULT: &str = dime::Options::NAME;
 
 /// The published systems.
-const PUBLISHED: [Kind; 2] = [Kind::of::<dime::Options>(), Kind::of::<hrem::Options>()];
+const PUBLISHED: &[Kind] = &[Kind::of::<dime::Options>(), Kind::of::<hrem::Options>()];
 
 /// Systems of the program that uses this library.
 static OWN: RwLock<Vec<Kind>> = RwLock::new(Vec::new());

@@ -2,7 +2,7 @@
 //!
 //! A system says what it reads of an image and a caption, what parameters it has, and how both are encoded, scored
 //! and trained ([`System`]); its options, and how its authors' checkpoints are read, come with it ([`Kind`]).
-//! Adding one is a folder and a line in [`kinds`]; a program that has a system of its own calls [`register`].
+//! Adding one is a folder, its name here and a line in [`kinds`]'s file; a program that has a system of its own calls [`register`].
 
 pub mod dime;
 pub mod hinge;

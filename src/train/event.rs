@@ -61,8 +61,10 @@ pub enum Event {
         /// Time left.
         eta_seconds: f64,
     },
-    /// A validation on the dev split.
+    /// A validation.
     Validation {
+        /// The split.
+        split: String,
         /// Steps done.
         step: u64,
         /// The recalls.

@@ -237,7 +237,8 @@ impl TrainOptions {
     /// An unknown option or system, a value that does not parse, options that contradict each other.
     pub fn of(args: &[&str]) -> Result<Self> {
         let args: Vec<OsString> = args.iter().map(OsString::from).collect();
-        let system = value_of(&args, "system").unwrap_or_else(|| DEFAULT.into());
+        let system =
+            value_of(&args, "system").map_or(DEFAULT.into(), |name| name.to_string_lossy().into_owned());
         let failed =
             |e: clap::Error| Error::new(e.to_string().trim().trim_start_matches("error: ").to_owned());
         Self::parse(kind(&system)?, &args, failed)
@@ -326,13 +327,30 @@ impl TrainOptions {
     }
 
     fn check(&mut self) -> Result<()> {
+        if self.fixed.system != self.kind.name {
+            return Err(Error::new("the system is not clear")
+                .at("--system")
+                .expected(self.kind.name)
+                .found(&self.fixed.system)
+                .cure("write --system out"));
+        }
+        let paths = [&self.run.logger_name, &self.run.data_path, &self.run.bert_path];
+        if let Some(path) = paths.into_iter().chain(&self.fixed.bert_config).find(|p| p.to_str().is_none()) {
+            return Err(Error::new("a run cannot keep a path that is no UTF-8 text")
+                .at(path.display())
+                .cure("rename the folder, or go into it and give a relative path"));
+        }
         self.check_sizes()?;
         self.check_numbers()?;
         self.check_text()?;
         self.warnings = self.own.check(self.fixed.faithful)?;
-        if self.fixed.finetune_bert && self.fixed.bert_init == BertInit::Random {
-            let text = "--finetune-bert adds nothing to --bert-init random, which trains BERT";
-            self.warnings.push(text.into());
+        let trained_anyway = match self.fixed.bert_init {
+            _ if self.kind.trains_text => Some(format!("--system {}", self.kind.name)),
+            BertInit::Random => Some("--bert-init random".into()),
+            BertInit::Pretrained => None,
+        };
+        if let Some(what) = trained_anyway.filter(|_| self.fixed.finetune_bert) {
+            self.warnings.push(format!("--finetune-bert adds nothing to {what}, which trains BERT"));
         }
         Ok(())
     }
@@ -493,30 +511,37 @@ fn refuse_ours(command: &Command, matches: &ArgMatches, theirs: &[(&'static str,
     Ok(())
 }
 
-/// For an option that is another system's: an error that says whose it is.
+/// For an unknown argument that is another system's option: an error that says whose it is.
 fn whose(error: &clap::Error, kind: Kind) -> Option<Error> {
     let Some(ContextValue::String(name)) = error.get(ContextKind::InvalidArg) else { return None };
     if error.kind() != ErrorKind::UnknownArgument {
         return None;
     }
-    let long = name.trim_start_matches('-').split('=').next().unwrap_or_default().to_string();
-    let knows = |other: &Kind| {
+    owned_by_another(name.trim_start_matches('-').split('=').next().unwrap_or_default(), kind)
+}
+
+/// For an option, perhaps shortened, of another system than `kind`: an error that says whose it is.
+pub fn owned_by_another(name: &str, kind: Kind) -> Option<Error> {
+    let knows = |kind: Kind| {
         let names = |arg: &clap::Arg| {
             let aliases = arg.get_all_aliases().unwrap_or_default();
-            arg.get_long() == Some(long.as_str()) || aliases.contains(&long.as_str())
+            aliases.into_iter().chain(arg.get_long()).any(|long| long.starts_with(name))
         };
-        other.name != kind.name && command(*other).get_arguments().any(names)
+        !name.is_empty() && command(kind).get_arguments().any(names)
     };
-    let owners: Vec<&str> = kinds().iter().filter(|k| knows(k)).map(|k| k.name).collect();
+    if knows(kind) {
+        return None;
+    }
+    let owners: Vec<&str> = kinds().iter().filter(|k| knows(**k)).map(|k| k.name).collect();
     let first = owners.first()?;
     Some(
-        Error::new(format!("{name} is an option of {}, not of {}", owners.join(" and "), kind.name))
+        Error::new(format!("--{name} is an option of {}, not of {}", owners.join(" and "), kind.name))
             .cure(format!("leave it out, or train that system: --system {first}")),
     )
 }
 
-/// The last value that arguments give to a common option; shortened names count from four letters on.
-pub fn value_of(args: &[OsString], option: &str) -> Option<String> {
+/// The last value that arguments give to a common option; shortened names count from three letters on.
+pub fn value_of(args: &[OsString], option: &str) -> Option<OsString> {
     let mut found = None;
     let mut args = args.iter();
     while let Some(arg) = args.next() {
@@ -524,10 +549,7 @@ pub fn value_of(args: &[OsString], option: &str) -> Option<String> {
         let Some(rest) = text.strip_prefix("--") else { continue };
         let (name, value) = rest.split_once('=').map_or((rest, None), |(name, value)| (name, Some(value)));
         if name.len() >= 3 && option.starts_with(&name.to_lowercase()) {
-            found = match value {
-                Some(value) => Some(value.to_string()),
-                None => args.next().map(|value| value.to_string_lossy().into_owned()),
-            };
+            found = value.map(OsString::from).or_else(|| args.next().cloned());
         }
     }
     found

@@ -371,13 +371,16 @@ impl<'a> Session<'a> {
         if e.kind() != Kind::OutOfMemory {
             return e;
         }
-        e.cure(format!(
-            "use --batch_size {} or less (this batch has {} images and {} captions), or --tile below {}",
-            (self.options.fixed.batch_size / 2).max(1),
-            batch.images.len(),
-            batch.captions.len(),
-            self.state.tile
-        ))
+        let fewer = (self.options.fixed.batch_size / 2).max(1);
+        let (images, captions) = (batch.images.len(), batch.captions.len());
+        let cure = format!(
+            "use --batch_size {fewer} or less (this batch has {images} images and {captions} captions)"
+        );
+        // Where one product scores all pairs there is no tile to make smaller.
+        match self.model.system.pair_values(1, 1) {
+            0 => e.cure(cure),
+            _ => e.cure(format!("{cure}, or --tile below {}", self.state.tile)),
+        }
     }
 
     /// Reads what the last steps gave, in one copy, and writes it down.
@@ -465,7 +468,8 @@ impl<'a> Session<'a> {
             self.state.best = Some((value, step, metrics));
             self.model.write_weights(&self.folder.join("model.safetensors"))?;
         }
-        tell(Event::Validation { step, metrics, best });
+        let split = self.options.fixed.dev_split.clone();
+        tell(Event::Validation { split, step, metrics, best });
         self.save(tell)?;
         self.since = Instant::now();
         self.pairs = 0;

@@ -96,8 +96,8 @@ impl Options for PretendOptions {
         serde_json::to_value(self).expect("plain data")
     }
 
-    fn fixed(&self) -> Value {
-        self.all()
+    fn free(&self) -> Value {
+        json!({})
     }
 
     fn max_words(&self) -> Option<usize> {

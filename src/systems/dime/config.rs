@@ -219,17 +219,6 @@ impl Config {
         Ok(())
     }
 
-    /// Reads a configuration and checks it.
-    ///
-    /// # Errors
-    /// An option that is missing or of another type, and as [`Config::check`].
-    pub fn read(json: &serde_json::Value) -> Result<Self> {
-        let config = Self::deserialize(json)
-            .map_err(|e| Error::new(format!("the configuration is not understood: {e}")))?;
-        config.check()?;
-        Ok(config)
-    }
-
     /// Every parameter, named as in the authors' state dicts `img_enc`, `txt_enc` and `itr_module`.
     /// Those without a use in the direction, or any (`fc_2` of the guidance cell), are there too.
     pub fn parameters(&self) -> Vec<ParamSpec> {

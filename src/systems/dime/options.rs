@@ -157,13 +157,8 @@ impl super::super::Options for Options {
         all
     }
 
-    fn fixed(&self) -> Json {
-        let mut all = self.all();
-        let free = serde_json::to_value(&self.schedule).expect("options are plain data");
-        if let (Some(all), Some(free)) = (all.as_object_mut(), free.as_object()) {
-            all.retain(|name, _| !free.contains_key(name));
-        }
-        all
+    fn free(&self) -> Json {
+        serde_json::to_value(&self.schedule).expect("options are plain data")
     }
 
     fn max_words(&self) -> Option<usize> {
@@ -209,6 +204,12 @@ const TOLD: [(&str, &str, usize); 4] = [
 
 impl Family for Options {
     const NAME: &'static str = "dime";
+    const EXAMPLES: &'static str = "\
+  crossweave train --data_path data --data_name f30k_precomp --bert_path bert --logger_name runs/i2t \\
+      --direction i2t --extra_stc 1 --lambda_softmax 4
+  crossweave train --data_path data --data_name f30k_precomp --bert_path bert --logger_name runs/t2i \\
+      --direction t2i --extra_img 1 --lambda_softmax 9 --cache-text
+  crossweave train --config tools/demo-dime.toml --seed 2";
     const TITLE: &'static str = "DIME (SIGIR 2021)";
     const MODULES: &'static [&'static str] = &["img_enc", "txt_enc", "itr_module"];
     const TRAINS_TEXT: bool = false;

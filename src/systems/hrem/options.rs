@@ -47,7 +47,7 @@ impl Default for TrainingOptions {
 #[serde(default)]
 pub(super) struct ScheduleOptions {
     /// Epochs at whose start the learning rate falls
-    #[arg(long, value_name = "N", num_args = 0.., default_values_t = [15, 25])]
+    #[arg(long, value_name = "N", num_args = 0.., value_delimiter = ',', default_values_t = [15, 25])]
     pub(super) lr_schedules: Vec<u64>,
     /// What the learning rate is multiplied by then
     #[arg(long, value_name = "X", default_value_t = 0.1)]
@@ -123,12 +123,16 @@ impl super::super::Options for Options {
             ("batch_size", "128".into()),
             ("learning_rate", "5e-4".into()),
             ("log_step", "200".into()),
-            ("val_step", "500".into()),
             ("bert_dropout", "auto".into()),
         ];
-        if faithful {
+        if !faithful {
+            common.push(("val_step", "500".into()));
+        } else {
             // The published code chooses its checkpoint on the split that it reports.
             common.push(("dev_split", if self.model.is_coco() { "testall" } else { "test" }.into()));
+            common.push(("select", "rsum".into()));
+            // At the end of an epoch only.
+            common.push(("val_step", "1048576".into()));
         }
         common
     }
@@ -137,13 +141,8 @@ impl super::super::Options for Options {
         serde_json::to_value(self).expect("options are plain data")
     }
 
-    fn fixed(&self) -> Json {
-        let mut all = self.all();
-        let free = serde_json::to_value(&self.schedule).expect("options are plain data");
-        if let (Some(all), Some(free)) = (all.as_object_mut(), free.as_object()) {
-            all.retain(|name, _| !free.contains_key(name));
-        }
-        all
+    fn free(&self) -> Json {
+        serde_json::to_value(&self.schedule).expect("options are plain data")
     }
 
     fn max_words(&self) -> Option<usize> {
@@ -189,6 +188,10 @@ const NEEDED: [&str; 4] = ["nhead", "residual_weight", "no_imgnorm", "no_txtnorm
 
 impl Family for Options {
     const NAME: &'static str = "hrem";
+    const EXAMPLES: &'static str = "\
+  crossweave train --system hrem --batch_size 128 --data_path data/ --dataset f30k --bert_path bert \\
+      --logger_name runs/f30k --mask_weight 1.0
+  crossweave train --config tools/demo-hrem.toml --seed 2";
     const TITLE: &'static str = "HREM (CVPR 2023)";
     const MODULES: &'static [&'static str] = &["img_enc", "txt_enc"];
     const TRAINS_TEXT: bool = true;

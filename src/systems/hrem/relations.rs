@@ -95,7 +95,7 @@ fn learned(run: &Run, name: &str, [mean, top]: &[Tensor; 2]) -> Tensor {
     let x = top.reshape([shape.len(), top.shape().last()]);
     let rate = run.config.options.dropout;
     match &run.pass.dropouts {
-        // The authors' numbering has a layer without parameters between the two maps.
+        // The authors' numbering has a layer without parameters between the ReLU and the second map: taken for dropout.
         Some(dropouts) if rate > 0.0 => {
             let hidden = dropouts.apply(&linear(&first, &x, Act::Relu), rate);
             add(&linear(&second, &hidden, Act::None).reshape(shape), mean)

@@ -110,7 +110,7 @@ fn every_system_knows_its_own_options_and_whose_the_others_are() {
 #[test]
 fn the_last_value_of_an_option_counts_in_every_spelling() {
     let args: Vec<OsString> = ["--system", "a", "--syst=b", "x", "--resume", "r"].map(Into::into).to_vec();
-    assert_eq!(value_of(&args, "system").as_deref(), Some("b"));
-    assert_eq!(value_of(&args, "resume").as_deref(), Some("r"));
+    assert_eq!(value_of(&args, "system"), Some("b".into()));
+    assert_eq!(value_of(&args, "resume"), Some("r".into()));
     assert_eq!(value_of(&args, "config"), None);
 }
