@@ -1,29 +1,9 @@
-// Multi-head attention without its weights in memory. Of every sequence and head, with s = scale q k + bias and
-// p = softmax over keys of s, an invocation owns
-// attention: a query's y = sum of p v;
-// attention_queries: a query's gradient and what the next needs of it: (largest s, 1 / sum of e^(s - largest),
-// sum of p (g v), 0);
-// attention_keys: a key's gradients of k and v, p recomputed.
-// It streams over the other side, in chunks that a subgroup's invocations load for each other where there are
-// subgroups. The text between the marks is replaced: bindings, the entry's arguments, the unrolled body.
-struct Params {
-    count: u32, // invocations: sequences * heads * own rows, whole subgroups a head
-    heads: u32,
-    own: u32, // rows of the side an invocation owns
-    padded: u32, // the same, up to whole subgroups
-    other: u32, // rows of the other side
-    masks: u32, // rows of bias; sequence n reads row n % masks
-    keys: u32,
-    scale: f32,
-}
-//: bindings
-@group(0) @binding(0) var<storage, read> q: array<vec4<f32>>; // [sequences, queries, heads * width]
-@group(0) @binding(1) var<storage, read> k: array<vec4<f32>>; // [sequences, keys, heads * width]
-@group(0) @binding(2) var<storage, read> v: array<vec4<f32>>; // [sequences, keys, heads * width]
-@group(0) @binding(3) var<storage, read> bias: array<f32>; // [masks, keys]
-@group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>; // [sequences, queries, heads * width]
-@group(0) @binding(5) var<uniform> p: Params;
-//: end
+// Multi-head attention without its weights in memory: with s = scale q k + bias, y = sum over keys of softmax(s) v.
+// An invocation owns a query. Few keys' scores are held in registers; else each pass computes them again. What lies
+// between the marks is replaced by the variant's.
+//: use attention_rows
+@group(0) @binding(4) var<storage, read> plus: array<vec4<f32>>; // [sequences, queries, heads * width]; q if none
+@group(0) @binding(5) var<storage, read_write> y: array<vec4<f32>>; // [sequences, queries, heads * width]
 
 //: entry
 @compute @workgroup_size(GROUP)
@@ -34,12 +14,52 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     if i >= p.count {
         return;
     }
-    let head = i / p.padded % p.heads;
-    let n = i / (p.padded * p.heads);
-    let owned = i % p.padded;
-    let row = min(owned, p.own - 1u); // of the owner's side
-//: body
-    // Of a single key, heads four channels wide.
-    y[(n * p.own + row) * p.heads + head] = v[n * p.heads + head];
+    let s = spot(i, lane);
+    let from_query = own_place(s, PARTS, 0u);
+    let query = Head(
+//: each j
+        q[from_query + j],
+//: end
+    );
+    var result: Head;
+    var most = NOWHERE;
+    var sum = 0.0;
+    if HELD {
+//: each h
+        var w_h = scores(s, query, keys(s, h * CHUNK), h * CHUNK);
+        most = largest(most, w_h);
+//: end
+//: each h
+        w_h = exps(w_h, most);
+        sum = total(sum, w_h);
+//: end
+        let share = 1.0 / sum;
+//: each h
+        result = plus_rows(result, scaled(w_h, share), values(s, h * CHUNK));
+//: end
+    } else {
+        for (var first = 0u; first < p.other; first += CHUNK) {
+            most = largest(most, scores(s, query, keys(s, first), first));
+        }
+        for (var first = 0u; first < p.other; first += CHUNK) {
+            sum = total(sum, exps(scores(s, query, keys(s, first), first), most));
+        }
+        let share = 1.0 / sum;
+        for (var first = 0u; first < p.other; first += CHUNK) {
+            let weights = scaled(exps(scores(s, query, keys(s, first), first), most), share);
+            result = plus_rows(result, weights, values(s, first));
+        }
+    }
+    if i % p.padded >= p.own {
+        return;
+    }
+    let to = own_place(s, 1u, 0u);
+    if PLUS {
+//: each j
+        result[j] += plus[to + j];
+//: end
+    }
+//: each j
+    y[to + j] = result[j];
 //: end
 }

@@ -1,10 +1,9 @@
 //! Multi-head attention (Vaswani et al. 2017, section 3.2) in one kernel forward and two backward: the weights
 //! are recomputed, never stored. The composition it replaces stores them three times.
 
-use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::codegen::{fill, pointwise};
+use super::codegen::{each, fill, pointwise};
 use super::pack::places;
 use super::registry::{Case, Values, case, sums};
 use super::{add, materialize};
@@ -13,7 +12,9 @@ use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
 use crate::tensor::{Back, Cost, Grad, Keep, Op, Pullback, Tensor, apply, compute};
 
-const TEXT: &str = include_str!("../../shaders/attention.wgsl");
+const FORWARD: &str = include_str!("../../shaders/attention.wgsl");
+const QUERIES: &str = include_str!("../../shaders/attention_queries.wgsl");
+const KEYS: &str = include_str!("../../shaders/attention_keys.wgsl");
 
 /// Passes over the other side in the longest of the three kernels.
 const PASSES: usize = 3;
@@ -22,8 +23,12 @@ const PASSES: usize = 3;
 const HELD: usize = 40;
 /// And for heads of so many channels, in fours: wider ones make long texts.
 const HELD_QUADS: usize = 4;
-/// Below this a score has no weight.
-const NOWHERE: &str = "-3e38";
+/// A kernel's beginning where a subgroup's invocations load for each other.
+const ENTRY: &str = "@compute @workgroup_size(GROUP)\nfn main(@builtin(global_invocation_id) id: vec3<u32>, \
+    @builtin(num_workgroups) groups: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {";
+/// And where they do not.
+const LONE_ENTRY: &str = "@compute @workgroup_size(GROUP)\nfn main(@builtin(global_invocation_id) id: vec3<u32>, \
+    @builtin(num_workgroups) groups: vec3<u32>) {\n    let lane = 0u;";
 
 impl Tensor {
     /// Attention of queries (this, `[n, r, heads * d]`) over keys and values `[n, l, heads * d]`: for each head
@@ -118,8 +123,9 @@ impl Attention {
         scores.softmax(-1, 1.0).head_mix(x[2])
     }
 
-    /// Records a kernel whose invocations own one side's rows and stream over the other's.
-    fn launch(&self, gpu: &Gpu, part: Part, reads: &[&Buf], writes: &[&Buf], shapes: &[Shape]) {
+    /// Records a kernel whose invocations own one side's rows and stream over the other's: of inputs `x`, and of
+    /// what that kernel reads besides.
+    fn launch(&self, gpu: &Gpu, part: Part, x: &[&Buf], besides: &[&Buf], writes: &[&Buf], shapes: &[Shape]) {
         let Sizes { n, r, l, d } = self.sizes(shapes);
         let lanes = if gpu.style() == Style::Subgroup { gpu.facts().lanes().unwrap_or(1) } else { 1 };
         let bias = self.bias(shapes);
@@ -131,16 +137,19 @@ impl Attention {
         let plan = Plan { held: holds.then(|| other.div_ceil(plan.chunk()).next_multiple_of(2)), ..plan };
         #[cfg(test)]
         super::gates::planned("attention", &plan);
+        // What a variant does not read is bound to the queries.
+        let (k, v) = if self.stacked { (x[0], x[0]) } else { (x[1], x[2]) };
+        let reads = [&[x[0], k, v, self.bias(x).unwrap_or(x[0])], besides].concat();
         let padded = own.next_multiple_of(lanes);
         let masks = bias.map_or(1, |b| b[0]);
         let count = n * self.heads * padded;
         let mut hash = DefaultHasher::new();
         plan.hash(&mut hash);
         gpu.dispatch(&Launch {
-            kernel: Kernel { name: part.name(), text: TEXT },
+            kernel: Kernel { name: part.name(), text: part.text() },
             body: Some((hash.finish(), &|| plan.source())),
             constants: &[],
-            reads,
+            reads: &reads,
             writes,
             params: Words::default()
                 .sizes(&[count, self.heads, own, padded, other, masks, l])
@@ -221,7 +230,8 @@ impl Op for Attention {
     }
 
     fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, shapes: &[Shape]) {
-        self.launch(gpu, Part::Forward, x, &[y], shapes);
+        let plus = if self.plus { x[x.len() - 1] } else { x[0] };
+        self.launch(gpu, Part::Forward, x, &[plus], &[y], shapes);
     }
 
     fn host(&self, x: &[ArrayView]) -> Array {
@@ -292,12 +302,10 @@ impl Op for AttentionGrad {
             |(place, shape): (&usize, &Shape)| y.part(*place, shape.len()).expect("a place it can bind");
         let grads: Vec<Buf> = self.places.iter().zip(shapes).map(part).collect();
         let about = gpu.alloc(4 * sequences * op.heads * r);
-        let (sides, masks) = x[..n - 1].split_at(op.sides());
-        let queries = [sides, &[x[n - 1]], masks].concat();
-        op.launch(gpu, Part::Queries, &queries, &[&grads[0], &about], &shapes[..n - 1]);
+        let (x, g, shapes) = (&x[..n - 1], x[n - 1], &shapes[..n - 1]);
+        op.launch(gpu, Part::Queries, x, &[g], &[&grads[0], &about], shapes);
         let rest: Vec<&Buf> = grads.iter().skip(usize::from(!op.stacked)).collect();
-        let keys = [sides, &[x[n - 1], &about], masks].concat();
-        op.launch(gpu, Part::Keys, &keys, &rest, &shapes[..n - 1]);
+        op.launch(gpu, Part::Keys, x, &[g, &about], &rest, shapes);
     }
 
     fn host(&self, x: &[ArrayView]) -> Array {
@@ -343,6 +351,14 @@ impl Part {
             Self::Keys => "attention_keys",
         }
     }
+
+    fn text(self) -> &'static str {
+        match self {
+            Self::Forward => FORWARD,
+            Self::Queries => QUERIES,
+            Self::Keys => KEYS,
+        }
+    }
 }
 
 /// A kernel's variant.
@@ -361,333 +377,46 @@ struct Plan {
 }
 
 impl Plan {
-    /// The binding that holds an array.
-    fn bound<'a>(&self, array: &'a str) -> &'a str {
-        match array {
-            "q" | "k" | "v" if self.stacked => "qkv",
-            "gq" | "gk" | "gv" if self.stacked => "gqkv",
-            own => own,
-        }
-    }
-
-    /// Vector `j` of the owned head in a row of an array.
-    fn place(&self, array: &str, row: &str, j: &str) -> String {
-        let third = ["q", "k", "v"].iter().position(|name| array.trim_start_matches('g') == *name);
-        let row = match third.filter(|_| self.stacked) {
-            Some(third) => format!("({row}) * 3u + {third}u"),
-            None => row.to_string(),
-        };
-        format!("{}[(({row}) * p.heads + head) * {}u + {j}]", self.bound(array), self.quads)
-    }
-
     /// Rows of the other side in a step: enough that each invocation loads something.
     fn chunk(&self) -> usize {
         (self.lanes / self.quads).max(1)
     }
 
     fn source(&self) -> String {
-        let (reads, writes): (&[&str], &[&str]) = match self.part {
-            Part::Forward => (&["q", "k", "v"], &["y"]),
-            Part::Queries => (&["q", "k", "v", "g"], &["gq", "about"]),
-            Part::Keys => (&["q", "k", "v", "g", "about"], &["gk", "gv"]),
+        let (lanes, quads, chunk, steps) = (self.lanes, self.quads, self.chunk(), self.held.unwrap_or(1));
+        let (vectors, shares) = (chunk * quads, (chunk * quads).div_ceil(lanes));
+        // In one array the gradients of keys and values are bound once, after what is read.
+        let (values, params) = match self.part {
+            Part::Forward => (None, 6),
+            Part::Queries => (None, 7),
+            Part::Keys if self.stacked => {
+                (Some("fn store_value(place: u32, x: vec4<f32>) { gk[place] = x; }"), 7)
+            }
+            Part::Keys => (None, 8),
         };
-        let mut bindings = String::new();
-        let bound = |names: &[&'static str]| {
-            let mut bound: Vec<&str> = names.iter().map(|name| self.bound(name)).collect();
-            bound.dedup();
-            bound
-        };
-        let masked = if self.masked { &["bias"][..] } else { &[] };
-        let plus = if self.plus { &["plus"][..] } else { &[] };
-        let (reads, writes) = (bound(&[reads, masked, plus].concat()), bound(writes));
-        let all = reads.iter().map(|name| (name, "read"));
-        for (i, (name, access)) in all.chain(writes.iter().map(|name| (name, "read_write"))).enumerate() {
-            let element = if *name == "bias" { "f32" } else { "vec4<f32>" };
-            let _ = writeln!(
-                bindings,
-                "@group(0) @binding({i}) var<storage, {access}> {name}: array<{element}>;"
-            );
-        }
-        let last = reads.len() + writes.len();
-        let _ = write!(bindings, "@group(0) @binding({last}) var<uniform> p: Params;");
-        let entry = if self.lanes > 1 {
-            "@compute @workgroup_size(GROUP)\nfn main(@builtin(global_invocation_id) id: vec3<u32>, \
-             @builtin(num_workgroups) groups: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {"
+        let [parts, k, v] = if self.stacked { [3, 1, 2] } else { [1, 0, 0] };
+        let variant = format!(
+            "@group(0) @binding({params}) var<uniform> p: Params;\nconst LANES = {lanes}u;\n\
+             const QUADS = {quads}u;\nconst CHUNK = {chunk}u;\nconst SHARES = {shares}u;\nconst HELD = {};\n\
+             const MASKED = {};\nconst PLUS = {};\nconst PARTS = {parts}u;\nconst K = {k}u;\nconst V = {v}u;",
+            self.held.is_some(),
+            self.masked,
+            self.plus,
+        );
+        let [entry, gather, spread] = if lanes > 1 {
+            [ENTRY, "subgroupBroadcast(own[e / LANES], e % LANES)", "subgroupBroadcast(own, c)"]
         } else {
-            "@compute @workgroup_size(GROUP)\nfn main(@builtin(global_invocation_id) id: vec3<u32>, \
-             @builtin(num_workgroups) groups: vec3<u32>) {\n    let lane = 0u;"
+            [LONE_ENTRY, "own[e]", "own"]
         };
-        let body = match self.part {
-            Part::Forward => self.forward(),
-            Part::Queries => self.queries(),
-            Part::Keys => self.keys(),
-        };
-        let text = fill(TEXT, &[("bindings", &bindings), ("entry", entry), ("body", &body)]);
+        let gather = format!("    rows[e / QUADS][e % QUADS] = {gather};");
+        let spread = format!("    b[c] = {spread};");
+        let mut all =
+            vec![("variant", &*variant), ("entry", entry), ("gather", &gather), ("spread", &spread)];
+        all.extend(values.map(|text| ("values", text)));
+        let counts = [("c", chunk), ("e", vectors), ("h", steps), ("j", quads), ("t", shares)];
+        let text = fill(self.part.text(), &all);
+        let text = counts.iter().fold(text, |text, (name, count)| each(&text, name, *count));
         format!("{}{text}", pointwise(false))
-    }
-
-    /// Loads the owned row of `array` as `{name}0, {name}1, ..`.
-    fn own(&self, name: &str, array: &str) -> String {
-        let at = |j: usize| self.place(array, "n * p.own + row", &format!("{j}u"));
-        (0..self.quads).fold(String::new(), |s, j| s + &format!("    let {name}{j} = {};\n", at(j)))
-    }
-
-    /// Declares sums `{name}0, {name}1, ..`.
-    fn zeros(&self, name: &str) -> String {
-        (0..self.quads).fold(String::new(), |s, j| s + &format!("    var {name}{j} = vec4<f32>(0.0);\n"))
-    }
-
-    /// Stores sums as the owned row of `array`.
-    fn store(&self, name: &str, array: &str) -> String {
-        let at = |j: usize| self.place(array, "n * p.own + row", &format!("{j}u"));
-        (0..self.quads).fold(String::new(), |s, j| s + &format!("    {} = {name}{j};\n", at(j)))
-    }
-
-    /// The other side's rows of a step from `first`: `{name}{c}_{j}` of row `first + c`, from `array`.
-    fn rows(&self, name: &str, array: &str) -> String {
-        let (chunk, quads, lanes) = (self.chunk(), self.quads, self.lanes);
-        let mut s = String::new();
-        let at = |c: String, j: String| {
-            self.place(array, &format!("n * p.other + min(first + {c}, p.other - 1u)"), &j)
-        };
-        // A lane loads every `lanes`-th of the step's vectors; past the last it loads what nobody reads.
-        let shares = (chunk * quads).div_ceil(lanes);
-        if lanes > 1 {
-            for t in 0..shares {
-                let e = format!("({}u + lane)", t * lanes);
-                let value = at(format!("{e} / {quads}u"), format!("{e} % {quads}u"));
-                let _ = writeln!(s, "    let l{name}{t} = {value};");
-            }
-        }
-        for e in 0..chunk * quads {
-            let (c, j) = (e / quads, e % quads);
-            let value = match lanes {
-                1 => at(format!("{c}u"), format!("{j}u")),
-                _ => format!("subgroupBroadcast(l{name}{}, {}u)", e / lanes, e % lanes),
-            };
-            let _ = writeln!(s, "    let {name}{c}_{j} = {value};");
-        }
-        s
-    }
-
-    /// One value of `array` for each row of a step as `{array}{c}`, from `before` on; a lane loads one for all.
-    fn broadcast(&self, array: &str, before: &str) -> String {
-        let chunk = self.chunk();
-        let at = |c: &str| format!("{array}[{before}min(first + {c}, p.other - 1u)]");
-        if self.lanes == 1 {
-            return (0..chunk).fold(String::new(), |s, c| {
-                s + &format!("    let {array}{c} = {};\n", at(&format!("{c}u")))
-            });
-        }
-        let own = format!("    let l{array} = {};\n", at(&format!("lane % {chunk}u")));
-        (0..chunk).fold(own, |s, c| s + &format!("    let {array}{c} = subgroupBroadcast(l{array}, {c}u);\n"))
-    }
-
-    /// What is added to the scores of a step's keys as `b{c}`: the bias, and nowhere past the end.
-    fn biases(&self) -> String {
-        let mut s = String::new();
-        if self.masked {
-            s += &self.broadcast("bias", "n % p.masks * p.keys + ");
-        }
-        for c in 0..self.chunk() {
-            let bias = if self.masked { format!("bias{c}") } else { "0.0".into() };
-            let _ = writeln!(s, "    let b{c} = select({NOWHERE}, {bias}, first + {c}u < p.other);");
-        }
-        s
-    }
-
-    /// The dot product of `{a}{j}` and `{b}{j}`, in the order that a matrix product sums.
-    fn dot(&self, a: &str, b: &str) -> String {
-        let parts = (0..self.quads).flat_map(|j| ["x", "y", "z", "w"].map(|x| (j, x)));
-        parts.fold("0.0".into(), |sum, (j, x)| format!("fma({a}{j}.{x}, {b}{j}.{x}, {sum})"))
-    }
-
-    /// `{sum}{j} += factor * {x}{j}`.
-    fn add(&self, sum: &str, factor: &str, x: &str) -> String {
-        (0..self.quads).fold(String::new(), |s, j| {
-            s + &format!("    {sum}{j} = fma(vec4<f32>({factor}), {x}{j}, {sum}{j});\n")
-        })
-    }
-
-    /// A loop over the other side, `chunk` rows a step.
-    fn each_step(&self, body: &str) -> String {
-        format!("    for (var first = 0u; first < p.other; first += {}u) {{\n{body}    }}\n", self.chunk())
-    }
-
-    /// Scores of a step's keys, the largest so far and what becomes of the sums before: `s{c}`, `most`, `kept`.
-    fn scores(&self) -> String {
-        let mut s = self.biases();
-        let mut top = "most".to_string();
-        for c in 0..self.chunk() {
-            let _ = writeln!(s, "    let s{c} = {} * p.scale + b{c};", self.dot("q", &format!("k{c}_")));
-            top = format!("max({top}, s{c})");
-        }
-        let _ = writeln!(s, "    let top = {top};\n    let kept = precise_exp(most - top);\n    most = top;");
-        s
-    }
-
-    /// The steps' texts, each for its own `first`.
-    fn each_held(&self, steps: usize, body: impl Fn(usize) -> String) -> String {
-        let step = |t: usize| format!("    {{ let first = {}u;\n{}    }}\n", t * self.chunk(), body(t));
-        (0..steps).map(step).collect()
-    }
-
-    /// Declares `{name}{i}` for each row of so many steps.
-    fn held(&self, name: &str, steps: usize) -> String {
-        (0..steps * self.chunk()).map(|i| format!("    var {name}{i} = 0.0;\n")).collect()
-    }
-
-    /// e to each score of all steps less the largest as `e{i}`, their `sum`, and `extra` beside each score.
-    fn held_scores(&self, steps: usize, arrays: &[&str], extra: impl Fn(usize, usize) -> String) -> String {
-        let chunk = self.chunk();
-        let scores = self.each_held(steps, |t| {
-            let mut s: String = arrays.iter().map(|array| self.rows(array, array)).collect();
-            s += &self.biases();
-            for c in 0..chunk {
-                let (i, score) = (t * chunk + c, self.dot("q", &format!("k{c}_")));
-                let _ = writeln!(s, "    e{i} = {score} * p.scale + b{c};\n    most = max(most, e{i});");
-                s += &extra(i, c);
-            }
-            s
-        });
-        let weights: String = (0..steps * chunk)
-            .map(|i| format!("    e{i} = precise_exp(e{i} - most);\n    sum += e{i};\n"))
-            .collect();
-        format!("{}{scores}{weights}", self.held("e", steps))
-    }
-
-    fn forward(&self) -> String {
-        let passes = match self.held {
-            Some(steps) => {
-                let chunk = self.chunk();
-                let values = self.each_held(steps, |t| {
-                    let add =
-                        |c: usize| self.add("y", &format!("(e{} * share)", t * chunk + c), &format!("v{c}_"));
-                    self.rows("v", "v") + &(0..chunk).map(add).collect::<String>()
-                });
-                let scores = self.held_scores(steps, &["k"], |_, _| String::new());
-                format!("{scores}    let share = 1.0 / sum;\n{values}")
-            }
-            None => self.streamed(),
-        };
-        let plus = if self.plus { self.own("plus", "plus") } else { String::new() };
-        let added: String =
-            (0..self.quads).filter(|_| self.plus).map(|j| format!("    y{j} += plus{j};\n")).collect();
-        format!(
-            "{}{}    var most = {NOWHERE};\n    var sum = 0.0;\n{passes}    \
-             if owned >= p.own {{ return; }}\n{plus}{added}{}",
-            self.own("q", "q"),
-            self.zeros("y"),
-            self.store("y", "y")
-        )
-    }
-
-    /// The forward passes over keys that are too many to hold their scores.
-    fn streamed(&self) -> String {
-        let (keys, values) = (format!("{}{}", self.rows("k", "k"), self.biases()), self.rows("v", "v"));
-        let (mut first, mut second, mut third) = (keys.clone(), keys.clone(), keys + &values);
-        for c in 0..self.chunk() {
-            let score = format!("{} * p.scale + b{c}", self.dot("q", &format!("k{c}_")));
-            let _ = writeln!(first, "    most = max(most, {score});");
-            let _ = writeln!(second, "    sum += precise_exp({score} - most);");
-            let _ = writeln!(third, "    let p{c} = precise_exp({score} - most) * share;");
-            third += &self.add("y", &format!("p{c}"), &format!("v{c}_"));
-        }
-        format!(
-            "{}{}    let share = 1.0 / sum;\n{}",
-            self.each_step(&first),
-            self.each_step(&second),
-            self.each_step(&third)
-        )
-    }
-
-    fn queries(&self) -> String {
-        let passes = match self.held {
-            Some(steps) => {
-                let chunk = self.chunk();
-                let slope =
-                    |i: usize, c: usize| format!("    d{i} = {};\n", self.dot("g", &format!("v{c}_")));
-                let slopes: String =
-                    (0..steps * chunk).map(|i| format!("    slope = fma(e{i}, d{i}, slope);\n")).collect();
-                let sums = self.each_held(steps, |t| {
-                    let add = |c: usize| {
-                        let i = t * chunk + c;
-                        let d = format!("(e{i} * share * (d{i} - mean) * p.scale)");
-                        self.add("gq", &d, &format!("k{c}_"))
-                    };
-                    self.rows("k", "k") + &(0..chunk).map(add).collect::<String>()
-                });
-                let scores = self.held_scores(steps, &["k", "v"], slope);
-                format!(
-                    "{}{scores}{slopes}    let share = 1.0 / sum;\n    let mean = slope * share;\n{sums}",
-                    self.held("d", steps)
-                )
-            }
-            None => self.streamed_queries(),
-        };
-        format!(
-            "{}{}{}    var most = {NOWHERE};\n    var sum = 0.0;\n    var slope = 0.0;\n{passes}    \
-             if owned >= p.own {{ return; }}\n{}    \
-             about[(n * p.heads + head) * p.own + row] = vec4<f32>(most, share, mean, 0.0);\n",
-            self.own("q", "q"),
-            self.own("g", "g"),
-            self.zeros("gq"),
-            self.store("gq", "gq"),
-        )
-    }
-
-    /// The passes of [`Plan::queries`] over keys that are too many to hold their scores.
-    fn streamed_queries(&self) -> String {
-        let mut first = format!("{}{}{}", self.rows("k", "k"), self.rows("v", "v"), self.scores());
-        first += "    sum *= kept;\n    slope *= kept;\n";
-        let mut second = format!("{}{}{}", self.rows("k", "k"), self.rows("v", "v"), self.biases());
-        for c in 0..self.chunk() {
-            let slope = self.dot("g", &format!("v{c}_"));
-            let _ = writeln!(
-                first,
-                "    let e{c} = precise_exp(s{c} - top);\n    sum += e{c};\n    slope = fma(e{c}, {slope}, slope);"
-            );
-            let _ = writeln!(
-                second,
-                "    let p{c} = precise_exp(fma({}, p.scale, b{c}) - most) * share;\n    \
-                 let d{c} = p{c} * ({slope} - mean) * p.scale;",
-                self.dot("q", &format!("k{c}_")),
-            );
-            second += &self.add("gq", &format!("d{c}"), &format!("k{c}_"));
-        }
-        format!(
-            "{}    let share = 1.0 / sum;\n    let mean = slope * share;\n{}",
-            self.each_step(&first),
-            self.each_step(&second)
-        )
-    }
-
-    fn keys(&self) -> String {
-        let about = self.broadcast("about", "(n * p.heads + head) * p.other + ");
-        let mut step = format!("{}{}{about}", self.rows("q", "q"), self.rows("g", "g"));
-        for c in 0..self.chunk() {
-            let _ = writeln!(
-                step,
-                "    let share{c} = select(0.0, about{c}.y, first + {c}u < p.other);\n    \
-                 let p{c} = precise_exp(fma({}, p.scale, b) - about{c}.x) * share{c};\n    \
-                 let d{c} = p{c} * ({} - about{c}.z) * p.scale;",
-                self.dot("k", &format!("q{c}_")),
-                self.dot("v", &format!("g{c}_")),
-            );
-            step += &self.add("gk", &format!("d{c}"), &format!("q{c}_"));
-            step += &self.add("gv", &format!("p{c}"), &format!("g{c}_"));
-        }
-        let bias = if self.masked { "bias[n % p.masks * p.keys + row]" } else { "0.0" };
-        format!(
-            "{}{}{}{}    let b = {bias};\n{}    if owned >= p.own {{ return; }}\n{}{}",
-            self.own("k", "k"),
-            self.own("v", "v"),
-            self.zeros("gk"),
-            self.zeros("gv"),
-            self.each_step(&step),
-            self.store("gk", "gk"),
-            self.store("gv", "gv"),
-        )
     }
 }
 

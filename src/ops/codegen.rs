@@ -327,6 +327,7 @@ pub(super) fn distinct<'a>(buffers: &[&'a Buf]) -> (Vec<&'a Buf>, Vec<usize>) {
 /// The parts that shaders share, each taken by a line `//: use name`.
 const SHARED: &[(&str, &str)] = &[
     ("row", include_str!("../../shaders/row.wgsl")),
+    ("attention_rows", include_str!("../../shaders/attention_rows.wgsl")),
     ("matmul_params", include_str!("../../shaders/matmul_params.wgsl")),
     ("cross_attention_scores", include_str!("../../shaders/cross_attention_scores.wgsl")),
 ];

@@ -1,0 +1,88 @@
+// The gradients of attention's keys and values, the weights computed again from what attention_queries says of each
+// query. An invocation owns a key.
+//: use attention_rows
+@group(0) @binding(4) var<storage, read> g: array<vec4<f32>>; // [sequences, queries, heads * width]: y's gradient
+@group(0) @binding(5) var<storage, read> about: array<vec4<f32>>; // [sequences, heads, queries]
+@group(0) @binding(6) var<storage, read_write> gk: array<vec4<f32>>; // as k: its gradient
+//: values
+@group(0) @binding(7) var<storage, read_write> gv: array<vec4<f32>>; // as v: its gradient
+fn store_value(place: u32, x: vec4<f32>) { gv[place] = x; }
+//: end
+
+alias Abouts = array<vec4<f32>, CHUNK>;
+
+fn queries(s: Spot, first: u32) -> Rows {
+    return gathered(Loaded(
+//: each t
+        q[load_place(s, first, t, PARTS, 0u)],
+//: end
+    ));
+}
+
+fn grads(s: Spot, first: u32) -> Rows {
+    return gathered(Loaded(
+//: each t
+        g[load_place(s, first, t, 1u, 0u)],
+//: end
+    ));
+}
+
+fn abouts(s: Spot, first: u32) -> Abouts {
+    let own = about[(s.n * p.heads + s.head) * p.other + other_row(first, s.lane % CHUNK)];
+    var b: Abouts;
+//: each c
+//: spread
+    b[c] = own;
+//: end
+//: end
+    return b;
+}
+
+//: entry
+@compute @workgroup_size(GROUP)
+fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+    let lane = 0u;
+//: end
+    let i = linear_id(id, groups);
+    if i >= p.count {
+        return;
+    }
+    let s = spot(i, lane);
+    let from_key = own_place(s, PARTS, K);
+    let key = Head(
+//: each j
+        k[from_key + j],
+//: end
+    );
+    let from_value = own_place(s, PARTS, V);
+    let value = Head(
+//: each j
+        v[from_value + j],
+//: end
+    );
+    var key_grad: Head;
+    var value_grad: Head;
+    var own_bias = 0.0;
+    if MASKED {
+        own_bias = bias[s.n % p.masks * p.keys + s.row];
+    }
+    for (var first = 0u; first < p.other; first += CHUNK) {
+        let rows = queries(s, first);
+        let slopes = grads(s, first);
+        let a = abouts(s, first);
+//: each c
+        let share_c = select(0.0, a[c].y, first + c < p.other);
+        let w_c = precise_exp(fma(product(key, rows[c]), p.scale, own_bias) - a[c].x) * share_c;
+        let d_c = w_c * (product(value, slopes[c]) - a[c].z) * p.scale;
+        key_grad = plus_scaled(key_grad, d_c, rows[c]);
+        value_grad = plus_scaled(value_grad, w_c, slopes[c]);
+//: end
+    }
+    if i % p.padded >= p.own {
+        return;
+    }
+//: each j
+    gk[from_key + j] = key_grad[j];
+    store_value(from_value + j, value_grad[j]);
+//: end
+}

@@ -1,0 +1,201 @@
+// What the kernels of multi-head attention share. An invocation owns a row of one side, of one sequence and head, and
+// streams over the other side in steps of a few rows, which a subgroup's invocations load for each other where there
+// are subgroups. Lists of rows have constant indices, so that they stay in registers.
+struct Params {
+    count: u32, // invocations: sequences * heads * own rows, whole subgroups a head
+    heads: u32,
+    own: u32, // rows of the side an invocation owns
+    padded: u32, // the same, up to whole subgroups
+    other: u32, // rows of the other side
+    masks: u32, // rows of bias; sequence n reads row n % masks
+    keys: u32,
+    scale: f32,
+}
+@group(0) @binding(0) var<storage, read> q: array<vec4<f32>>; // [sequences, queries, PARTS * heads * width]
+@group(0) @binding(1) var<storage, read> k: array<vec4<f32>>; // [sequences, keys, PARTS * heads * width]
+@group(0) @binding(2) var<storage, read> v: array<vec4<f32>>; // [sequences, keys, PARTS * heads * width]
+@group(0) @binding(3) var<storage, read> bias: array<f32>; // [masks, keys]; q where there is none
+
+//: variant
+@group(0) @binding(8) var<uniform> p: Params;
+const LANES = 1u; // invocations that load for each other
+const QUADS = 1u; // fours of channels in a head
+const CHUNK = 1u; // rows of the other side in a step
+const SHARES = 1u; // fours of channels of a step that an invocation loads
+const HELD = false; // whether scores are held in registers
+const MASKED = true; // whether there is a bias
+const PLUS = false; // whether something is added to the result
+const PARTS = 1u; // 3 if queries, keys and values are parts of one array
+const K = 0u; // the part that keys are
+const V = 0u; // and values
+const c = 0u; // below CHUNK: what is repeated
+const e = 0u; // below CHUNK * QUADS
+const h = 0u; // below the steps that are held
+const j = 0u; // below QUADS
+const t = 0u; // below SHARES
+//: end
+
+const NOWHERE = -3e38; // a score without weight
+alias Head = array<vec4<f32>, QUADS>; // a head's channels in a row
+alias Rows = array<Head, CHUNK>;
+alias Loaded = array<vec4<f32>, SHARES>;
+alias Each = array<f32, CHUNK>; // a value for each row of a step
+
+struct Spot {
+    n: u32, // sequence
+    head: u32,
+    row: u32, // of the owner's side; past its end the last one
+    lane: u32,
+}
+
+fn spot(i: u32, lane: u32) -> Spot {
+    return Spot(i / (p.padded * p.heads), i / p.padded % p.heads, min(i % p.padded, p.own - 1u), lane);
+}
+
+// Where the head begins in a row of an array.
+fn place(s: Spot, row: u32) -> u32 { return (row * p.heads + s.head) * QUADS; }
+
+// Where it does in the owned row, of a part of so many.
+fn own_place(s: Spot, parts: u32, part: u32) -> u32 { return place(s, (s.n * p.own + s.row) * parts + part); }
+
+// The other side's row that is `after` the step's first; past the end the last one.
+fn other_row(first: u32, after: u32) -> u32 { return min(first + after, p.other - 1u); }
+
+// Where the invocation's vector number `share` of a step is.
+fn load_place(s: Spot, first: u32, share: u32, parts: u32, part: u32) -> u32 {
+    let vector = share * LANES + s.lane;
+    let row = s.n * p.other + other_row(first, vector / QUADS);
+    return place(s, row * parts + part) + vector % QUADS;
+}
+
+// A step's rows from what each invocation loaded of them.
+fn gathered(own: Loaded) -> Rows {
+    var rows: Rows;
+//: each e
+//: gather
+    rows[e / QUADS][e % QUADS] = own[e];
+//: end
+//: end
+    return rows;
+}
+
+fn keys(s: Spot, first: u32) -> Rows {
+    return gathered(Loaded(
+//: each t
+        k[load_place(s, first, t, PARTS, K)],
+//: end
+    ));
+}
+
+fn values(s: Spot, first: u32) -> Rows {
+    return gathered(Loaded(
+//: each t
+        v[load_place(s, first, t, PARTS, V)],
+//: end
+    ));
+}
+
+// What is added to the scores of a step's keys: the bias, and nowhere past the end.
+fn biases(s: Spot, first: u32) -> Each {
+    var b: Each;
+    if MASKED {
+        let own = bias[s.n % p.masks * p.keys + other_row(first, s.lane % CHUNK)];
+//: each c
+//: spread
+        b[c] = own;
+//: end
+//: end
+    }
+//: each c
+    b[c] = select(NOWHERE, b[c], first + c < p.other);
+//: end
+    return b;
+}
+
+// The dot product, in the order that a matrix product sums.
+fn product(x: Head, y: Head) -> f32 {
+    var sum = 0.0;
+//: each j
+    sum = fma(x[j].x, y[j].x, sum);
+    sum = fma(x[j].y, y[j].y, sum);
+    sum = fma(x[j].z, y[j].z, sum);
+    sum = fma(x[j].w, y[j].w, sum);
+//: end
+    return sum;
+}
+
+fn products(x: Head, rows: Rows) -> Each {
+    return Each(
+//: each c
+        product(x, rows[c]),
+//: end
+    );
+}
+
+// sum + factor x.
+fn plus_scaled(sum: Head, factor: f32, x: Head) -> Head {
+    return Head(
+//: each j
+        fma(vec4<f32>(factor), x[j], sum[j]),
+//: end
+    );
+}
+
+fn plus_rows(sum: Head, factors: Each, rows: Rows) -> Head {
+    var all = sum;
+//: each c
+    all = plus_scaled(all, factors[c], rows[c]);
+//: end
+    return all;
+}
+
+// Scores of a query and a step's keys.
+fn scores(s: Spot, query: Head, rows: Rows, first: u32) -> Each {
+    let b = biases(s, first);
+    return Each(
+//: each c
+        product(query, rows[c]) * p.scale + b[c],
+//: end
+    );
+}
+
+fn largest(most: f32, x: Each) -> f32 {
+    var top = most;
+//: each c
+    top = max(top, x[c]);
+//: end
+    return top;
+}
+
+fn total(sum: f32, x: Each) -> f32 {
+    var all = sum;
+//: each c
+    all += x[c];
+//: end
+    return all;
+}
+
+// sum of x y.
+fn total_of(sum: f32, x: Each, y: Each) -> f32 {
+    var all = sum;
+//: each c
+    all = fma(x[c], y[c], all);
+//: end
+    return all;
+}
+
+fn exps(x: Each, most: f32) -> Each {
+    return Each(
+//: each c
+        precise_exp(x[c] - most),
+//: end
+    );
+}
+
+fn scaled(x: Each, factor: f32) -> Each {
+    return Each(
+//: each c
+        x[c] * factor,
+//: end
+    );
+}
