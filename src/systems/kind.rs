@@ -5,7 +5,7 @@ use std::sync::RwLock;
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 use serde_json::{Map, Value as Json, json};
 
-use super::{System, dime, hrem};
+use super::{System, dime, gsmn, hrem};
 use crate::error::{Error, Result};
 use crate::nn::bert;
 
@@ -170,7 +170,8 @@ impl Kind {
 pub const DEFAULT: &str = dime::Options::NAME;
 
 /// The published systems.
-const PUBLISHED: &[Kind] = &[Kind::of::<dime::Options>(), Kind::of::<hrem::Options>()];
+const PUBLISHED: &[Kind] =
+    &[Kind::of::<dime::Options>(), Kind::of::<hrem::Options>(), Kind::of::<gsmn::Options>()];
 
 /// Systems of the program that uses this library.
 static OWN: RwLock<Vec<Kind>> = RwLock::new(Vec::new());

@@ -5,6 +5,7 @@
 //! Adding one is a folder, its name here and a line in [`kinds`]'s file; a program that has a system of its own calls [`register`].
 
 pub mod dime;
+pub mod gsmn;
 pub mod hinge;
 pub mod hrem;
 mod items;
