@@ -16,7 +16,7 @@ use crossweave::nn::bert::{self, Tokens};
 use crossweave::nn::optim::{Optimizer, take_buffers};
 use crossweave::nn::{ParamSpec, Params, Role};
 use crossweave::systems::{
-    self, Encoders, Form, Items, Kind as SystemKind, Pass, Rates, Step, System, kinds,
+    self, Encoders, Form, Items, Kind as SystemKind, Pass, Rates, Step, System, TextSide, kinds,
 };
 use crossweave::tensor::{Device, Tape, Tensor};
 use crossweave::train::options::TrainOptions;
@@ -270,11 +270,11 @@ impl Model {
         let line =
             format!("--system {} {} {}", wish.system, if wish.demo { demo_sizes } else { "" }, wish.options);
         let options = TrainOptions::of(&line.split_whitespace().collect::<Vec<_>>()).expect("sound options");
-        let bert = if wish.demo { bert_demo() } else { bert_base(12) };
+        let text = TextSide::Bert(if wish.demo { bert_demo() } else { bert_base(12) });
         let (dim, batch_size) = (DIMS[usize::from(wish.demo)], options.fixed.batch_size);
-        let encoders = Encoders { regions: REGIONS, dim, bert, batch_size, faithful: false };
+        let encoders = Encoders { regions: REGIONS, dim, text, batch_size, faithful: false };
         let system = options.own.system(&encoders).expect("sound sizes");
-        let with_text = wish.demo || kind.trains_text;
+        let with_text = wish.demo || kind.text.trained();
         let of_step = |s: &ParamSpec| with_text || s.role != Role::Encoder;
         let specs: Vec<ParamSpec> = system.parameters().into_iter().filter(of_step).collect();
         let params = Params::begin(&specs, device, 1);

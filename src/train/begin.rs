@@ -9,7 +9,7 @@ use crate::data::weights::{self, Weights};
 use crate::error::{Error, Result};
 use crate::eval::model::{Model, check_vocab, read_json, stored};
 use crate::nn::{ParamSpec, Params, Role, begin_values, bert};
-use crate::systems::Encoders;
+use crate::systems::{Encoders, TextSide};
 use crate::tensor::Device;
 
 /// Pieces of a random encoder's captions at most, where the options do not say.
@@ -24,23 +24,23 @@ const VOCAB: usize = 2000;
 /// A BERT folder that is missing, not imported or of another shape; sizes that make no model.
 pub fn fresh(options: &TrainOptions, data: &Dataset, device: &Device) -> Result<Model> {
     let fixed = &options.fixed;
-    let (pieces, bert, pretrained) = match fixed.bert_init {
+    let (pieces, text, pretrained) = match fixed.bert_init {
         BertInit::Random => {
             let vocab = build_vocab(data.texts(), fixed.vocab_size.unwrap_or(VOCAB));
             let pieces = WordPiece::from_vocab(vocab)?;
             let config = random_bert(options, pieces.size())?;
-            (pieces, config, None)
+            (pieces, TextSide::Bert(config), None)
         }
         BertInit::Pretrained => {
             let folder = &options.run.bert_path;
             let weights = open_bert(folder)?;
             let config: bert::Config = read_json(&folder.join("config.json"))?;
-            (WordPiece::open(&folder.join("vocab.txt"))?, config, Some(weights))
+            (WordPiece::open(&folder.join("vocab.txt"))?, TextSide::Bert(config), Some(weights))
         }
     };
     let (batch_size, faithful) = (fixed.batch_size, fixed.faithful);
     let (regions, dim) = (data.regions(), data.dim());
-    let system = options.own.system(&Encoders { regions, dim, bert, batch_size, faithful })?;
+    let system = options.own.system(&Encoders { regions, dim, text, batch_size, faithful })?;
     check_vocab(&pieces, &*system)?;
     let specs = system.parameters();
     let prefix = system.text_encoder().map_or("", |encoder| encoder.prefix);
