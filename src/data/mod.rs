@@ -11,8 +11,10 @@ pub mod import;
 pub mod pickle;
 pub mod prefetch;
 pub mod pytorch;
+pub mod ragged;
 pub mod tokenizer;
 pub mod weights;
+pub mod words;
 
 #[cfg(test)]
 mod hostile;
