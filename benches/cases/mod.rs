@@ -8,7 +8,7 @@
 //! `demo` it has the demo's sizes, whose small BERT is trained along. After `composed` it takes the plain composition,
 //! after `recomputed` it runs parts again on the way back.
 
-use crossweave::data::tokenizer::WordPiece;
+use crossweave::data::tokenizer::{Tokenizer, WordPiece};
 use crossweave::eval::encoded::{Encoded, training_tile};
 use crossweave::eval::model::is_trained;
 use crossweave::host::{Columns, Rng, ratios};
@@ -431,7 +431,7 @@ fn set(model: Model, device: &Device, images: usize, captions: usize) -> Job {
         system: model.system,
         specs: model.specs,
         params: model.params,
-        pieces: WordPiece::from_vocab(pieces).expect("a vocabulary"),
+        tokenizer: Tokenizer::Pieces(WordPiece::from_vocab(pieces).expect("a vocabulary")),
     };
     let device = device.clone();
     Box::new(move || {
@@ -444,7 +444,8 @@ fn set(model: Model, device: &Device, images: usize, captions: usize) -> Job {
 fn step(mut model: Model, device: &Device, batch: usize, extra: usize) -> Job {
     let (images, captions) = model.counts(batch, extra);
     let items = model.batch(images, captions);
-    let tile = training_tile(&*model.system, images, captions, REGIONS, device);
+    let words = model.system.inputs().max_words;
+    let tile = training_tile(&*model.system, images, captions, REGIONS, words, device);
     let (device, mut optimizer, mut done) = (device.clone(), Optimizer::default(), 0);
     let rates = Rates { learning_rate: 2e-4, grad_clip: 2.0 };
     Box::new(move || {

@@ -14,6 +14,7 @@ pub mod pytorch;
 pub mod ragged;
 pub mod tokenizer;
 pub mod weights;
+pub mod word_ids;
 pub mod words;
 
 #[cfg(test)]

@@ -40,6 +40,12 @@ impl<T> Ragged<T> {
         self.starts.windows(2).map(|ends| &self.values[ends[0]..ends[1]])
     }
 
+    /// Keeps the first `n` rows.
+    pub fn truncate(&mut self, n: usize) {
+        self.starts.truncate(n + 1);
+        self.values.truncate(self.starts[self.len()]);
+    }
+
     /// The values of the longest row.
     pub fn longest(&self) -> usize {
         self.rows().map(<[T]>::len).max().unwrap_or(0)
