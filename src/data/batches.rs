@@ -172,7 +172,7 @@ pub struct Batch {
     /// What the model reads of the images, extras included: `images` `[regions, dim]`, `image_lengths` (regions).
     pub images: Columns,
     /// What it reads of the captions, extras included: `input_ids` (or `captions`) and `attention_mask` `[words]`,
-    /// padded with 0, and `lengths` (pieces).
+    /// padded with 0, and `lengths` or `cap_lens` (how many ids).
     pub captions: Columns,
     /// Padded length of a caption.
     pub words: usize,
@@ -307,7 +307,9 @@ fn caption_columns(
         match *name {
             "input_ids" | "captions" => columns.insert(name, &[words], padded(&|id| id as f32)),
             "attention_mask" => columns.insert(name, &[words], padded(&|_| 1.0)),
-            "lengths" => columns.insert(name, &[], rows.iter().map(|row| row.len() as f32).collect()),
+            "lengths" | "cap_lens" => {
+                columns.insert(name, &[], rows.iter().map(|row| row.len() as f32).collect())
+            }
             other => return Err(unknown_column(other)),
         }
     }

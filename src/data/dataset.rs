@@ -1,15 +1,24 @@
-//! A split of a SCAN "precomp" folder: `{split}_ims.npy` beside `{split}_caps.txt`.
+//! A split of a SCAN "precomp" folder: `{split}_ims.npy` beside `{split}_caps.txt`, and beside those, for models that
+//! read them, `{split}_precaps_stan.txt` (word ids).
 //!
 //! Three layouts exist: one row an image with five captions each (`captions == 5 * rows`), the same with every row
 //! stored five times (`captions == rows`, groups of five identical rows: SCAN's own dev and test files), and one
 //! caption an image (`captions == rows`, rows differing).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::captions::{self, Captions};
 use super::features::Features;
+use super::ragged::Ragged;
+use super::tokenizer::{TokenTable, Tokenizer};
+use super::word_ids;
+use super::words::{self, Vocabulary};
 use crate::{Error, Result};
 
+/// The files of a split, after its name.
+pub(super) const IMAGES: &str = "_ims.npy";
+pub(super) const CAPTIONS: &str = "_caps.txt";
+pub(super) const WORD_IDS: &str = "_precaps_stan.txt";
 /// Captions an image in every published data set.
 pub(crate) const PER_IMAGE: usize = 5;
 /// Up to this many bytes every group of rows is compared, beyond it [`GROUPS_COMPARED`] of them.
@@ -26,6 +35,8 @@ pub struct Options {
     pub strict: bool,
     /// At most this many captions, rounded down to whole images (but at least one image).
     pub limit: Option<usize>,
+    /// Captions are ids of whole words, where `{split}_precaps_stan.txt` has them.
+    pub words: bool,
 }
 
 /// How rows and captions belong together.
@@ -40,8 +51,14 @@ pub struct Layout {
 /// A split's images and captions; caption `c` describes image `c / captions_per_image`.
 #[derive(Debug)]
 pub struct Dataset {
+    folder: PathBuf,
+    split: String,
     features: Features,
+    /// Empty where there are only ids, until these are spelled.
     texts: Vec<String>,
+    /// The captions' word ids, if they were asked for and are there.
+    ids: Option<Ragged<u32>>,
+    captions: usize,
     notices: Vec<String>,
     layout: Layout,
 }
@@ -50,38 +67,101 @@ impl Dataset {
     /// Opens a split of a folder.
     ///
     /// # Errors
-    /// Missing or bad files (see [`Features::open`] and [`captions::read`]), and counts that fit no layout.
+    /// Missing or bad files (see [`Features::open`], [`captions::read`] and [`word_ids::read`]), and counts that fit no
+    /// layout.
     pub fn open(folder: &Path, split: &str, options: &Options) -> Result<Self> {
-        let (ims, caps) = (folder.join(format!("{split}_ims.npy")), folder.join(format!("{split}_caps.txt")));
-        let missing: Vec<String> = [&ims, &caps]
+        let [ims, caps, ids] = [IMAGES, CAPTIONS, WORD_IDS].map(|file| folder.join(format!("{split}{file}")));
+        let given = options.words && ids.exists();
+        let missing: Vec<String> = [(&ims, true), (&caps, !given)]
             .into_iter()
-            .filter(|path| !path.exists())
-            .map(|path| path.display().to_string())
+            .filter(|(path, needed)| *needed && !path.exists())
+            .map(|(path, _)| path.display().to_string())
             .collect();
         if !missing.is_empty() {
             return Err(missing_files(folder, split, &missing));
         }
         let features = Features::open(&ims)?;
-        let Captions { texts, notices } = captions::read(&caps, options.strict)?;
+        let rows = if given { Some(word_ids::read(&ids)?) } else { None };
+        let Captions { texts, notices } = match caps.exists() {
+            true => captions::read(&caps, options.strict)?,
+            false => Captions::default(),
+        };
+        let mut notices: Vec<String> =
+            notices.into_iter().map(|notice| format!("{}: {notice}", caps.display())).collect();
+        if let Some(rows) = rows.as_ref().filter(|rows| caps.exists() && rows.len() != texts.len()) {
+            return Err(other_count(&ids, rows.len(), texts.len()));
+        }
+        if options.words && !given {
+            let (from, none) = (caps.display(), ids.display());
+            notices.push(format!("{from} is split into the vocabulary's words, as there is no {none}"));
+        }
+        let captions = rows.as_ref().map_or(texts.len(), Ragged::len);
         let layout =
-            layout(&features, texts.len(), options.captions_per_image).map_err(|e| e.at(folder.display()))?;
-        let notices = notices.into_iter().map(|notice| format!("{}: {notice}", caps.display())).collect();
-        let mut data = Self { features, texts, notices, layout };
+            layout(&features, captions, options.captions_per_image).map_err(|e| e.at(folder.display()))?;
+        let (folder, split) = (folder.to_path_buf(), split.to_owned());
+        let mut data = Self { folder, split, features, texts, ids: rows, captions, notices, layout };
         if let Some(limit) = options.limit {
             let k = layout.captions_per_image;
-            data.texts.truncate((limit / k * k).max(k));
+            data.captions = captions.min((limit / k * k).max(k));
+            data.texts.truncate(data.captions);
+            data.ids.iter_mut().for_each(|rows| rows.truncate(data.captions));
         }
         Ok(data)
     }
 
+    /// Checks what was opened against a model's tokenizer: every word id must be one of its words.
+    ///
+    /// # Errors
+    /// An id past the vocabulary; ids of another vocabulary, where the folder has its own.
+    pub fn prepare(&mut self, tokenizer: &Tokenizer) -> Result<()> {
+        let (Tokenizer::Words(vocabulary), Some(rows)) = (tokenizer, &self.ids) else { return Ok(()) };
+        let path = self.file(WORD_IDS);
+        if let Some(own) = words::find(&self.folder, None).filter(|own| own.starts_with(&self.folder))
+            && Vocabulary::open(&own)? != *vocabulary
+        {
+            return Err(Error::new("the captions' word ids are those of another vocabulary")
+                .at(path.display())
+                .expected("ids of the model's vocabulary")
+                .found(format!("ids of {}", own.display()))
+                .cure(format!(
+                    "take the data that the model's words come from, or move {} away: then the words of _caps.txt are taken",
+                    path.display()
+                )));
+        }
+        word_ids::check(rows, vocabulary, &path)?;
+        if self.texts.is_empty() {
+            self.texts = rows.rows().map(|ids| vocabulary.spell(ids)).collect();
+        }
+        Ok(())
+    }
+
+    /// All captions as a model's tokenizer reads them; `max_words` is for pieces.
+    ///
+    /// # Errors
+    /// A caption that is too long.
+    pub fn tokens(&self, tokenizer: &Tokenizer, max_words: usize) -> Result<TokenTable> {
+        match (tokenizer, &self.ids) {
+            (Tokenizer::Pieces(pieces), _) => Ok(TokenTable::new(pieces, &self.texts, max_words)),
+            (Tokenizer::Words(_), Some(rows)) => Ok(TokenTable::of_ids(rows.clone())),
+            (Tokenizer::Words(vocabulary), None) => {
+                TokenTable::of_words(vocabulary, &self.texts).map_err(|e| e.at(self.file(CAPTIONS).display()))
+            }
+        }
+    }
+
+    /// One of the split's files.
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{}{name}", self.split))
+    }
+
     /// The number of different images (repeated rows counted once).
     pub fn images(&self) -> usize {
-        self.texts.len() / self.layout.captions_per_image
+        self.captions / self.layout.captions_per_image
     }
 
     /// The number of captions.
     pub fn captions(&self) -> usize {
-        self.texts.len()
+        self.captions
     }
 
     /// Captions an image.
@@ -208,6 +288,14 @@ fn wrong_counts(rows: usize, captions: usize, asked: Option<usize>) -> Error {
         .expected(expected)
         .found(format!("{rows} rows of features, {captions} captions"))
         .cure(cure)
+}
+
+pub(super) fn other_count(path: &Path, found: usize, captions: usize) -> Error {
+    Error::new("the file is of another number of captions")
+        .at(path.display())
+        .expected(captions)
+        .found(found)
+        .cure("make it again from these captions, or take the files of one data set")
 }
 
 fn missing_files(folder: &Path, split: &str, missing: &[String]) -> Error {

@@ -11,8 +11,11 @@ pub mod import;
 pub mod pickle;
 pub mod prefetch;
 pub mod pytorch;
+pub mod ragged;
 pub mod tokenizer;
 pub mod weights;
+pub mod word_ids;
+pub mod words;
 
 #[cfg(test)]
 mod hostile;

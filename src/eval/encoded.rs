@@ -167,17 +167,18 @@ impl Encoded {
     }
 }
 
-/// Captions scored at a time in a training step, so that no tensor of the pairs exceeds what the adapter
+/// Captions (of so many words at most) scored at a time in a training step, so that no tensor of the pairs exceeds what the adapter
 /// binds.
 pub fn training_tile(
     system: &dyn System,
     images: usize,
     captions: usize,
     regions: usize,
+    words: usize,
     device: &Device,
 ) -> usize {
     let limit = device.gpu().map_or(usize::MAX, |g| g.facts().max_binding as usize);
-    let caption = 4 * images * system.pair_values(regions, system.inputs().max_words);
+    let caption = 4 * images * system.pair_values(regions, words);
     (limit / caption.max(1)).clamp(1, captions.max(1))
 }
 

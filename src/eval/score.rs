@@ -8,9 +8,9 @@ use super::model::{Model, read_description};
 use super::sims::{Matrix, Scores};
 use super::{EvaluateOptions, Progress};
 use crate::data::dataset::{self, Dataset};
-use crate::data::tokenizer::TokenTable;
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Options};
+use crate::systems::{Text, kind};
 use crate::tensor::Device;
 
 /// Images shown for a caption.
@@ -105,9 +105,13 @@ impl<'a> Split<'a> {
     ) -> Result<Self> {
         let model = Model::open(run, options.vocab.as_deref(), device)?;
         let folder = data_folder(options, run)?;
-        let wanted =
-            dataset::Options { captions_per_image: options.captions_per_image, ..Default::default() };
-        let data = Dataset::open(&folder, &options.split, &wanted)?;
+        let wanted = dataset::Options {
+            captions_per_image: options.captions_per_image,
+            words: kind(&model.name)?.text == Text::Words,
+            ..Default::default()
+        };
+        let mut data = Dataset::open(&folder, &options.split, &wanted)?;
+        data.prepare(&model.tokenizer)?;
         tell(Progress::Notice(data.describe()));
         data.notices().iter().for_each(|n| tell(Progress::Notice(n.clone())));
         let inputs = model.system.inputs();
@@ -117,7 +121,7 @@ impl<'a> Split<'a> {
                 .expected(inputs.dim)
                 .found(data.dim()));
         }
-        let tokens = TokenTable::new(&model.pieces, data.texts(), inputs.max_words);
+        let tokens = data.tokens(&model.tokenizer, inputs.max_words)?;
         let encoded = Encoded::new(&model, &data, &tokens, None, device, &|| stop.load(Ordering::Relaxed))?;
         Ok(Self { model, data, encoded, folder, device })
     }

@@ -109,12 +109,15 @@ impl Columns {
 pub struct Inputs {
     /// The columns it reads of an image: `images` (features `[regions, dim]`), `image_lengths` (regions).
     pub images: &'static [&'static str],
-    /// The columns it reads of a caption: `input_ids` or `captions` (ids), `attention_mask`, `lengths` (pieces).
+    /// The columns it reads of a caption: `input_ids` or `captions` (ids), `attention_mask`, `lengths` or `cap_lens` (how
+    /// many ids).
     pub captions: &'static [&'static str],
     /// Width of a region's features.
     pub dim: usize,
-    /// Pieces of a caption at most, its two marks included.
+    /// Pieces of a caption at most, its two marks included; captions in whole words are never cut.
     pub max_words: usize,
+    /// Ids of whole words that it has rows for; 0 for a system with a text encoder.
+    pub vocabulary: usize,
     /// Captions are padded to `max_words`, not to the longest of the batch.
     pub pad_to_max: bool,
     /// Words and regions that a batch is padded to at least.

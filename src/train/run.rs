@@ -26,7 +26,7 @@ use crate::eval::text_cache::{Captions, TextCache};
 use crate::gpu::{Gpu, Options};
 use crate::nn::optim::{Optimizer, take_buffers};
 use crate::ops::{concat, write};
-use crate::systems::{self, Items, Loss, Pass, Step};
+use crate::systems::{self, Items, Loss, Pass, Step, Text};
 use crate::tensor::{Device, Tape, Tensor};
 
 /// Values that a step gives at most: the loss, the squared norm of its gradient, its terms.
@@ -79,19 +79,16 @@ struct Splits {
 
 impl Splits {
     /// Opens both and checks that they fit each other and the options.
-    fn open(options: &TrainOptions, tell: &mut dyn FnMut(Event)) -> Result<Self> {
+    fn open(options: &TrainOptions) -> Result<Self> {
         let folder = options.data_folder();
         let open = |split: &str, limit| {
             let captions_per_image = options.fixed.captions_per_image;
-            let wanted = dataset::Options { captions_per_image, strict: options.run.strict, limit };
+            let (strict, words) = (options.run.strict, options.kind.text == Text::Words);
+            let wanted = dataset::Options { captions_per_image, strict, limit, words };
             Dataset::open(&folder, split, &wanted)
         };
         let train = open("train", None)?;
         let dev = open(&options.fixed.dev_split, options.fixed.dev_limit)?;
-        for set in [&train, &dev] {
-            tell(Event::notice(set.describe()));
-            set.notices().iter().for_each(|n| tell(Event::notice(n.clone())));
-        }
         if train.dim() != dev.dim() {
             return Err(Error::new("the splits' features have different widths")
                 .at(folder.display())
@@ -107,10 +104,21 @@ impl Splits {
             None => Ok(Self { train, dev }),
         }
     }
+
+    /// Checks both against the model, says what they are, and gives their captions as the model reads them.
+    fn prepare(&mut self, model: &Model, tell: &mut dyn FnMut(Event)) -> Result<[TokenTable; 2]> {
+        for set in [&mut self.train, &mut self.dev] {
+            set.prepare(&model.tokenizer)?;
+            tell(Event::notice(set.describe()));
+            set.notices().iter().for_each(|n| tell(Event::notice(n.clone())));
+        }
+        let tokens = |set: &Dataset| set.tokens(&model.tokenizer, model.system.inputs().max_words);
+        Ok([tokens(&self.train)?, tokens(&self.dev)?])
+    }
 }
 
-/// The model, its optimiser and where the run is: those of its last checkpoint, or fresh ones.
-fn model_of(options: &TrainOptions, data: &Dataset, device: &Device) -> Result<(Model, Optimizer, State)> {
+/// A fresh model, or that of the run to go on with, whose weights are to be loaded yet.
+fn model_of(options: &TrainOptions, data: &Dataset, device: &Device) -> Result<Model> {
     let folder = options.run_folder();
     if options.run.resume.is_some() {
         options.goes_on(&read_description(&folder)?["options"]).map_err(|e| e.at(folder.display()))?;
@@ -118,17 +126,31 @@ fn model_of(options: &TrainOptions, data: &Dataset, device: &Device) -> Result<(
         refuse_run(&folder)?;
     }
     let mut model = begin::fresh(options, data, device)?;
-    let mut optimizer = Optimizer::default();
     if options.run.resume.is_some() {
         model.resume(&folder)?;
-        let state = checkpoint::load(&folder, &mut model, &mut optimizer, options.trains_text())?;
-        return Ok((model, optimizer, state));
+    }
+    Ok(model)
+}
+
+/// The optimiser and where the run is: those of its last checkpoint, with the model's weights, or fresh ones for
+/// captions of so many words at most.
+fn state_of(
+    options: &TrainOptions,
+    model: &mut Model,
+    (regions, words): (usize, usize),
+    device: &Device,
+) -> Result<(Optimizer, State)> {
+    let mut optimizer = Optimizer::default();
+    if options.run.resume.is_some() {
+        let folder = options.run_folder();
+        let state = checkpoint::load(&folder, model, &mut optimizer, options.trains_text())?;
+        return Ok((optimizer, state));
     }
     let (inputs, batch) = (model.system.inputs(), options.fixed.batch_size);
     let images = batch * (1 + inputs.extra_images);
     let captions = batch * (1 + inputs.extra_captions);
-    let fits = training_tile(&*model.system, images, captions, data.regions(), device);
-    Ok((model, optimizer, State::begin(options.fixed.tile.unwrap_or(fits))))
+    let fits = training_tile(&*model.system, images, captions, regions, words, device);
+    Ok((optimizer, State::begin(options.fixed.tile.unwrap_or(fits))))
 }
 
 /// A step whose results are still on the device.
@@ -174,11 +196,13 @@ impl<'a> Session<'a> {
         stop: &'a AtomicBool,
         tell: &mut dyn FnMut(Event),
     ) -> Result<Self> {
-        let Splits { train, dev } = Splits::open(options, tell)?;
-        let (model, optimizer, state) = model_of(options, &train, &device)?;
+        let mut splits = Splits::open(options)?;
+        let mut model = model_of(options, &splits.train, &device)?;
+        let [tokens, dev_tokens] = splits.prepare(&model, tell)?;
+        let Splits { train, dev } = splits;
+        let sizes = (train.regions(), tokens.words());
+        let (optimizer, state) = state_of(options, &mut model, sizes, &device)?;
         let inputs = model.system.inputs();
-        let [tokens, dev_tokens] =
-            [&train, &dev].map(|data| TokenTable::new(&model.pieces, data.texts(), inputs.max_words));
         let folder = options.run_folder();
         std::fs::create_dir_all(&folder).map_err(|e| Error::io("make the run's folder", &folder, &e))?;
         let states = if options.fixed.cache_text {
