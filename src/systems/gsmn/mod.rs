@@ -50,6 +50,7 @@ impl System for Gsmn {
                 &["captions", "cap_lens"]
             },
             dim: self.config.img_dim,
+            vocabulary: self.config.vocab_size,
             ..Inputs::default()
         }
     }

@@ -1,12 +1,14 @@
 //! GSMN's options on the command line and in a run's folder, and how its authors' checkpoints tell them.
 
+use std::path::{Path, PathBuf};
+
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use super::{Config, Gsmn, ModelOptions};
 use crate::error::{Error, Result};
-use crate::systems::{Checkpoint, Encoders, Family, System};
+use crate::systems::{Checkpoint, Encoders, Family, System, Text};
 
 /// GSMN's options: those of the published `train.py` under their names and with their defaults.
 #[derive(Args, Clone, Debug, PartialEq, Serialize)]
@@ -17,6 +19,18 @@ pub struct Options {
     #[command(flatten)]
     #[serde(flatten)]
     schedule: ScheduleOptions,
+    #[command(flatten)]
+    #[serde(skip)]
+    words: WordOptions,
+}
+
+/// Where the words are.
+#[derive(Args, Clone, Debug, PartialEq)]
+#[command(rename_all = "verbatim", next_help_heading = "GSMN: the data")]
+struct WordOptions {
+    /// The folder of {data_name}_vocab.json [default: ./vocab/, else the data's folder]
+    #[arg(long, value_name = "DIR")]
+    vocab_path: Option<PathBuf>,
 }
 
 /// What may change when a run goes on.
@@ -65,12 +79,13 @@ impl super::super::Options for Options {
         None
     }
 
+    fn vocabulary(&self) -> Option<&Path> {
+        self.words.vocab_path.as_deref()
+    }
+
     fn system(&self, encoders: &Encoders) -> Result<Box<dyn System>> {
-        let config = Config {
-            options: self.model.clone(),
-            img_dim: encoders.dim,
-            vocab_size: encoders.bert.vocab_size,
-        };
+        let config =
+            Config { options: self.model.clone(), img_dim: encoders.dim, vocab_size: encoders.words() };
         config.check()?;
         Ok(Box::new(Gsmn { config, lr_update: self.schedule.lr_update }))
     }
@@ -96,7 +111,7 @@ impl Family for Options {
   crossweave train --config tools/demo-gsmn.toml --seed 2";
     const TITLE: &'static str = "GSMN (CVPR 2020)";
     const MODULES: &'static [&'static str] = &["img_enc", "txt_enc", "i2t_match_G", "t2i_match_G"];
-    const TRAINS_TEXT: bool = true;
+    const TEXT: Text = Text::Words;
 
     fn open(config: &Json) -> Result<Box<dyn System>> {
         let not_understood =
