@@ -1,5 +1,6 @@
 //! A split of a SCAN "precomp" folder: `{split}_ims.npy` beside `{split}_caps.txt`, and beside those, for models that
-//! read them, `{split}_precaps_stan.txt` (word ids).
+//! read them, `{split}_precaps_stan.txt` (word ids), `{split}_caps.json` (dependency pairs), `{split}_ims_bbx.npy` and
+//! `{split}_ims_size.npy` (boxes).
 //!
 //! Three layouts exist: one row an image with five captions each (`captions == 5 * rows`), the same with every row
 //! stored five times (`captions == rows`, groups of five identical rows: SCAN's own dev and test files), and one
@@ -7,22 +8,31 @@
 
 use std::path::{Path, PathBuf};
 
+use super::boxes::Boxes;
 use super::captions::{self, Captions};
+use super::depends::{self, Pairs};
 use super::features::Features;
 use super::ragged::Ragged;
 use super::tokenizer::{TokenTable, Tokenizer};
 use super::word_ids;
 use super::words::{self, Vocabulary};
+use crate::host::Inputs;
 use crate::{Error, Result};
 
 /// The files of a split, after its name.
 pub(super) const IMAGES: &str = "_ims.npy";
 pub(super) const CAPTIONS: &str = "_caps.txt";
 pub(super) const WORD_IDS: &str = "_precaps_stan.txt";
+pub(super) const PAIRS: &str = "_caps.json";
+pub(super) const BOXES: &str = "_ims_bbx.npy";
+pub(super) const SIZES: &str = "_ims_size.npy";
 /// Captions an image in every published data set.
 pub(crate) const PER_IMAGE: usize = 5;
 /// Up to this many bytes every group of rows is compared, beyond it [`GROUPS_COMPARED`] of them.
 const SMALL_FILE: usize = 64 << 20;
+/// What is said where boxes are read as the published code does.
+const BOXES_AGAIN: &str = "boxes are those that the published numbers were computed with: divided by the image's size \
+    again on every read, and, scored without --folds, image i with the boxes of caption i";
 /// Groups compared in a large file, spread from the first to the last.
 const GROUPS_COMPARED: usize = 64;
 
@@ -59,6 +69,9 @@ pub struct Dataset {
     /// The captions' word ids, if they were asked for and are there.
     ids: Option<Ragged<u32>>,
     captions: usize,
+    boxes: Option<Boxes>,
+    /// Nothing where there is no file.
+    pairs: Option<Pairs>,
     notices: Vec<String>,
     layout: Layout,
 }
@@ -99,7 +112,8 @@ impl Dataset {
         let layout =
             layout(&features, captions, options.captions_per_image).map_err(|e| e.at(folder.display()))?;
         let (folder, split) = (folder.to_path_buf(), split.to_owned());
-        let mut data = Self { folder, split, features, texts, ids: rows, captions, notices, layout };
+        let (ids, boxes, pairs) = (rows, None, None);
+        let mut data = Self { folder, split, features, texts, ids, captions, boxes, pairs, notices, layout };
         if let Some(limit) = options.limit {
             let k = layout.captions_per_image;
             data.captions = captions.min((limit / k * k).max(k));
@@ -109,11 +123,44 @@ impl Dataset {
         Ok(data)
     }
 
-    /// Checks what was opened against a model's tokenizer: every word id must be one of its words.
+    /// Opens what else a model reads, boxes and dependency pairs, and checks word ids against its tokenizer.
     ///
     /// # Errors
-    /// An id past the vocabulary; ids of another vocabulary, where the folder has its own.
-    pub fn prepare(&mut self, tokenizer: &Tokenizer) -> Result<()> {
+    /// Boxes that are missing or wrong, see [`Boxes::open`]; pairs that are wrong, see [`depends::read`]; an id past the
+    /// vocabulary; ids of another vocabulary, where the folder has its own.
+    pub fn prepare(&mut self, inputs: &Inputs, tokenizer: &Tokenizer) -> Result<()> {
+        if inputs.images.contains(&"bboxes") {
+            self.boxes = Some(Boxes::open(&self.file(BOXES), &self.file(SIZES), &self.features)?);
+            if inputs.boxes_again.is_some() {
+                self.notices.push(BOXES_AGAIN.to_owned());
+            }
+        }
+        if inputs.captions.contains(&"depends") {
+            self.pairs = self.open_pairs()?;
+        }
+        self.check_words(tokenizer)
+    }
+
+    fn open_pairs(&mut self) -> Result<Option<Pairs>> {
+        let path = self.file(PAIRS);
+        if !path.exists() {
+            self.notices.push(format!(
+                "there is no {}: captions have no dependency pairs; scores are the same where no word depends on itself",
+                path.display()
+            ));
+            return Ok(None);
+        }
+        let mut pairs = depends::read(&path)?;
+        // Those before a limit.
+        let captions = self.features.len() * self.captions_per_row();
+        if pairs.len() != captions {
+            return Err(other_count(&path, pairs.len(), captions));
+        }
+        pairs.truncate(self.captions);
+        Ok(Some(pairs))
+    }
+
+    fn check_words(&mut self, tokenizer: &Tokenizer) -> Result<()> {
         let (Tokenizer::Words(vocabulary), Some(rows)) = (tokenizer, &self.ids) else { return Ok(()) };
         let path = self.file(WORD_IDS);
         if let Some(own) = words::find(&self.folder, None).filter(|own| own.starts_with(&self.folder))
@@ -190,6 +237,35 @@ impl Dataset {
     /// As [`Features::read`].
     pub fn image(&self, image: usize, out: &mut Vec<f32>) -> Result<()> {
         self.features.read(image * self.layout.rows_per_image, out)
+    }
+
+    /// Appends an image's boxes `[regions, 4]` as shares of its width and height. Panics if they are not open.
+    pub fn boxes(&self, image: usize, out: &mut Vec<f32>) {
+        self.read_boxes(image * self.layout.rows_per_image, 1, out);
+    }
+
+    /// Appends the boxes of a caption's row, divided so often. Panics if they are not open.
+    pub fn boxes_again(&self, caption: usize, times: usize, out: &mut Vec<f32>) {
+        self.read_boxes(caption / self.captions_per_row(), times, out);
+    }
+
+    fn read_boxes(&self, row: usize, times: usize, out: &mut Vec<f32>) {
+        self.boxes.as_ref().expect("boxes of a model that reads them are open").read(row, times, out);
+    }
+
+    /// Captions that one row of the files belongs to.
+    pub fn captions_per_row(&self) -> usize {
+        self.layout.captions_per_image / self.layout.rows_per_image
+    }
+
+    /// A caption's dependency pairs; empty where there are none.
+    pub fn pairs(&self, caption: usize) -> &[[u32; 2]] {
+        self.pairs.as_ref().map_or(&[], |pairs| pairs.row(caption))
+    }
+
+    /// The most pairs of a caption.
+    pub fn most_pairs(&self) -> usize {
+        self.pairs.as_ref().map_or(0, Ragged::longest)
     }
 
     /// A caption. Panics past [`Dataset::captions`].

@@ -3,9 +3,11 @@
 pub mod archive;
 pub mod atomic;
 pub mod batches;
+pub mod boxes;
 pub mod captions;
 pub mod check;
 pub mod dataset;
+pub mod depends;
 pub mod features;
 pub mod import;
 pub mod pickle;

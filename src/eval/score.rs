@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::encoded::Encoded;
+use super::encoded::{Encoded, Scored};
 use super::model::{Model, read_description};
 use super::sims::{Matrix, Scores};
 use super::{EvaluateOptions, Progress};
@@ -111,10 +111,10 @@ impl<'a> Split<'a> {
             ..Default::default()
         };
         let mut data = Dataset::open(&folder, &options.split, &wanted)?;
-        data.prepare(&model.tokenizer)?;
+        let inputs = model.system.inputs();
+        data.prepare(&inputs, &model.tokenizer)?;
         tell(Progress::Notice(data.describe()));
         data.notices().iter().for_each(|n| tell(Progress::Notice(n.clone())));
-        let inputs = model.system.inputs();
         if data.dim() != inputs.dim {
             return Err(Error::new("the features have another width than the model")
                 .at(folder.display())
@@ -122,7 +122,9 @@ impl<'a> Split<'a> {
                 .found(data.dim()));
         }
         let tokens = data.tokens(&model.tokenizer, inputs.max_words)?;
-        let encoded = Encoded::new(&model, &data, &tokens, None, device, &|| stop.load(Ordering::Relaxed))?;
+        let scored = Scored { folds: options.folds.is_some(), before: 0 };
+        let stop = || stop.load(Ordering::Relaxed);
+        let encoded = Encoded::new(&model, &data, &tokens, None, scored, device, &stop)?;
         Ok(Self { model, data, encoded, folder, device })
     }
 

@@ -19,7 +19,7 @@ use crate::data::dataset::{self, Dataset};
 use crate::data::prefetch::{Placed, Prefetch};
 use crate::data::tokenizer::TokenTable;
 use crate::error::{Error, Kind, Result};
-use crate::eval::encoded::{Encoded, training_tile};
+use crate::eval::encoded::{Encoded, Scored, training_tile};
 use crate::eval::model::{Model, is_trained, read_description};
 use crate::eval::rank::{Metrics, Sims};
 use crate::eval::text_cache::{Captions, TextCache};
@@ -107,12 +107,13 @@ impl Splits {
 
     /// Checks both against the model, says what they are, and gives their captions as the model reads them.
     fn prepare(&mut self, model: &Model, tell: &mut dyn FnMut(Event)) -> Result<[TokenTable; 2]> {
+        let inputs = model.system.inputs();
         for set in [&mut self.train, &mut self.dev] {
-            set.prepare(&model.tokenizer)?;
+            set.prepare(&inputs, &model.tokenizer)?;
             tell(Event::notice(set.describe()));
             set.notices().iter().for_each(|n| tell(Event::notice(n.clone())));
         }
-        let tokens = |set: &Dataset| set.tokens(&model.tokenizer, model.system.inputs().max_words);
+        let tokens = |set: &Dataset| set.tokens(&model.tokenizer, inputs.max_words);
         Ok([tokens(&self.train)?, tokens(&self.dev)?])
     }
 }
@@ -216,7 +217,10 @@ impl<'a> Session<'a> {
         } else {
             None
         };
-        let sampling = SamplerOptions::new(&inputs, options.fixed.batch_size, options.fixed.seed);
+        let sampling = SamplerOptions {
+            boxes_again: inputs.boxes_again.map(|_| train.captions_per_row()),
+            ..SamplerOptions::new(&inputs, options.fixed.batch_size, options.fixed.seed)
+        };
         let sampler = Sampler::new(train.captions_per_image(), Arc::new(tokens), sampling)?;
         let steps_per_epoch = sampler.steps_per_epoch();
         let described = train.describe();
@@ -275,6 +279,14 @@ impl<'a> Session<'a> {
     /// Whether a validation belongs after this many steps.
     fn is_due(&self, step: u64) -> bool {
         step.is_multiple_of(self.steps_per_epoch) || step.is_multiple_of(self.options.run.val_step as u64)
+    }
+
+    /// Validations that belong after earlier steps than this one.
+    fn validations_before(&self, step: u64) -> u64 {
+        let (epoch, often) = (self.steps_per_epoch, self.options.run.val_step as u64);
+        let before = step.saturating_sub(1);
+        let both = (1..=before / epoch).filter(|n| (n * epoch).is_multiple_of(often)).count() as u64;
+        before / epoch + before / often - both
     }
 
     /// Whether the run was stopped between a step and the validation that belongs after it.
@@ -473,7 +485,8 @@ impl<'a> Session<'a> {
     fn validate(&mut self, tell: &mut dyn FnMut(Event)) -> Result<()> {
         let stop = || self.stop.load(Ordering::Relaxed);
         let states = self.states.as_ref().map(|(_, dev)| dev);
-        let scored = Encoded::new(&self.model, &self.dev, &self.dev_tokens, states, &self.device, &stop)
+        let how = Scored { folds: false, before: self.validations_before(self.state.step) };
+        let scored = Encoded::new(&self.model, &self.dev, &self.dev_tokens, states, how, &self.device, &stop)
             .and_then(|e| e.score(&self.model, &self.device, None, &stop, &mut |p| tell(Event::Progress(p))));
         let sims = match scored {
             // The step is done; its checkpoint must not be lost for want of a validation.
