@@ -114,19 +114,24 @@ impl Boxes {
 
     /// Appends a row's boxes `[regions, 4]`, divided `times` over: x by the image's width, y by its height.
     pub fn read(&self, row: usize, times: usize, out: &mut Vec<f32>) {
-        let divided = |(i, value): (usize, &f32)| {
-            let mut value = *value;
-            for _ in 0..times {
-                value /= self.sizes[row][i % 2];
-                // It stays there.
-                if value == 0.0 {
-                    break;
-                }
-            }
-            value
-        };
-        out.extend(self.row(row).iter().enumerate().map(divided));
+        divide(self.row(row), self.sizes[row], times, out);
     }
+}
+
+/// Appends boxes `[.., 4]` of an image of a width and a height, divided by them so often.
+pub fn divide(pixels: &[f32], size: [f32; 2], times: usize, out: &mut Vec<f32>) {
+    let divided = |(i, value): (usize, &f32)| {
+        let mut value = *value;
+        for _ in 0..times {
+            value /= size[i % 2];
+            // It stays there.
+            if value == 0.0 {
+                break;
+            }
+        }
+        value
+    };
+    out.extend(pixels.iter().enumerate().map(divided));
 }
 
 /// The boxes of a `.npy` file that must have this shape.
