@@ -23,6 +23,8 @@ const BRACKETS: usize = 12;
 const TOLERANCE: f32 = 0.5;
 /// The largest width or height, in pixels.
 const LARGEST: f64 = (1 << 24) as f64;
+/// How sizes are saved.
+const CURE: &str = "numpy.save(file, numpy.array([(w, h), ..], [('image_w', '<i4'), ('image_h', '<i4')]))";
 /// The fields of a size.
 const FIELDS: [&str; 2] = ["image_w", "image_h"];
 
@@ -159,19 +161,14 @@ fn pixels(bytes: &[u8], shape: [usize; 3]) -> Result<Vec<f32>> {
 fn sizes_of(bytes: &[u8]) -> Result<Vec<[f32; 2]>> {
     let (header, start) = array_header(bytes, BRACKETS)?;
     let expected = "one image_w and image_h an image: a structured array, or an array of dicts";
-    let wrong = |what: &str, found: String| {
-        Error::new(what)
-            .expected(expected)
-            .found(found)
-            .cure("numpy.save(file, numpy.array([(w, h), ..], [('image_w', '<i4'), ('image_h', '<i4')]))")
-    };
+    let wrong = |what: &str, found: String| Error::new(what).expected(expected).found(found).cure(CURE);
     let &[rows] = header.shape() else {
         return Err(wrong("the images' sizes have a wrong shape", format!("{:?}", header.shape())));
     };
     let (dtype, data) = (header.dtype(), &bytes[start..]);
     match &dtype {
         DType::Plain(kind) if kind.type_char() == TypeChar::Object => {
-            let pickle = pickle::read_within(data, MAX_STEPS)?;
+            let pickle = pickle::read_within(data, MAX_STEPS).map_err(|e| e.cure(CURE))?;
             let (Some(items), true) = (array_items(&pickle), rows <= data.len() as u64) else {
                 return Err(wrong("the pickled sizes are no array", pickle.type_name(pickle.root())));
             };
