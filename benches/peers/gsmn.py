@@ -135,7 +135,17 @@ def compare(weights, dots, context, nodes):
     return (dot / norms.clamp_min(1e-8)).transpose(0, 1)
 
 
+# Pairs at a time on a CPU: more than fit its caches are slower.
+CPU_PAIRS = 256
+
+
 def factored(p, cfg, regions, row_sums, words, lengths):
+    size = len(words) if regions.is_cuda else max(CPU_PAIRS // len(regions), 1)
+    parts = zip(words.split(size), lengths.split(size))
+    return torch.cat([of_part(p, cfg, regions, row_sums, *part) for part in parts], 1)
+
+
+def of_part(p, cfg, regions, row_sums, words, lengths):
     scale, width = cfg["lambda_softmax"], cfg["embed_size"] // cfg["num_block"]
     (i, r, _), (c, n, _) = regions.shape, words.shape
     inside = mask(lengths, n)
