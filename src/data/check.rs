@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::captions;
-use super::dataset::{Layout, PER_IMAGE, group_identical, layout, splits};
+use super::dataset::{Layout, layout, splits};
 use super::features::Features;
 use crate::{Error, Result};
 
@@ -108,7 +108,13 @@ fn scan_split(
     scan_rows(&features, report, |done| progress(&Progress { split, done, rows: features.len() }));
     if let Some(captions) = captions {
         match layout(&features, captions, asked).map_err(|e| e.at(format!("{}, {split}", folder.display()))) {
-            Ok(layout) => describe(split, &features, captions, layout, report),
+            Ok(Layout { captions_per_image: k, rows_per_image: n }) => {
+                let rows = features.len();
+                report.splits.push(format!(
+                    "{split}: {} images, {rows} rows ({n} an image), {captions} captions ({k} an image)",
+                    rows / n
+                ));
+            }
             Err(e) => report.problems.push(e.to_string()),
         }
     }
@@ -125,26 +131,5 @@ fn scan_rows(features: &Features, report: &mut Report, progress: impl FnMut(usiz
                 report.problems.push(format!("{path}: {} rows with NaN or infinity in all", bad.len()));
             }
         }
-    }
-}
-
-/// Says what a split holds, and, where the counts are equal, whether only some of its rows repeat in groups.
-fn describe(split: &str, features: &Features, captions: usize, layout: Layout, report: &mut Report) {
-    let rows = features.len();
-    let (k, n) = (layout.captions_per_image, layout.rows_per_image);
-    let images = rows / n;
-    report.splits.push(format!(
-        "{split}: {images} images, {rows} rows ({n} an image), {captions} captions ({k} an image)"
-    ));
-    let (size, groups) = (PER_IMAGE, rows / PER_IMAGE);
-    if rows != captions {
-        return;
-    }
-    let same = (0..groups).filter(|&group| group_identical(features, group, size).unwrap_or(false)).count();
-    if same > 0 && (same < groups || groups * size < rows) {
-        let taken = if n == 1 { "taken as different images" } else { "taken as one image each all the same" };
-        report
-            .notices
-            .push(format!("{split}: {same} of {groups} groups of {size} rows are identical: {taken}"));
     }
 }

@@ -12,10 +12,6 @@ use crate::{Error, Result};
 
 /// Captions an image in every published data set.
 pub(crate) const PER_IMAGE: usize = 5;
-/// Up to this many bytes every group of rows is compared, beyond it [`GROUPS_COMPARED`] of them.
-const SMALL_FILE: usize = 64 << 20;
-/// Groups compared in a large file, spread from the first to the last.
-const GROUPS_COMPARED: usize = 64;
 
 /// How to read a split.
 #[derive(Clone, Copy, Debug, Default)]
@@ -112,6 +108,14 @@ impl Dataset {
         self.features.read(image * self.layout.rows_per_image, out)
     }
 
+    /// An image's features as they are stored.
+    ///
+    /// # Errors
+    /// A file that shrank since it was opened.
+    pub(super) fn stored_row(&self, image: usize) -> Result<&[u8]> {
+        self.features.raw(image * self.layout.rows_per_image)
+    }
+
     /// A caption. Panics past [`Dataset::captions`].
     pub fn text(&self, caption: usize) -> &str {
         &self.texts[caption]
@@ -140,55 +144,75 @@ impl Dataset {
     }
 }
 
-/// Finds the layout from the counts and, where they are equal, from the rows themselves.
+/// Finds the layout from the counts and, where they are equal, from the rows themselves. Without being asked, rows
+/// repeat in groups of five or not at all: anything between would be scored as another task.
 ///
 /// # Errors
-/// Counts that fit no layout, or not the one asked for; a file that shrank.
+/// Counts that fit no layout, or not the one asked for; rows that repeat in part; a file that shrank.
 pub fn layout(features: &Features, captions: usize, asked: Option<usize>) -> Result<Layout> {
     let rows = features.len();
     let one_row = |captions_per_image| Ok(Layout { captions_per_image, rows_per_image: 1 });
     let repeated = |n| Ok(Layout { captions_per_image: n, rows_per_image: n });
     match asked {
-        None if captions == rows && groups_identical(features, PER_IMAGE)? => repeated(PER_IMAGE),
-        None if captions == rows => one_row(1),
-        None if rows.checked_mul(PER_IMAGE) == Some(captions) => one_row(PER_IMAGE),
         Some(1) if captions == rows => one_row(1),
+        None if captions == rows => match first_break(features, PER_IMAGE)? {
+            None => repeated(PER_IMAGE),
+            Some(_) if !repeats(features)? => one_row(1),
+            Some(row) => Err(half_met(features, row, PER_IMAGE)),
+        },
+        None if rows.checked_mul(PER_IMAGE) == Some(captions) => one_row(PER_IMAGE),
         Some(k) if k > 0 && rows.checked_mul(k) == Some(captions) => one_row(k),
-        Some(k) if k > 1 && captions == rows && groups_identical(features, k)? => repeated(k),
+        Some(k) if k > 1 && captions == rows => match first_break(features, k)? {
+            None => repeated(k),
+            Some(row) => Err(half_met(features, row, k)),
+        },
         _ => Err(wrong_counts(rows, captions, asked)),
     }
 }
 
-/// Whether the rows come in groups of `n` identical ones: all compared in a small file, a spread of them in a
-/// large one.
-fn groups_identical(features: &Features, n: usize) -> Result<bool> {
-    let (rows, groups) = (features.len(), features.len() / n);
-    if !rows.is_multiple_of(n) {
-        return Ok(false);
-    }
-    let small = rows.saturating_mul(features.row_bytes()) <= SMALL_FILE;
-    let compared = if small { groups } else { groups.min(GROUPS_COMPARED) };
-    for i in 0..compared {
-        // From the first to the last group; the product stays below 64 times a file's rows.
-        let group = if compared == groups { i } else { i * (groups - 1) / (compared - 1) };
-        if !group_identical(features, group, n)? {
-            return Ok(false);
+/// The first row that is unlike the one before it in its group of `n`, or that has no whole group.
+fn first_break(features: &Features, n: usize) -> Result<Option<usize>> {
+    let rows = features.len();
+    for row in (1..rows / n * n).filter(|row| !row.is_multiple_of(n)) {
+        if !features.same(row - 1, row)? {
+            return Ok(Some(row));
         }
     }
-    Ok(groups > 0)
+    Ok((!rows.is_multiple_of(n)).then_some(rows / n * n))
 }
 
-/// Whether rows `n * group ..` up to the next group are the same, byte for byte.
-///
-/// # Errors
-/// As [`Features::same`].
-pub fn group_identical(features: &Features, group: usize, n: usize) -> Result<bool> {
-    for row in group * n + 1..(group + 1) * n {
-        if !features.same(group * n, row)? {
-            return Ok(false);
+/// Whether any row is like the one before it.
+fn repeats(features: &Features) -> Result<bool> {
+    for row in 1..features.len() {
+        if features.same(row - 1, row)? {
+            return Ok(true);
         }
     }
-    Ok(true)
+    Ok(false)
+}
+
+fn half_met(features: &Features, row: usize, n: usize) -> Error {
+    let (rows, start) = (features.len(), row / n * n);
+    let found = if row == start {
+        format!("{rows} rows, of which those from row {row} on are no whole group")
+    } else {
+        let (before, end) = (row - 1, start + n - 1);
+        format!("row {row} is unlike row {before}, though rows {start} to {end} would be one image")
+    };
+    let other = (2..=rows)
+        .find(|k| *k != n && rows.is_multiple_of(*k) && first_break(features, *k).is_ok_and(|b| b.is_none()));
+    let cure = match other {
+        Some(k) => format!("if each image has {k} captions, say --captions-per-image {k}"),
+        None => {
+            "write each image's row as often as it has captions, the same number for all; if every row is an \
+                 image of its own, say --captions-per-image 1"
+                .into()
+        }
+    };
+    Error::new("only some of the rows repeat: it is not clear which rows are one image")
+        .expected(format!("rows in groups of {n} identical ones, or no row like the one before it"))
+        .found(found)
+        .cure(cure)
 }
 
 fn wrong_counts(rows: usize, captions: usize, asked: Option<usize>) -> Error {
