@@ -15,6 +15,7 @@ use tokenizers::{
     PreTokenizer as _,
 };
 
+use super::atomic;
 use super::captions::read_limited;
 use crate::host::Rng;
 use crate::{Error, Result};
@@ -120,17 +121,8 @@ impl WordPiece {
     /// # Errors
     /// A failed write.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let io = |e: std::io::Error| Error::io("write the vocabulary", path, &e);
-        let mut part = path.as_os_str().to_owned();
-        part.push(".part");
-        let part = Path::new(&part);
         let text = self.vocab.iter().flat_map(|piece| [piece.as_str(), "\n"]).collect::<String>();
-        let written = std::fs::write(part, text).and_then(|()| std::fs::File::open(part)?.sync_all());
-        written.and_then(|()| std::fs::rename(part, path)).map_err(|e| {
-            // The first error is the one to report.
-            let _ = std::fs::remove_file(part);
-            io(e)
-        })
+        atomic::file(path, |out| out.write_all(text.as_bytes()))
     }
 
     /// The ids of a caption without padding.
