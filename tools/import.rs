@@ -10,7 +10,7 @@ use crossweave::systems::{self, kind, kinds};
 use crossweave::{Error, Result};
 use serde_json::Value as Json;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -52,7 +52,12 @@ fn setting(text: &str) -> std::result::Result<(String, Json), String> {
 }
 
 fn main() -> ExitCode {
-    match run(&Command::parse()) {
+    let said = match Command::try_parse() {
+        Ok(command) => run(&command),
+        Err(e) if e.use_stderr() => e.exit(),
+        Err(e) => show(&e.render().to_string()),
+    };
+    match said {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -85,11 +90,24 @@ fn run(command: &Command) -> Result<()> {
         None => None,
     };
     write(&command.out, &imported, vocab.as_deref())?;
+    show(&format!(
+        "read     {} ({})\n{}wrote    {}\n",
+        file.display(),
+        source.format(),
+        imported.report,
+        command.out.display()
+    ))
+}
+
+/// Prints what was asked for. A reader that closed the pipe has seen enough.
+fn show(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    // A closed pipe is no reason to fail: the folder is written.
-    let _ = write!(out, "read     {} ({})\n{}", file.display(), source.format(), imported.report);
-    let _ = writeln!(out, "wrote    {}", command.out.display());
-    Ok(())
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::io("write the report", Path::new("standard output"), &e))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn write(out: &Path, imported: &Imported, vocab: Option<&[u8]>) -> Result<()> {

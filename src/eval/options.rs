@@ -24,7 +24,7 @@ pub struct EvaluateOptions {
     pub data_path: Option<PathBuf>,
     /// The data folder [default: as in training]
     #[arg(long, value_name = "NAME", help_heading = MODEL)]
-    pub data_name: Option<String>,
+    pub data_name: Option<PathBuf>,
     /// The split
     #[arg(long, value_name = "NAME", default_value = "test", help_heading = MODEL)]
     pub split: String,

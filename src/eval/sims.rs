@@ -5,7 +5,7 @@ use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use super::rank::{self, Metrics, Sims};
-use crate::data::atomic;
+use crate::data::atomic::Pending;
 use crate::data::features::{Element, float_array, read_head};
 use crate::error::{Error, Result};
 
@@ -68,12 +68,20 @@ impl Matrix {
     /// # Errors
     /// The file cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
+        self.save_to(Pending::begin(path)?)
+    }
+
+    /// Saves the matrix to a file whose place was found writable.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save_to(&self, file: Pending) -> Result<()> {
         let (kind, captions) = match self.scores {
             Scores::F32(_) => ("<f4", self.captions()),
             Scores::F64(_) => ("<f8", self.captions()),
         };
         let header = npy_header(kind, &[self.images, captions]);
-        atomic::file(path, |out| {
+        file.write(|out| {
             out.write_all(&header)?;
             match &self.scores {
                 Scores::F32(v) => write_chunks(out, v, |x| x.to_le_bytes()),

@@ -3,6 +3,7 @@
 pub mod begin;
 pub mod checkpoint;
 pub mod event;
+mod lock;
 pub mod metrics;
 pub mod options;
 mod recovery;

@@ -11,10 +11,13 @@ use std::path::PathBuf;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Command, FromArgMatches, ValueEnum};
+use clap_lex::OsStrExt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
+use crate::data::paths;
 use crate::error::{Error, Result};
+use crate::eval::model::run_folder;
 use crate::eval::precisions;
 use crate::gpu::Precision;
 use crate::systems::{DEFAULT, Kind, Options, Rates, kind, kinds};
@@ -61,7 +64,7 @@ pub enum Select {
 }
 
 /// What decides a run's numbers besides the system's own options: it stays for the run's life.
-#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Args, Clone, Debug, PartialEq, Serialize)]
 #[command(rename_all = "verbatim")]
 pub struct FixedOptions {
     /// The system to train; `--system NAME --help` shows its options
@@ -82,6 +85,7 @@ pub struct FixedOptions {
     pub bert_init: BertInit,
     /// A BERT configuration for random weights
     #[arg(long = "bert-config", value_name = "FILE", help_heading = TEXT)]
+    #[serde(serialize_with = "paths::serialize_some")]
     pub bert_config: Option<PathBuf>,
     /// Layers of a random BERT [default: 2]
     #[arg(long = "bert-layers", value_name = "N", help_heading = TEXT)]
@@ -116,7 +120,6 @@ pub struct FixedOptions {
     pub dev_limit: Option<usize>,
     /// The split that the best checkpoint is chosen on
     #[arg(long = "dev-split", value_name = "NAME", default_value = "dev", help_heading = RULES)]
-    #[serde(default = "dev")]
     pub dev_split: String,
     /// What the best checkpoint is chosen by
     #[arg(long, value_enum, default_value_t = Select::Rsum, help_heading = RULES)]
@@ -137,23 +140,22 @@ pub struct FixedOptions {
     pub tile: Option<usize>,
 }
 
-fn dev() -> String {
-    "dev".into()
-}
-
 /// What may change when a run goes on.
-#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Args, Clone, Debug, PartialEq, Serialize)]
 #[command(rename_all = "verbatim")]
 pub struct RunOptions {
     /// The run's folder: weights, configuration, metrics, TensorBoard events, curves
     #[arg(long, value_name = "DIR", default_value = "runs/runX", help_heading = RUN)]
+    #[serde(serialize_with = "paths::serialize")]
     pub logger_name: PathBuf,
     /// The folder that holds the data folders
     #[arg(long, value_name = "DIR", default_value = "/data", help_heading = DATA)]
+    #[serde(serialize_with = "paths::serialize")]
     pub data_path: PathBuf,
     /// The data folder: {train,dev,test}_ims.npy and _caps.txt
     #[arg(long, value_name = "NAME", default_value = "precomp", help_heading = DATA)]
-    pub data_name: String,
+    #[serde(serialize_with = "paths::serialize_name")]
+    pub data_name: PathBuf,
     /// Numbers of a region's features, for data that must have so many [default: as many as the data have]
     #[arg(long, value_name = "N", help_heading = DATA)]
     pub img_dim: Option<usize>,
@@ -165,6 +167,7 @@ pub struct RunOptions {
     pub workers: usize,
     /// An imported BERT: model.safetensors, config.json, vocab.txt
     #[arg(long, value_name = "DIR", default_value = "./", help_heading = TEXT)]
+    #[serde(serialize_with = "paths::serialize")]
     pub bert_path: PathBuf,
 
     /// Passes over the training captions
@@ -296,7 +299,8 @@ impl TrainOptions {
 
     /// All options as a run's folder keeps them.
     pub fn stored(&self) -> Json {
-        let mut all = plain(&self.run);
+        // A run that goes on is where it is, whatever --logger_name says.
+        let mut all = plain(&RunOptions { logger_name: self.run_folder(), ..self.run.clone() });
         all.extend(plain(&self.fixed));
         all.extend(object(self.own.all()));
         Json::Object(all)
@@ -334,11 +338,8 @@ impl TrainOptions {
                 .found(&self.fixed.system)
                 .cure("write --system out"));
         }
-        let paths = [&self.run.logger_name, &self.run.data_path, &self.run.bert_path];
-        if let Some(path) = paths.into_iter().chain(&self.fixed.bert_config).find(|p| p.to_str().is_none()) {
-            return Err(Error::new("a run cannot keep a path that is no UTF-8 text")
-                .at(path.display())
-                .cure("rename the folder, or go into it and give a relative path"));
+        if let Some(resumed) = &self.run.resume {
+            self.run.resume = Some(run_folder(resumed)?);
         }
         self.check_sizes()?;
         self.check_numbers()?;
@@ -545,10 +546,10 @@ pub fn value_of(args: &[OsString], option: &str) -> Option<OsString> {
     let mut found = None;
     let mut args = args.iter();
     while let Some(arg) = args.next() {
-        let text = arg.to_string_lossy();
-        let Some(rest) = text.strip_prefix("--") else { continue };
-        let (name, value) = rest.split_once('=').map_or((rest, None), |(name, value)| (name, Some(value)));
-        if name.len() >= 3 && option.starts_with(&name.to_lowercase()) {
+        let Some(rest) = arg.strip_prefix("--") else { continue };
+        let (name, value) = rest.split_once("=").map_or((rest, None), |(name, value)| (name, Some(value)));
+        let name = name.to_string_lossy().to_lowercase();
+        if name.len() >= 3 && option.starts_with(&name) {
             found = value.map(OsString::from).or_else(|| args.next().cloned());
         }
     }

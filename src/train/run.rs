@@ -9,6 +9,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::checkpoint::{self, State};
+use super::lock::Lock;
 use super::metrics::{self, MetricsLog};
 use super::options::{BertDropout, Select, TrainOptions};
 use super::recovery::Recovery;
@@ -18,7 +19,9 @@ use crate::data::batches::{Batch, Sampler, SamplerOptions};
 use crate::data::dataset::{self, Dataset};
 use crate::data::prefetch::{Placed, Prefetch};
 use crate::data::tokenizer::TokenTable;
+use crate::data::weights::listing;
 use crate::error::{Error, Kind, Result};
+use crate::eval::begun::Begun;
 use crate::eval::encoded::{Encoded, training_tile};
 use crate::eval::model::{Model, is_trained, read_description};
 use crate::eval::rank::{Metrics, Sims};
@@ -109,14 +112,33 @@ impl Splits {
     }
 }
 
+/// What the run is begun with, or was: the latter must be there as it was.
+fn begun_with(options: &TrainOptions) -> Result<Begun> {
+    let frozen = (!options.trains_text()).then_some(options.run.bert_path.as_path());
+    let now = Begun::now(&options.data_folder(), options.fixed.captions_per_image, frozen)?;
+    if options.run.resume.is_none() {
+        return Ok(now);
+    }
+    let folder = options.run_folder();
+    let description = read_description(&folder)?;
+    options.goes_on(&description["options"]).map_err(|e| e.at(folder.display()))?;
+    // Runs of before this was kept go on with what is there.
+    let Some(begun) = Begun::of_run(&description) else { return Ok(now) };
+    let differing = begun.differences(&now, &["train", &options.fixed.dev_split]);
+    if differing.is_empty() {
+        return Ok(begun);
+    }
+    let cure =
+        "give the run what it was begun with (--data_path, --data_name, --bert_path), or begin a new run";
+    Err(Error::new("the data or the text encoder are not those that the run was begun with")
+        .at(folder.display())
+        .found(listing(&differing))
+        .cure(cure))
+}
+
 /// The model, its optimiser and where the run is: those of its last checkpoint, or fresh ones.
 fn model_of(options: &TrainOptions, data: &Dataset, device: &Device) -> Result<(Model, Optimizer, State)> {
     let folder = options.run_folder();
-    if options.run.resume.is_some() {
-        options.goes_on(&read_description(&folder)?["options"]).map_err(|e| e.at(folder.display()))?;
-    } else {
-        refuse_run(&folder)?;
-    }
     let mut model = begin::fresh(options, data, device)?;
     let mut optimizer = Optimizer::default();
     if options.run.resume.is_some() {
@@ -143,6 +165,8 @@ struct Pending {
 struct Session<'a> {
     options: &'a TrainOptions,
     stop: &'a AtomicBool,
+    /// Held as long as the run is written.
+    _lock: Option<Lock>,
     device: Device,
     folder: PathBuf,
     model: Model,
@@ -174,13 +198,35 @@ impl<'a> Session<'a> {
         stop: &'a AtomicBool,
         tell: &mut dyn FnMut(Event),
     ) -> Result<Self> {
+        let folder = options.run_folder();
+        let resumes = options.run.resume.is_some();
+        let mut lock = if resumes { Lock::take(&folder)? } else { None };
         let Splits { train, dev } = Splits::open(options, tell)?;
+        if !resumes {
+            refuse_run(&folder)?;
+        }
+        let begun = begun_with(options)?;
         let (model, optimizer, state) = model_of(options, &train, &device)?;
         let inputs = model.system.inputs();
         let [tokens, dev_tokens] =
             [&train, &dev].map(|data| TokenTable::new(&model.pieces, data.texts(), inputs.max_words));
-        let folder = options.run_folder();
-        std::fs::create_dir_all(&folder).map_err(|e| Error::io("make the run's folder", &folder, &e))?;
+        let sampling = SamplerOptions::new(&inputs, options.fixed.batch_size, options.fixed.seed);
+        let tokens = Arc::new(tokens);
+        let sampler = Sampler::new(train.captions_per_image(), tokens.clone(), sampling)?;
+        // All that is read is sound. Everything that is written comes next, before any long work.
+        if !resumes {
+            std::fs::create_dir_all(&folder).map_err(|e| Error::io("make the run's folder", &folder, &e))?;
+            lock = Lock::take(&folder)?;
+            refuse_run(&folder)?;
+        }
+        let resumed_at = resumes.then_some(state.step);
+        let log = MetricsLog::open(&folder.join("metrics.jsonl"), resumed_at)?;
+        model.write_config(&folder, &options.stored(), &begun)?;
+        if !resumes {
+            // From here on the run can be resumed, whenever it is killed.
+            checkpoint::save(&folder, &model, &optimizer, &state, options.trains_text())?;
+        }
+        let events = EventWriter::create(&folder, resumed_at.map(|s| s + 1))?;
         let states = if options.fixed.cache_text {
             let mut open = |split, data, tokens| {
                 let captions = Captions { split, data, tokens };
@@ -192,23 +238,11 @@ impl<'a> Session<'a> {
         } else {
             None
         };
-        let sampling = SamplerOptions::new(&inputs, options.fixed.batch_size, options.fixed.seed);
-        let sampler = Sampler::new(train.captions_per_image(), Arc::new(tokens), sampling)?;
         let steps_per_epoch = sampler.steps_per_epoch();
         let described = train.describe();
         let (epoch, step) = (state.step / steps_per_epoch, state.step % steps_per_epoch);
         let ahead = options.run.workers.max(1);
         let batches = Prefetch::start(Arc::new(train), inputs, sampler, epoch, step, ahead)?;
-        let resumed_at = options.run.resume.is_some().then_some(state.step);
-        if resumed_at.is_none() {
-            model.write_config(&folder, &options.stored())?;
-            // From here on the run can be resumed, whenever it is killed.
-            checkpoint::save(&folder, &model, &optimizer, &state, options.trains_text())?;
-        }
-        let log = MetricsLog::open(&folder.join("metrics.jsonl"), resumed_at)?;
-        if resumed_at.is_some() {
-            model.write_config(&folder, &options.stored())?;
-        }
         let trained = model.specs.iter().filter(|s| is_trained(s, options.trains_text()));
         tell(Event::Start {
             run: folder.clone(),
@@ -222,8 +256,9 @@ impl<'a> Session<'a> {
         Ok(Self {
             options,
             stop,
+            _lock: lock,
             log,
-            events: EventWriter::create(&folder, resumed_at.map(|s| s + 1))?,
+            events,
             seconds_before: state.seconds,
             begun_at: state.step,
             results: device.full([HISTORY, RESULTS], 0.0),
