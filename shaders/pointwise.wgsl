@@ -76,3 +76,25 @@ fn erf(x: T) -> T {
     far = fma(far, a, T(0.000303213001));
     return sign(x) * select(T(1.0) - precise_exp(far), fma(a, near, a), a < T(1.0));
 }
+
+// The angle of the point (x, y), 0 at the origin: the arc tangent of the smaller coordinate over the larger, by an odd
+// polynomial, and which eighth of the circle it is in.
+fn angle(y: T, x: T) -> T {
+    let a = abs(y);
+    let b = abs(x);
+    let t = min(a, b) / max(max(a, b), T(1.2e-38));
+    let s = t * t;
+    var r = T(-0.00174370115);
+    r = fma(r, s, T(0.0106807195));
+    r = fma(r, s, T(-0.030717509));
+    r = fma(r, s, T(0.0574635579));
+    r = fma(r, s, T(-0.0837206395));
+    r = fma(r, s, T(0.10940199));
+    r = fma(r, s, T(-0.142615737));
+    r = fma(r, s, T(0.199982306));
+    r = fma(r, s, T(-0.333332823));
+    r = t * fma(r, s, T(0.999999998));
+    r = select(r, T(1.57079633) - r, a > b);
+    r = select(r, T(3.14159265) - r, x < T(0.0));
+    return select(r, -r, y < T(0.0));
+}

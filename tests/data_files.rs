@@ -314,7 +314,11 @@ fn training_varies_regions_and_words() {
         pad_to_max: false,
         ..inputs()
     };
-    let plan = BatchPlan { captions: (0..40).collect(), images: (0..40).map(|c| c / 5).collect() };
+    let plan = BatchPlan {
+        captions: (0..40).collect(),
+        images: (0..40).map(|c| c / 5).collect(),
+        ..BatchPlan::default()
+    };
     let batch =
         |epoch| assemble(&data, sampler.tokens(), &inputs, &plan, Some(Varied { seed: 3, epoch })).unwrap();
     let first = batch(0);
@@ -353,7 +357,7 @@ fn a_batch_holds_the_features_and_tokens_of_its_plan() {
     let folder =
         Folder::new(&floats(3, 2, 2, |i| i as f32), "a dog\na\n\na b c d e f\na\n".repeat(3).as_str());
     let (data, sampler) = made(&folder, 4);
-    let plan = BatchPlan { captions: vec![3, 0, 2], images: vec![2, 0, 2] };
+    let plan = BatchPlan { captions: vec![3, 0, 2], images: vec![2, 0, 2], ..BatchPlan::default() };
     let batch = assemble(&data, sampler.tokens(), &inputs(), &plan, None).unwrap();
     let (images, captions) = (&batch.images, &batch.captions);
     assert_eq!((images.len(), images.at("images").row.as_slice()), (3, &[2, 2][..]));
@@ -366,7 +370,7 @@ fn a_batch_holds_the_features_and_tokens_of_its_plan() {
     assert_eq!(ids[12..], [2., 3., 0., 0., 0., 0.]);
     assert_eq!((ids[6], ids[9], ids[10]), (2., 3., 0.));
     assert_eq!((batch.caption_ids, batch.image_ids), (plan.captions, plan.images));
-    let missing = BatchPlan { captions: vec![15], images: vec![] };
+    let missing = BatchPlan { captions: vec![15], ..BatchPlan::default() };
     assert!(assemble(&data, sampler.tokens(), &inputs(), &missing, None).is_err());
 }
 

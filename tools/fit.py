@@ -1,4 +1,4 @@
-"""Fits the polynomials of shaders/pointwise.wgsl (erf, exp, tanh) and prints them with their f32 error."""
+"""Fits the polynomials of shaders/pointwise.wgsl (erf, exp, tanh, angle) and prints them with their f32 error."""
 
 import math
 
@@ -35,3 +35,9 @@ x = np.linspace(1e-4, 0.63, 100_001).astype(np.float32)
 exact = np.array([math.tanh(float(v)) for v in x])
 print("tanh", [float(f"{c:.9g}") for c in tanh])
 print("largest relative error of tanh below 0.63", (np.abs(x * horner(tanh, x * x) - exact) / exact).max())
+
+angle = fit(lambda s: math.atan(math.sqrt(s)) / math.sqrt(s), 1e-12, 1, 9)
+x = np.linspace(1e-4, 1, 100_001).astype(np.float32)
+exact = np.arctan(x.astype(np.float64))
+print("angle", [float(f"{c:.9g}") for c in angle])
+print("largest relative error of the arc tangent below 1", (np.abs(x * horner(angle, x * x) - exact) / exact).max())

@@ -8,7 +8,7 @@
 //! `demo` it has the demo's sizes, whose small BERT is trained along. After `composed` it takes the plain composition,
 //! after `recomputed` it runs parts again on the way back.
 
-use crossweave::data::tokenizer::WordPiece;
+use crossweave::data::tokenizer::{Tokenizer, WordPiece};
 use crossweave::eval::encoded::{Encoded, training_tile};
 use crossweave::eval::model::is_trained;
 use crossweave::host::{Columns, Rng, ratios};
@@ -16,7 +16,7 @@ use crossweave::nn::bert::{self, Tokens};
 use crossweave::nn::optim::{Optimizer, take_buffers};
 use crossweave::nn::{ParamSpec, Params, Role};
 use crossweave::systems::{
-    self, Encoders, Form, Items, Kind as SystemKind, Pass, Rates, Step, System, kinds,
+    self, Encoders, Form, Items, Kind as SystemKind, Pass, Rates, Step, System, TextSide, kinds,
 };
 use crossweave::tensor::{Device, Tape, Tensor};
 use crossweave::train::options::TrainOptions;
@@ -270,11 +270,11 @@ impl Model {
         let line =
             format!("--system {} {} {}", wish.system, if wish.demo { demo_sizes } else { "" }, wish.options);
         let options = TrainOptions::of(&line.split_whitespace().collect::<Vec<_>>()).expect("sound options");
-        let bert = if wish.demo { bert_demo() } else { bert_base(12) };
+        let text = TextSide::Bert(if wish.demo { bert_demo() } else { bert_base(12) });
         let (dim, batch_size) = (DIMS[usize::from(wish.demo)], options.fixed.batch_size);
-        let encoders = Encoders { regions: REGIONS, dim, bert, batch_size, faithful: false };
+        let encoders = Encoders { regions: REGIONS, dim, text, batch_size, faithful: false };
         let system = options.own.system(&encoders).expect("sound sizes");
-        let with_text = wish.demo || kind.trains_text;
+        let with_text = wish.demo || kind.text.trained();
         let of_step = |s: &ParamSpec| with_text || s.role != Role::Encoder;
         let specs: Vec<ParamSpec> = system.parameters().into_iter().filter(of_step).collect();
         let params = Params::begin(&specs, device, 1);
@@ -431,7 +431,7 @@ fn set(model: Model, device: &Device, images: usize, captions: usize) -> Job {
         system: model.system,
         specs: model.specs,
         params: model.params,
-        pieces: WordPiece::from_vocab(pieces).expect("a vocabulary"),
+        tokenizer: Tokenizer::Pieces(WordPiece::from_vocab(pieces).expect("a vocabulary")),
     };
     let device = device.clone();
     Box::new(move || {
@@ -444,7 +444,8 @@ fn set(model: Model, device: &Device, images: usize, captions: usize) -> Job {
 fn step(mut model: Model, device: &Device, batch: usize, extra: usize) -> Job {
     let (images, captions) = model.counts(batch, extra);
     let items = model.batch(images, captions);
-    let tile = training_tile(&*model.system, images, captions, REGIONS, device);
+    let words = model.system.inputs().max_words;
+    let tile = training_tile(&*model.system, images, captions, REGIONS, words, device);
     let (device, mut optimizer, mut done) = (device.clone(), Optimizer::default(), 0);
     let rates = Rates { learning_rate: 2e-4, grad_clip: 2.0 };
     Box::new(move || {

@@ -28,13 +28,15 @@ pub struct SamplerOptions {
     pub exclude_own: bool,
     /// What is left over at an epoch's end makes no batch.
     pub drop_last: bool,
+    /// Captions that share the boxes of a row, where these are divided again on every read.
+    pub boxes_again: Option<usize>,
 }
 
 impl SamplerOptions {
     /// Batches of `batch_size` samples as a model wants them.
     pub fn new(inputs: &Inputs, batch_size: usize, seed: u64) -> Self {
         let Inputs { extra_captions, extra_images, exclude_own, drop_last, .. } = *inputs;
-        Self { batch_size, extra_captions, extra_images, seed, exclude_own, drop_last }
+        Self { batch_size, extra_captions, extra_images, seed, exclude_own, drop_last, boxes_again: None }
     }
 }
 
@@ -45,6 +47,35 @@ pub struct BatchPlan {
     pub captions: Vec<usize>,
     /// Images: the samples', then the extras.
     pub images: Vec<usize>,
+    /// Which boxes each image gets; none said: its own, divided once.
+    pub boxes: Vec<BoxRead>,
+}
+
+/// Boxes as the published loader, which divides what it keeps, has them after some of its reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BoxRead {
+    /// The caption with which they are read.
+    pub caption: usize,
+    /// How often they have been divided by their image's size.
+    pub times: usize,
+}
+
+impl BoxRead {
+    /// What a split is scored with: its loader has been walked `walked` times before and is walked twice, in batches of
+    /// `batch`; where scores are not of folds, image `i` gets the boxes read with caption `i`. All captions of a row that
+    /// fall in one batch see its last read.
+    pub fn of_split(data: &Dataset, batch: usize, folds: bool, walked: usize) -> Vec<Self> {
+        let (captions, row) = (data.captions(), data.captions_per_row());
+        let batch = batch.max(1);
+        let read = |image: usize| {
+            let caption = if folds { image * data.captions_per_image() } else { image };
+            let end = ((caption / batch + 1) * batch).min(captions);
+            let last = (caption / row + 1) * row;
+            let times = row * (walked + 1) + end.min(last) - (last - row);
+            Self { caption, times }
+        };
+        (0..data.images()).map(read).collect()
+    }
 }
 
 /// Chooses the samples of each step.
@@ -54,7 +85,16 @@ pub struct Sampler {
     per_image: usize,
     options: SamplerOptions,
     /// The shuffle of the epoch asked for last.
-    order: Option<(u64, Vec<u32>)>,
+    order: Option<Shuffle>,
+}
+
+/// An epoch's order.
+#[derive(Clone, Debug)]
+struct Shuffle {
+    epoch: u64,
+    captions: Vec<u32>,
+    /// Each caption's place in the order; empty where nothing asks for it.
+    places: Vec<u32>,
 }
 
 impl Sampler {
@@ -120,21 +160,33 @@ impl Sampler {
         let begin = usize::try_from(step).ok().and_then(|step| step.checked_mul(self.options.batch_size));
         let begin = begin.map_or(n, |begin| begin.min(n));
         let end = begin.saturating_add(self.options.batch_size).min(n);
-        let order = self.shuffled(epoch);
+        let order = &self.shuffled(epoch).captions;
         // A sample's place in the epoch keys its extras, so the sort cannot change them.
         let mut samples: Vec<(usize, usize)> =
             (begin..end).map(|place| (place, order[place] as usize)).collect();
         samples.sort_by_key(|&(_, caption)| std::cmp::Reverse(self.tokens.length(caption)));
         let captions: Vec<usize> = samples.iter().map(|&(_, caption)| caption).collect();
-        let images = captions.iter().map(|caption| caption / self.per_image).collect();
-        let mut plan = BatchPlan { captions, images };
+        let mut plan = BatchPlan { captions, ..BatchPlan::default() };
+        let mut shown = plan.captions.clone();
         if self.options.extra_captions > 0 {
             plan.captions.extend(self.extras(epoch, &samples, self.options.extra_captions));
         } else {
-            let drawn = self.extras(epoch, &samples, self.options.extra_images);
-            plan.images.extend(drawn.iter().map(|caption| caption / self.per_image));
+            shown.extend(self.extras(epoch, &samples, self.options.extra_images));
+        }
+        plan.images = shown.iter().map(|caption| caption / self.per_image).collect();
+        if let Some(row) = self.options.boxes_again {
+            plan.boxes = shown.iter().map(|caption| self.box_read(*caption, row, epoch, end)).collect();
         }
         plan
+    }
+
+    /// The boxes of a caption's row once the first `end` captions of an epoch have been read.
+    fn box_read(&self, caption: usize, row: usize, epoch: u64, end: usize) -> BoxRead {
+        let places = self.order.as_ref().map_or(&[][..], |order| &order.places);
+        let first = caption / row * row;
+        let read = places[first..first + row].iter().filter(|place| (**place as usize) < end).count();
+        let before = usize::try_from(epoch).unwrap_or(usize::MAX).saturating_mul(row);
+        BoxRead { caption, times: before.saturating_add(read) }
     }
 
     /// `k` random captions for each sample.
@@ -152,27 +204,34 @@ impl Sampler {
         drawn
     }
 
-    fn shuffled(&mut self, epoch: u64) -> &[u32] {
-        if self.order.as_ref().is_none_or(|(of, _)| *of != epoch) {
+    fn shuffled(&mut self, epoch: u64) -> &Shuffle {
+        let kept = self.order.take().filter(|order| order.epoch == epoch);
+        let order = kept.unwrap_or_else(|| {
             let draws = Draws::new(self.options.seed, Stream::Shuffle, epoch);
             // The constructor made sure that captions count in u32.
-            let mut order: Vec<u32> = (0..self.tokens.len() as u32).collect();
-            for i in (1..order.len()).rev() {
-                order.swap(i, draws.below(i as u64, i + 1));
+            let mut captions: Vec<u32> = (0..self.tokens.len() as u32).collect();
+            for i in (1..captions.len()).rev() {
+                captions.swap(i, draws.below(i as u64, i + 1));
             }
-            self.order = Some((epoch, order));
-        }
-        self.order.as_ref().map(|(_, order)| order.as_slice()).unwrap_or_default()
+            let mut places = Vec::new();
+            if self.options.boxes_again.is_some() {
+                places.resize(captions.len(), 0);
+                captions.iter().zip(0..).for_each(|(caption, place)| places[*caption as usize] = place);
+            }
+            Shuffle { epoch, captions, places }
+        });
+        self.order.insert(order)
     }
 }
 
 /// A batch as the engine takes it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
-    /// What the model reads of the images, extras included: `images` `[regions, dim]`, `image_lengths` (regions).
+    /// What the model reads of the images, extras included: `images` `[regions, dim]`, `image_lengths` (regions), `bboxes`
+    /// `[regions, 4]`.
     pub images: Columns,
     /// What it reads of the captions, extras included: `input_ids` (or `captions`) and `attention_mask` `[words]`,
-    /// padded with 0, and `lengths` (pieces).
+    /// padded with 0, `lengths` or `cap_lens` (how many ids), `depends` `[pairs, 2]`, padded with 0, and `depends_len`.
     pub captions: Columns,
     /// Padded length of a caption.
     pub words: usize,
@@ -204,7 +263,7 @@ pub fn assemble(
     plan: &BatchPlan,
     varied: Option<Varied>,
 ) -> Result<Batch> {
-    let (captions, words) = caption_columns(tokens, inputs, plan, varied)?;
+    let (captions, words) = caption_columns(data, tokens, inputs, plan, varied)?;
     Ok(Batch {
         images: image_columns(data, inputs, plan, varied)?,
         captions,
@@ -244,11 +303,23 @@ fn image_columns(
     for name in inputs.images {
         match *name {
             "images" => columns.insert(name, &[regions, dim], std::mem::take(&mut values)),
+            "bboxes" => columns.insert(name, &[regions, 4], boxes(data, plan)),
             "image_lengths" => columns.insert(name, &[], lengths.iter().map(|n| *n as f32).collect()),
             other => return Err(unknown_column(other)),
         }
     }
     Ok(if dropped.is_some() { columns.shortened("images", longest) } else { columns })
+}
+
+fn boxes(data: &Dataset, plan: &BatchPlan) -> Vec<f32> {
+    let mut values = Vec::with_capacity(4 * data.regions() * plan.images.len());
+    for (i, image) in plan.images.iter().enumerate() {
+        match plan.boxes.get(i) {
+            Some(read) => data.boxes_again(read.caption, read.times, &mut values),
+            None => data.boxes(*image, &mut values),
+        }
+    }
+    values
 }
 
 /// Keeps some of the rows from `begin` on, at least one, and returns how many.
@@ -271,6 +342,7 @@ fn keep_rows(
 }
 
 fn caption_columns(
+    data: &Dataset,
     tokens: &TokenTable,
     inputs: &Inputs,
     plan: &BatchPlan,
@@ -307,11 +379,33 @@ fn caption_columns(
         match *name {
             "input_ids" | "captions" => columns.insert(name, &[words], padded(&|id| id as f32)),
             "attention_mask" => columns.insert(name, &[words], padded(&|_| 1.0)),
-            "lengths" => columns.insert(name, &[], rows.iter().map(|row| row.len() as f32).collect()),
+            "lengths" | "cap_lens" => {
+                columns.insert(name, &[], rows.iter().map(|row| row.len() as f32).collect())
+            }
+            "depends" => {
+                let (pairs, values) = depends(data, inputs, plan);
+                columns.insert(name, &[pairs, 2], values);
+            }
+            "depends_len" => {
+                let counts = plan.captions.iter().map(|&caption| data.pairs(caption).len().max(1) as f32);
+                columns.insert(name, &[], counts.collect());
+            }
             other => return Err(unknown_column(other)),
         }
     }
     Ok((columns, words))
+}
+
+/// The padded number of pairs and the pairs of a plan's captions; one of zeros stands for none.
+fn depends(data: &Dataset, inputs: &Inputs, plan: &BatchPlan) -> (usize, Vec<f32>) {
+    let most = data.most_pairs().max(1);
+    let longest = plan.captions.iter().map(|&caption| data.pairs(caption).len()).max().unwrap_or(0).max(1);
+    let pairs = if inputs.pad_to_max { most } else { longest.next_multiple_of(4).min(most) };
+    let mut values = vec![0.0; 2 * pairs * plan.captions.len()];
+    for (&caption, to) in plan.captions.iter().zip(values.chunks_exact_mut(2 * pairs)) {
+        data.pairs(caption).iter().flatten().zip(to).for_each(|(word, to)| *to = *word as f32);
+    }
+    (pairs, values)
 }
 
 impl Varied {
@@ -364,6 +458,7 @@ mod tests {
             seed: 7,
             exclude_own: true,
             drop_last: false,
+            boxes_again: None,
         }
     }
 
@@ -413,7 +508,7 @@ mod tests {
     #[test]
     fn equal_lengths_keep_the_shuffled_order() {
         let mut sampler = Sampler::new(1, table(64), options(64)).unwrap();
-        let order: Vec<usize> = sampler.shuffled(0).iter().map(|&c| c as usize).collect();
+        let order: Vec<usize> = sampler.shuffled(0).captions.iter().map(|&c| c as usize).collect();
         let plan = sampler.plan(0, 0);
         for length in 0..9 {
             let of_length = |list: &[usize]| -> Vec<usize> {

@@ -1,17 +1,36 @@
-//! A split of a SCAN "precomp" folder: `{split}_ims.npy` beside `{split}_caps.txt`.
+//! A split of a SCAN "precomp" folder: `{split}_ims.npy` beside `{split}_caps.txt`, and beside those, for models that
+//! read them, `{split}_precaps_stan.txt` (word ids), `{split}_caps.json` (dependency pairs), `{split}_ims_bbx.npy` and
+//! `{split}_ims_size.npy` (boxes).
 //!
 //! Three layouts exist: one row an image with five captions each (`captions == 5 * rows`), the same with every row
 //! stored five times (`captions == rows`, groups of five identical rows: SCAN's own dev and test files), and one
 //! caption an image (`captions == rows`, rows differing).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use super::boxes::Boxes;
 use super::captions::{self, Captions};
+use super::depends::{self, Pairs};
 use super::features::Features;
+use super::ragged::Ragged;
+use super::tokenizer::{TokenTable, Tokenizer};
+use super::word_ids;
+use super::words::{self, Vocabulary};
+use crate::host::Inputs;
 use crate::{Error, Result};
 
+/// The files of a split, after its name.
+pub(super) const IMAGES: &str = "_ims.npy";
+pub(super) const CAPTIONS: &str = "_caps.txt";
+pub(super) const WORD_IDS: &str = "_precaps_stan.txt";
+pub(super) const PAIRS: &str = "_caps.json";
+pub(super) const BOXES: &str = "_ims_bbx.npy";
+pub(super) const SIZES: &str = "_ims_size.npy";
 /// Captions an image in every published data set.
 pub(crate) const PER_IMAGE: usize = 5;
+/// What is said where boxes are read as the published code does.
+const BOXES_AGAIN: &str = "boxes are those that the published numbers were computed with: divided by the image's size \
+    again on every read, and, scored without --folds, image i with the boxes of caption i";
 
 /// How to read a split.
 #[derive(Clone, Copy, Debug, Default)]
@@ -22,6 +41,8 @@ pub struct Options {
     pub strict: bool,
     /// At most this many captions, rounded down to whole images (but at least one image).
     pub limit: Option<usize>,
+    /// Captions are ids of whole words, where `{split}_precaps_stan.txt` has them.
+    pub words: bool,
 }
 
 /// How rows and captions belong together.
@@ -36,8 +57,17 @@ pub struct Layout {
 /// A split's images and captions; caption `c` describes image `c / captions_per_image`.
 #[derive(Debug)]
 pub struct Dataset {
+    folder: PathBuf,
+    split: String,
     features: Features,
+    /// Empty where there are only ids, until these are spelled.
     texts: Vec<String>,
+    /// The captions' word ids, if they were asked for and are there.
+    ids: Option<Ragged<u32>>,
+    captions: usize,
+    boxes: Option<Boxes>,
+    /// Nothing where there is no file.
+    pairs: Option<Pairs>,
     notices: Vec<String>,
     layout: Layout,
 }
@@ -46,38 +76,135 @@ impl Dataset {
     /// Opens a split of a folder.
     ///
     /// # Errors
-    /// Missing or bad files (see [`Features::open`] and [`captions::read`]), and counts that fit no layout.
+    /// Missing or bad files (see [`Features::open`], [`captions::read`] and [`word_ids::read`]), and counts that fit no
+    /// layout.
     pub fn open(folder: &Path, split: &str, options: &Options) -> Result<Self> {
-        let (ims, caps) = (folder.join(format!("{split}_ims.npy")), folder.join(format!("{split}_caps.txt")));
-        let missing: Vec<String> = [&ims, &caps]
+        let [ims, caps, ids] = [IMAGES, CAPTIONS, WORD_IDS].map(|file| folder.join(format!("{split}{file}")));
+        let given = options.words && ids.exists();
+        let missing: Vec<String> = [(&ims, true), (&caps, !given)]
             .into_iter()
-            .filter(|path| !path.exists())
-            .map(|path| path.display().to_string())
+            .filter(|(path, needed)| *needed && !path.exists())
+            .map(|(path, _)| path.display().to_string())
             .collect();
         if !missing.is_empty() {
             return Err(missing_files(folder, split, &missing));
         }
         let features = Features::open(&ims)?;
-        let Captions { texts, notices } = captions::read(&caps, options.strict)?;
+        let rows = if given { Some(word_ids::read(&ids)?) } else { None };
+        let Captions { texts, notices } = match caps.exists() {
+            true => captions::read(&caps, options.strict)?,
+            false => Captions::default(),
+        };
+        let mut notices: Vec<String> =
+            notices.into_iter().map(|notice| format!("{}: {notice}", caps.display())).collect();
+        if let Some(rows) = rows.as_ref().filter(|rows| caps.exists() && rows.len() != texts.len()) {
+            return Err(other_count(&ids, rows.len(), texts.len()));
+        }
+        if options.words && !given {
+            let (from, none) = (caps.display(), ids.display());
+            notices.push(format!("{from} is split into the vocabulary's words, as there is no {none}"));
+        }
+        let captions = rows.as_ref().map_or(texts.len(), Ragged::len);
         let layout =
-            layout(&features, texts.len(), options.captions_per_image).map_err(|e| e.at(folder.display()))?;
-        let notices = notices.into_iter().map(|notice| format!("{}: {notice}", caps.display())).collect();
-        let mut data = Self { features, texts, notices, layout };
+            layout(&features, captions, options.captions_per_image).map_err(|e| e.at(folder.display()))?;
+        let (folder, split) = (folder.to_path_buf(), split.to_owned());
+        let (ids, boxes, pairs) = (rows, None, None);
+        let mut data = Self { folder, split, features, texts, ids, captions, boxes, pairs, notices, layout };
         if let Some(limit) = options.limit {
             let k = layout.captions_per_image;
-            data.texts.truncate((limit / k * k).max(k));
+            data.captions = captions.min((limit / k * k).max(k));
+            data.texts.truncate(data.captions);
+            data.ids.iter_mut().for_each(|rows| rows.truncate(data.captions));
         }
         Ok(data)
     }
 
+    /// Opens what else a model reads, boxes and dependency pairs, and checks word ids against its tokenizer.
+    ///
+    /// # Errors
+    /// Boxes that are missing or wrong, see [`Boxes::open`]; pairs that are wrong, see [`depends::read`]; an id past the
+    /// vocabulary; ids of another vocabulary, where the folder has its own.
+    pub fn prepare(&mut self, inputs: &Inputs, tokenizer: &Tokenizer) -> Result<()> {
+        if inputs.images.contains(&"bboxes") {
+            self.boxes = Some(Boxes::open(&self.file(BOXES), &self.file(SIZES), &self.features)?);
+            if inputs.boxes_again.is_some() {
+                self.notices.push(BOXES_AGAIN.to_owned());
+            }
+        }
+        if inputs.captions.contains(&"depends") {
+            self.pairs = self.open_pairs()?;
+        }
+        self.check_words(tokenizer)
+    }
+
+    fn open_pairs(&mut self) -> Result<Option<Pairs>> {
+        let path = self.file(PAIRS);
+        if !path.exists() {
+            self.notices.push(format!(
+                "there is no {}: captions have no dependency pairs; scores are the same where no word depends on itself",
+                path.display()
+            ));
+            return Ok(None);
+        }
+        let mut pairs = depends::read(&path)?;
+        // Those before a limit.
+        let captions = self.features.len() * self.captions_per_row();
+        if pairs.len() != captions {
+            return Err(other_count(&path, pairs.len(), captions));
+        }
+        pairs.truncate(self.captions);
+        Ok(Some(pairs))
+    }
+
+    fn check_words(&mut self, tokenizer: &Tokenizer) -> Result<()> {
+        let (Tokenizer::Words(vocabulary), Some(rows)) = (tokenizer, &self.ids) else { return Ok(()) };
+        let path = self.file(WORD_IDS);
+        if let Some(own) = words::find(&self.folder, None).filter(|own| own.starts_with(&self.folder))
+            && Vocabulary::open(&own)? != *vocabulary
+        {
+            return Err(Error::new("the captions' word ids are those of another vocabulary")
+                .at(path.display())
+                .expected("ids of the model's vocabulary")
+                .found(format!("ids of {}", own.display()))
+                .cure(format!(
+                    "take the data that the model's words come from, or move {} away: then the words of _caps.txt are taken",
+                    path.display()
+                )));
+        }
+        word_ids::check(rows, vocabulary, &path)?;
+        if self.texts.is_empty() {
+            self.texts = rows.rows().map(|ids| vocabulary.spell(ids)).collect();
+        }
+        Ok(())
+    }
+
+    /// All captions as a model's tokenizer reads them; `max_words` is for pieces.
+    ///
+    /// # Errors
+    /// A caption that is too long.
+    pub fn tokens(&self, tokenizer: &Tokenizer, max_words: usize) -> Result<TokenTable> {
+        match (tokenizer, &self.ids) {
+            (Tokenizer::Pieces(pieces), _) => Ok(TokenTable::new(pieces, &self.texts, max_words)),
+            (Tokenizer::Words(_), Some(rows)) => Ok(TokenTable::of_ids(rows.clone())),
+            (Tokenizer::Words(vocabulary), None) => {
+                TokenTable::of_words(vocabulary, &self.texts).map_err(|e| e.at(self.file(CAPTIONS).display()))
+            }
+        }
+    }
+
+    /// One of the split's files.
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{}{name}", self.split))
+    }
+
     /// The number of different images (repeated rows counted once).
     pub fn images(&self) -> usize {
-        self.texts.len() / self.layout.captions_per_image
+        self.captions / self.layout.captions_per_image
     }
 
     /// The number of captions.
     pub fn captions(&self) -> usize {
-        self.texts.len()
+        self.captions
     }
 
     /// Captions an image.
@@ -114,6 +241,46 @@ impl Dataset {
     /// A file that shrank since it was opened.
     pub(super) fn stored_row(&self, image: usize) -> Result<&[u8]> {
         self.features.raw(image * self.layout.rows_per_image)
+    }
+
+    /// The files besides features and captions that were opened for a model.
+    pub(super) fn more_files(&self) -> Vec<PathBuf> {
+        let opened = [
+            (WORD_IDS, self.ids.is_some()),
+            (PAIRS, self.pairs.is_some()),
+            (BOXES, self.boxes.is_some()),
+            (SIZES, self.boxes.is_some()),
+        ];
+        opened.iter().filter(|(_, open)| *open).map(|(name, _)| self.file(name)).collect()
+    }
+
+    /// Appends an image's boxes `[regions, 4]` as shares of its width and height. Panics if they are not open.
+    pub fn boxes(&self, image: usize, out: &mut Vec<f32>) {
+        self.read_boxes(image * self.layout.rows_per_image, 1, out);
+    }
+
+    /// Appends the boxes of a caption's row, divided so often. Panics if they are not open.
+    pub fn boxes_again(&self, caption: usize, times: usize, out: &mut Vec<f32>) {
+        self.read_boxes(caption / self.captions_per_row(), times, out);
+    }
+
+    fn read_boxes(&self, row: usize, times: usize, out: &mut Vec<f32>) {
+        self.boxes.as_ref().expect("boxes of a model that reads them are open").read(row, times, out);
+    }
+
+    /// Captions that one row of the files belongs to.
+    pub fn captions_per_row(&self) -> usize {
+        self.layout.captions_per_image / self.layout.rows_per_image
+    }
+
+    /// A caption's dependency pairs; empty where there are none.
+    pub fn pairs(&self, caption: usize) -> &[[u32; 2]] {
+        self.pairs.as_ref().map_or(&[], |pairs| pairs.row(caption))
+    }
+
+    /// The most pairs of a caption.
+    pub fn most_pairs(&self) -> usize {
+        self.pairs.as_ref().map_or(0, Ragged::longest)
     }
 
     /// A caption. Panics past [`Dataset::captions`].
@@ -232,6 +399,14 @@ fn wrong_counts(rows: usize, captions: usize, asked: Option<usize>) -> Error {
         .expected(expected)
         .found(format!("{rows} rows of features, {captions} captions"))
         .cure(cure)
+}
+
+pub(super) fn other_count(path: &Path, found: usize, captions: usize) -> Error {
+    Error::new("the file is of another number of captions")
+        .at(path.display())
+        .expected(captions)
+        .found(found)
+        .cure("make it again from these captions, or take the files of one data set")
 }
 
 fn missing_files(folder: &Path, split: &str, missing: &[String]) -> Error {

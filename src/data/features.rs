@@ -17,6 +17,8 @@ use crate::{Error, Result};
 const MAX_HEADER: usize = 10_000;
 /// Magic, version and a 4-byte length: all that precedes the header text.
 const MAX_PREAMBLE: usize = 12;
+/// Brackets of a float array's header.
+const FLOAT_BRACKETS: usize = 3;
 
 /// Up to this many bytes rows are compared whole.
 const SMALL_FILE: usize = 64 << 20;
@@ -273,20 +275,25 @@ pub(super) fn parse_header(head: &[u8]) -> Result<Header> {
 
 /// The shape and type of a C-ordered array of floats, and where its numbers start.
 pub(crate) fn float_array(head: &[u8]) -> Result<(Vec<u64>, Element, usize)> {
+    let (npy, data) = array_header(head, FLOAT_BRACKETS)?;
+    Ok((npy.shape().to_vec(), element_of(&npy.dtype())?, data))
+}
+
+/// The header of a C-ordered array, and where its values start; with at most so many brackets.
+pub(super) fn array_header(head: &[u8], brackets: usize) -> Result<(NpyHeader, usize)> {
     let data = header_end(head)?;
     let text = &head[..data];
-    refuse_odd_header(text)?;
+    refuse_odd_header(text, brackets)?;
     let npy = NpyHeader::from_reader(text).map_err(|e| {
         let what = format!("the .npy header cannot be read: {}", first_line(&e.to_string()));
         Error::new(what).found(show(text)).cure("write the array again with numpy.save")
     })?;
-    let element = element_of(&npy.dtype())?;
     if npy.order() == Order::Fortran {
         return Err(Error::new("the array is in Fortran order")
             .expected("C order")
             .cure("numpy.save(file, numpy.ascontiguousarray(array))"));
     }
-    Ok((npy.shape().to_vec(), element, data))
+    Ok((npy, data))
 }
 
 fn sizes(shape: &[u64], element: Element, data: usize) -> Result<Header> {
@@ -338,15 +345,15 @@ fn header_end(head: &[u8]) -> Result<usize> {
     }
 }
 
-/// The header parser recurses with brackets, multiplies sizes unchecked and knows escapes; three lists of
-/// brackets, 19 digits in all (a product below 2^64) and plain characters are all that a float array needs.
-fn refuse_odd_header(text: &[u8]) -> Result<()> {
+/// The header parser recurses with brackets, multiplies sizes unchecked and knows escapes; a few brackets, 19 digits
+/// in all (a product below 2^64) and plain characters are all that an array of numbers needs.
+fn refuse_odd_header(text: &[u8], most: usize) -> Result<()> {
     let body = &text[8..];
     let body = &body[if text[6] == 1 { 2 } else { 4 }..];
     let plain = |b: &u8| b.is_ascii_graphic() && !b"\\xX".contains(b) || b" \n".contains(b);
     let brackets = body.iter().filter(|b| b"([{".contains(b)).count();
     let digits = body.iter().filter(|b| b.is_ascii_digit()).count();
-    if body.iter().all(plain) && brackets <= 3 && digits <= 19 {
+    if body.iter().all(plain) && brackets <= most && digits <= 19 {
         return Ok(());
     }
     Err(Error::new("the .npy header describes no plain float array")

@@ -3,9 +3,11 @@
 pub mod archive;
 pub mod atomic;
 pub mod batches;
+pub mod boxes;
 pub mod captions;
 pub mod check;
 pub mod dataset;
+pub mod depends;
 pub mod features;
 pub mod identity;
 pub mod ids;
@@ -14,8 +16,11 @@ pub mod paths;
 pub mod pickle;
 pub mod prefetch;
 pub mod pytorch;
+pub mod ragged;
 pub mod tokenizer;
 pub mod weights;
+pub mod word_ids;
+pub mod words;
 
 #[cfg(test)]
 mod hostile;

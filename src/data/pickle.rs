@@ -3,7 +3,7 @@
 //!
 //! Values live in one arena and refer to each other by number, as Python's own memo does. So a shared list
 //! stays shared (a "memo bomb" costs its length, not its expansion), nothing is dropped recursively, and what
-//! is read is bounded by the file's length and by [`MAX_STEPS`]. A consumer that visits the values bounds its
+//! is read is bounded by the file's length and by [`MAX_STEPS`] or the reader's own limit. A consumer that visits the values bounds its
 //! own depth: values may be nested deeply, and even contain themselves.
 //!
 //! The opcodes are those of Python's `pickletools`, protocols 0 to 5, without the extension registry and
@@ -212,8 +212,13 @@ impl<'a> Pickle<'a> {
 
 /// Reads one pickle from the front of `bytes`.
 pub fn read(bytes: &[u8]) -> Result<Pickle<'_>> {
+    read_within(bytes, MAX_STEPS)
+}
+
+/// As [`read`], for a pickle of at most so many opcodes.
+pub fn read_within(bytes: &[u8], steps: usize) -> Result<Pickle<'_>> {
     let mut machine = Machine::new(bytes);
-    for _ in 0..MAX_STEPS {
+    for _ in 0..steps {
         let at = machine.at();
         let done = machine.step().map_err(|what| damaged(&what, at))?;
         if let Some(root) = done {
@@ -221,7 +226,7 @@ pub fn read(bytes: &[u8]) -> Result<Pickle<'_>> {
             return Ok(Pickle { nodes: machine.into_nodes(), root, length });
         }
     }
-    Err(damaged(&format!("it has more than {MAX_STEPS} steps"), machine.at()))
+    Err(damaged(&format!("it has more than {steps} steps"), machine.at()))
 }
 
 fn damaged(what: &str, at: usize) -> Error {

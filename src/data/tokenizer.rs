@@ -17,6 +17,9 @@ use tokenizers::{
 
 use super::atomic;
 use super::captions::read_limited;
+use super::ragged::Ragged;
+use super::word_ids;
+use super::words::Vocabulary;
 use crate::host::Rng;
 use crate::{Error, Result};
 
@@ -26,6 +29,10 @@ const MAX_FILE: u64 = 64 << 20;
 const MAX_PIECES: usize = 4_000_000;
 /// A word of more characters becomes `[UNK]`.
 const MAX_WORD: usize = 100;
+/// The file of pieces in a model's folder.
+pub const PIECES: &str = "vocab.txt";
+/// The file of whole words in a model's folder.
+pub const WORDS: &str = "vocab.json";
 /// What every vocabulary made here starts with.
 const SPECIAL: [&str; 4] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"];
 
@@ -143,11 +150,49 @@ impl WordPiece {
     }
 }
 
+/// What a model reads captions with.
+#[derive(Debug)]
+pub enum Tokenizer {
+    /// The pieces of a BERT: `vocab.txt` in a model's folder.
+    Pieces(WordPiece),
+    /// Whole words: `vocab.json` in a model's folder.
+    Words(Vocabulary),
+}
+
+impl Tokenizer {
+    /// The number of ids.
+    pub fn size(&self) -> usize {
+        match self {
+            Self::Pieces(pieces) => pieces.size(),
+            Self::Words(vocabulary) => vocabulary.size(),
+        }
+    }
+
+    /// What its file in a model's folder is called.
+    pub fn file(&self) -> &'static str {
+        match self {
+            Self::Pieces(_) => PIECES,
+            Self::Words(_) => WORDS,
+        }
+    }
+
+    /// Writes that file, whole or not at all.
+    ///
+    /// # Errors
+    /// A failed write.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        let path = folder.join(self.file());
+        match self {
+            Self::Pieces(pieces) => pieces.save(&path),
+            Self::Words(vocabulary) => vocabulary.save(&path),
+        }
+    }
+}
+
 /// All captions of a split as ids, tokenized once. Unpadded, so COCO's 566,000 captions take about 40 MB.
 #[derive(Clone, Debug)]
 pub struct TokenTable {
-    ids: Vec<u32>,
-    starts: Vec<usize>,
+    rows: Ragged<u32>,
     words: usize,
     /// Whether a piece goes on a word, by id.
     continues: Vec<bool>,
@@ -172,17 +217,35 @@ impl TokenTable {
         let id = |name: &str| pieces.vocab().iter().rposition(|piece| piece == name);
         let mask = id("[MASK]").or_else(|| id("[UNK]")).unwrap_or_default() as u32;
         let continues = pieces.vocab().iter().map(|piece| piece.starts_with("##")).collect();
-        let mut table = Self { ids: Vec::new(), starts: vec![0], words: max_words.max(2), continues, mask };
-        for caption in parts.into_iter().flatten() {
-            table.ids.extend(caption);
-            table.starts.push(table.ids.len());
+        let mut rows = Ragged::default();
+        parts.into_iter().flatten().for_each(|caption| rows.push(caption));
+        Self { rows, words: max_words.max(2), continues, mask }
+    }
+
+    /// Captions in whole words, each in full.
+    ///
+    /// # Errors
+    /// A caption of more than 1,000 words.
+    pub fn of_words(vocabulary: &Vocabulary, texts: &[String]) -> Result<Self> {
+        let mut rows = Ragged::default();
+        for (i, text) in texts.iter().enumerate() {
+            let ids = vocabulary.encode(text);
+            if ids.len() > word_ids::MAX_WORDS {
+                return Err(word_ids::too_long().at(format!("caption {}", i + 1)));
+            }
+            rows.push(ids);
         }
-        table
+        Ok(Self::of_ids(rows))
+    }
+
+    /// Captions that are word ids already, each in full.
+    pub fn of_ids(rows: Ragged<u32>) -> Self {
+        Self { words: rows.longest(), rows, continues: Vec::new(), mask: 0 }
     }
 
     /// The number of captions.
     pub fn len(&self) -> usize {
-        self.starts.len() - 1
+        self.rows.len()
     }
 
     /// Whether there is no caption.
@@ -190,19 +253,20 @@ impl TokenTable {
         self.len() == 0
     }
 
-    /// The most ids of a caption: its padded length, if batches are not padded to their longest only.
+    /// The most ids of a caption, of whole words those of the longest: its padded length, if batches are not padded to their longest only.
     pub fn words(&self) -> usize {
         self.words
     }
 
     /// A caption's ids, `[CLS]` and `[SEP]` included, without padding.
     pub fn ids(&self, caption: usize) -> &[u32] {
-        &self.ids[self.starts[caption]..self.starts[caption + 1]]
+        self.rows.row(caption)
     }
 
-    /// A caption's ids with each word changed with this chance: half of those words become `[MASK]`, of a tenth each
-    /// piece becomes a random one, the rest is deleted.
+    /// A caption's pieces with each word changed with this chance: half of those words become `[MASK]`, of a tenth each
+    /// piece becomes a random one, the rest is deleted. Panics for whole words.
     pub fn changed(&self, caption: usize, chance: f64, draws: &mut Rng) -> Vec<u32> {
+        assert!(!self.continues.is_empty(), "only pieces of words are changed");
         let ids = self.ids(caption);
         let inner = &ids[1.min(ids.len())..ids.len().saturating_sub(1)];
         let mut out = vec![ids[0]];
@@ -221,7 +285,7 @@ impl TokenTable {
 
     /// The number of a caption's ids.
     pub fn length(&self, caption: usize) -> usize {
-        self.starts[caption + 1] - self.starts[caption]
+        self.ids(caption).len()
     }
 }
 

@@ -9,7 +9,9 @@ use serde_json::Value;
 
 use crate::data::dataset::{self, Dataset};
 use crate::data::identity::{self, Identity};
+use crate::data::tokenizer::Tokenizer;
 use crate::error::Result;
+use crate::host::Inputs;
 
 /// What a run remembers.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -29,16 +31,22 @@ impl Begun {
         serde_json::from_value(description[Self::KEY].clone()).ok()
     }
 
-    /// What is there now: every split of a data folder, and a frozen encoder's folder.
+    /// What is there now: every split of a data folder, as a model reads it, and a frozen encoder's folder.
     ///
     /// # Errors
     /// A file that cannot be read or that shrinks meanwhile.
-    pub fn now(data: &Path, captions_per_image: Option<usize>, encoder: Option<&Path>) -> Result<Self> {
+    pub fn now(
+        folder: &Path,
+        wanted: &dataset::Options,
+        inputs: &Inputs,
+        tokenizer: &Tokenizer,
+        encoder: Option<&Path>,
+    ) -> Result<Self> {
         let mut begun = Self::default();
-        for split in dataset::splits(data) {
-            let options = dataset::Options { captions_per_image, ..Default::default() };
+        for split in dataset::splits(folder) {
             // A split that is not whole is of no use to this run, nor to compare with.
-            if let Ok(data) = Dataset::open(data, &split, &options) {
+            let Ok(mut data) = Dataset::open(folder, &split, wanted) else { continue };
+            if data.prepare(inputs, tokenizer).is_ok() {
                 begun.data.insert(split, Identity::of(&data)?);
             }
         }

@@ -3,7 +3,7 @@
 use super::Progress;
 use super::model::Model;
 use super::text_cache::TextCache;
-use crate::data::batches::{BatchPlan, assemble};
+use crate::data::batches::{BatchPlan, BoxRead, assemble};
 use crate::data::dataset::Dataset;
 use crate::data::tokenizer::TokenTable;
 use crate::error::{Error, Kind, Result};
@@ -18,6 +18,15 @@ const ENCODE: usize = 64;
 const SOFTWARE_TILE: usize = 8 << 20;
 const HARDWARE_TILE: usize = 64 << 20;
 
+/// How often and how a split is scored: what boxes that are divided again on every read depend on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Scored {
+    /// In folds.
+    pub folds: bool,
+    /// So often before, by this process.
+    pub before: u64,
+}
+
 /// Encoded images and captions, kept on the host: a tile's worth goes to the device at a time.
 pub struct Encoded {
     images: Columns,
@@ -27,8 +36,8 @@ pub struct Encoded {
 }
 
 impl Encoded {
-    /// Encodes every image and caption of a split, captions from `states` where those are kept; `stop` ends it
-    /// between batches.
+    /// Encodes every image and caption of a split, captions from `states` where those are kept, boxes as `scored` says;
+    /// `stop` ends it between batches.
     ///
     /// # Errors
     /// Features that cannot be read, what the device reports, or `stop`.
@@ -37,6 +46,7 @@ impl Encoded {
         data: &Dataset,
         tokens: &TokenTable,
         states: Option<&TextCache>,
+        scored: Scored,
         device: &Device,
         stop: &dyn Fn() -> bool,
     ) -> Result<Self> {
@@ -45,9 +55,13 @@ impl Encoded {
         let own = system.inputs();
         // A column that is cut to a tile's longest caption has rows of one length until then.
         let inputs = Inputs { pad_to_max: own.pad_to_max || system.padded_column().is_some(), ..own };
-        let batch = |captions, images| {
+        let reads = own.boxes_again.map_or_else(Vec::new, |batch| {
+            BoxRead::of_split(data, batch, scored.folds, 2 * scored.before as usize)
+        });
+        let batch = |captions, images: Vec<usize>| {
             interrupted(stop)?;
-            assemble(data, tokens, &inputs, &BatchPlan { captions, images }, None)
+            let boxes = images.iter().filter_map(|&image| reads.get(image).copied()).collect();
+            assemble(data, tokens, &inputs, &BatchPlan { captions, images, boxes }, None)
         };
         let mut all = Self::of(Columns::default(), Columns::default(), data.regions(), tokens.words());
         for start in (0..data.images()).step_by(ENCODE) {
@@ -167,17 +181,18 @@ impl Encoded {
     }
 }
 
-/// Captions scored at a time in a training step, so that no tensor of the pairs exceeds what the adapter
+/// Captions (of so many words at most) scored at a time in a training step, so that no tensor of the pairs exceeds what the adapter
 /// binds.
 pub fn training_tile(
     system: &dyn System,
     images: usize,
     captions: usize,
     regions: usize,
+    words: usize,
     device: &Device,
 ) -> usize {
     let limit = device.gpu().map_or(usize::MAX, |g| g.facts().max_binding as usize);
-    let caption = 4 * images * system.pair_values(regions, system.inputs().max_words);
+    let caption = 4 * images * system.pair_values(regions, words);
     (limit / caption.max(1)).clamp(1, captions.max(1))
 }
 

@@ -7,7 +7,7 @@ use super::model::saved;
 use crate::data::import::{self, Imported, Source, StateDicts};
 use crate::error::Result;
 use crate::nn::{ParamSpec, shapes};
-use crate::systems::{BERT, Checkpoint, Kind};
+use crate::systems::{BERT, Checkpoint, Kind, Text};
 
 /// A system's weights and configuration: the options beside the weights, which `given` (BERT's configuration, or a
 /// whole one of the system) adds to and `settings` overrule.
@@ -23,7 +23,8 @@ pub fn system<'a>(
     let dicts = StateDicts { modules: kind.modules, ignored: &[], optional: &[] };
     let config = |opt: Option<&Map<String, Json>>, shape: &dyn Fn(&str) -> Option<Vec<usize>>| {
         let mut options = opt.cloned().unwrap_or_default();
-        let whole = given.and_then(Json::as_object).filter(|given| given.contains_key(BERT));
+        let is_whole = |given: &&Map<String, Json>| kind.text == Text::Words || given.contains_key(BERT);
+        let whole = given.and_then(Json::as_object).filter(is_whole);
         for (option, value) in whole.into_iter().flatten() {
             options.entry(option).or_insert_with(|| value.clone());
         }
@@ -31,7 +32,7 @@ pub fn system<'a>(
             options.insert(BERT.into(), bert.clone());
         }
         options.extend(settings.iter().cloned());
-        let mut config = (kind.import)(Checkpoint { options, shape })?;
+        let mut config = (kind.import)(Checkpoint { options, text: kind.text, shape })?;
         config["system"] = kind.name.into();
         Ok(config)
     };

@@ -1,7 +1,7 @@
 //! A model with its weights and vocabulary, and the folders it is kept in.
 //!
-//! A run's folder and an imported checkpoint's have one form: `config.json`, `vocab.txt` and
-//! `model.safetensors` (a run's best weights so far).
+//! A run's folder and an imported checkpoint's have one form: `config.json`, `vocab.txt` (of whole
+//! words: `vocab.json`) and `model.safetensors` (a run's best weights so far).
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -10,11 +10,12 @@ use serde_json::{Value, json};
 
 use super::begun::Begun;
 use crate::data::atomic;
-use crate::data::tokenizer::WordPiece;
+use crate::data::tokenizer::{PIECES, Tokenizer, WORDS, WordPiece};
 use crate::data::weights::{self, Dtype, Entry, Weights};
+use crate::data::words::Vocabulary;
 use crate::error::{Error, Result};
 use crate::nn::{ParamSpec, ParamValues, Params, Role, shapes};
-use crate::systems::{System, kind, kinds};
+use crate::systems::{System, Text, kind, kinds};
 use crate::tensor::Device;
 
 /// The version of the folder's form.
@@ -33,14 +34,14 @@ pub struct Model {
     /// Their values.
     pub params: Params,
     /// The tokenizer.
-    pub pieces: WordPiece,
+    pub tokenizer: Tokenizer,
 }
 
 impl Model {
     /// Checks that this model is the one a run was begun with, and takes its vocabulary.
     ///
     /// # Errors
-    /// Another configuration, as from changed data or another text encoder; no vocabulary there.
+    /// Another configuration, as from changed data or another text encoder; other words; no vocabulary there.
     pub fn resume(&mut self, folder: &Path) -> Result<()> {
         let (_, begun) = read_system(folder)?;
         let [own, begun] = [self.system.config(), begun.config()];
@@ -55,8 +56,18 @@ impl Model {
                 .found(differing(&own, &begun))
                 .cure("give the run its own data and --bert_path, or begin a new run"));
         }
-        self.pieces = WordPiece::open(&folder.join("vocab.txt"))?;
-        check_vocab(&self.pieces, &*self.system)
+        let begun = open_tokenizer(folder, None, kind(&self.name)?.text)?;
+        if let (Tokenizer::Words(own), Tokenizer::Words(begun)) = (&self.tokenizer, &begun)
+            && own != begun
+        {
+            return Err(Error::new("the vocabulary is not the one that the run was begun with")
+                .at(folder.display())
+                .expected(format!("the {} words of {WORDS}", begun.size()))
+                .found(format!("other words, {} in all", own.size()))
+                .cure("give the run its own data and --vocab_path, or begin a new run"));
+        }
+        self.tokenizer = begun;
+        check_vocab(&self.tokenizer, &*self.system)
     }
 
     /// Opens a run's or an imported checkpoint's folder.
@@ -73,7 +84,7 @@ impl Model {
         self.specs.iter().any(|s| s.name == name && is_trained(s, with_text))
     }
 
-    /// Writes `config.json` and `vocab.txt`, the run's options and what it was begun with beside the configuration.
+    /// Writes `config.json` and the vocabulary, the run's options and what it was begun with beside the configuration.
     ///
     /// # Errors
     /// A file that cannot be written.
@@ -85,7 +96,7 @@ impl Model {
         }
         let text = serde_json::to_string_pretty(&config).expect("a configuration is plain data");
         atomic::file(&folder.join("config.json"), |out| out.write_all(text.as_bytes()))?;
-        self.pieces.save(&folder.join("vocab.txt"))
+        self.tokenizer.save(folder)
     }
 
     /// Every parameter copied back, in the specs' order; `keep` picks by role.
@@ -110,12 +121,14 @@ impl Model {
 
 /// A model in its folder, opened and checked; its weights are on no device yet.
 pub struct Stored {
-    name: String,
+    /// The system's name.
+    pub name: String,
     /// The system.
     pub system: Box<dyn System>,
     specs: Vec<ParamSpec>,
     weights: Weights,
-    pieces: WordPiece,
+    /// What reads its captions.
+    pub tokenizer: Tokenizer,
 }
 
 impl Stored {
@@ -133,12 +146,11 @@ impl Stored {
         }
         let weights = Weights::open(&file)?;
         weights.check_finite()?;
-        let own = folder.join("vocab.txt");
-        let pieces = WordPiece::open(vocab.unwrap_or(&own))?;
+        let tokenizer = open_tokenizer(folder, vocab, kind(&name)?.text)?;
         let specs: Vec<ParamSpec> = saved(system.parameters()).collect();
         weights::check(weights.path().display(), &shapes(&specs), weights.shapes())?;
-        check_vocab(&pieces, &*system)?;
-        Ok(Self { name, system, specs, weights, pieces })
+        check_vocab(&tokenizer, &*system)?;
+        Ok(Self { name, system, specs, weights, tokenizer })
     }
 
     /// The model, its weights on a device.
@@ -146,9 +158,9 @@ impl Stored {
     /// # Errors
     /// What the device reports.
     pub fn on(self, device: &Device) -> Result<Model> {
-        let Self { name, system, specs, weights, pieces } = self;
+        let Self { name, system, specs, weights, tokenizer } = self;
         let params = Params::new(&specs, device, &mut |spec| stored(&weights, &spec.name, spec))?;
-        Ok(Model { name, system, specs, params, pieces })
+        Ok(Model { name, system, specs, params, tokenizer })
     }
 }
 
@@ -184,20 +196,35 @@ pub fn stored<'a>(weights: &'a Weights, name: &str, spec: &ParamSpec) -> Result<
     })
 }
 
-/// Whether the text encoder has a row for every piece.
+/// What a model of a folder reads captions with: from the file `given`, or else from the folder's own.
+///
+/// # Errors
+/// A missing or bad file.
+pub fn open_tokenizer(folder: &Path, given: Option<&Path>, text: Text) -> Result<Tokenizer> {
+    let path = |own: &str| given.map_or_else(|| folder.join(own), Path::to_path_buf);
+    Ok(match text {
+        Text::Bert { .. } => Tokenizer::Pieces(WordPiece::open(&path(PIECES))?),
+        Text::Words => Tokenizer::Words(Vocabulary::open(&path(WORDS))?),
+    })
+}
+
+/// Whether the system has a row for every id of a vocabulary.
 ///
 /// # Errors
 /// A vocabulary that is too large.
-pub fn check_vocab(pieces: &WordPiece, system: &dyn System) -> Result<()> {
-    let Some(encoder) = system.text_encoder() else { return Ok(()) };
-    if pieces.size() > encoder.config.vocab_size {
-        return Err(Error::new("the vocabulary has more pieces than the text encoder")
-            .at("vocab.txt")
-            .expected(format!("at most {}", encoder.config.vocab_size))
-            .found(pieces.size())
-            .cure("give the vocabulary that the encoder was trained with"));
+pub fn check_vocab(tokenizer: &Tokenizer, system: &dyn System) -> Result<()> {
+    let rows = match tokenizer {
+        Tokenizer::Pieces(_) => system.text_encoder().map(|encoder| encoder.config.vocab_size),
+        Tokenizer::Words(_) => Some(system.inputs().vocabulary),
+    };
+    match rows.filter(|rows| tokenizer.size() > *rows) {
+        Some(rows) => Err(Error::new("the vocabulary has more ids than the model")
+            .at(tokenizer.file())
+            .expected(format!("at most {rows}"))
+            .found(tokenizer.size())
+            .cure("give the vocabulary that the model was trained with")),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// The folder of a run or of an imported checkpoint: a file inside means its folder.

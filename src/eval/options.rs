@@ -31,7 +31,7 @@ pub struct EvaluateOptions {
     /// Captions an image, where the counts of rows and captions do not tell
     #[arg(long = "captions-per-image", value_name = "N", help_heading = MODEL)]
     pub captions_per_image: Option<usize>,
-    /// A WordPiece vocabulary, where the folder does not hold one
+    /// The model's vocabulary (a vocab.txt of pieces, a vocab.json of words), where the folder does not hold one
     #[arg(long, value_name = "FILE", help_heading = MODEL)]
     pub vocab: Option<PathBuf>,
     /// The adapter: an index of `crossweave devices`, or part of a name [default: the best]

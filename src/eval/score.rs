@@ -7,16 +7,16 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::begun::Begun;
-use super::encoded::Encoded;
+use super::encoded::{Encoded, Scored};
 use super::model::{Model, Stored, read_description, run_folder};
 use super::sims::{Matrix, Scores};
 use super::{EvaluateOptions, Progress, rank};
 use crate::data::dataset::{self, Dataset};
 use crate::data::identity::Identity;
-use crate::data::tokenizer::TokenTable;
 use crate::data::{ids, paths};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Options};
+use crate::systems::{Text, kind};
 use crate::tensor::Device;
 
 /// Images shown for a caption.
@@ -136,17 +136,21 @@ impl Member {
         let run = run_folder(run)?;
         let stored = Stored::open(&run, options.vocab.as_deref())?;
         let (folder, remembered) = data_folder(options, &run)?;
-        let wanted =
-            dataset::Options { captions_per_image: options.captions_per_image, ..Default::default() };
-        let data = Dataset::open(&folder, &options.split, &wanted).map_err(|e| match remembered {
+        let wanted = dataset::Options {
+            captions_per_image: options.captions_per_image,
+            words: kind(&stored.name)?.text == Text::Words,
+            ..Default::default()
+        };
+        let mut data = Dataset::open(&folder, &options.split, &wanted).map_err(|e| match remembered {
             true if !folder.is_dir() => e
                 .found(format!("no such folder; it is where {} had its data in training", run.display()))
                 .cure("say where the data are now: --data_path DIR --data_name NAME"),
             _ => e,
         })?;
+        let inputs = stored.system.inputs();
+        data.prepare(&inputs, &stored.tokenizer)?;
         tell(Progress::Notice(data.describe()));
         data.notices().iter().for_each(|n| tell(Progress::Notice(n.clone())));
-        let inputs = stored.system.inputs();
         if data.dim() != inputs.dim {
             return Err(Error::new("the features have another width than the model")
                 .at(folder.display())
@@ -179,9 +183,10 @@ impl Member {
         stop: &AtomicBool,
     ) -> Result<(Model, Encoded)> {
         let model = Model::open(&self.run, options.vocab.as_deref(), device)?;
-        let tokens = TokenTable::new(&model.pieces, self.data.texts(), model.system.inputs().max_words);
+        let tokens = self.data.tokens(&model.tokenizer, model.system.inputs().max_words)?;
+        let scored = Scored { folds: options.folds.is_some(), before: 0 };
         let stop = || stop.load(Ordering::Relaxed);
-        let encoded = Encoded::new(&model, &self.data, &tokens, None, device, &stop)?;
+        let encoded = Encoded::new(&model, &self.data, &tokens, None, scored, device, &stop)?;
         Ok((model, encoded))
     }
 }

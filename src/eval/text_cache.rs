@@ -136,7 +136,7 @@ fn states(
     device: &Device,
 ) -> Result<Vec<f32>> {
     let inputs = Inputs { captions: &["input_ids", "attention_mask"], pad_to_max: true, ..Inputs::default() };
-    let plan = BatchPlan { captions: part, images: Vec::new() };
+    let plan = BatchPlan { captions: part, ..BatchPlan::default() };
     let batch = assemble(captions.data, captions.tokens, &inputs, &plan, None)?;
     let x = Items::upload(&batch.captions, device);
     let [ids, mask] = ["input_ids", "attention_mask"].map(|name| x.at(name).clone());

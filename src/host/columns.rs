@@ -107,18 +107,25 @@ impl Columns {
 /// What a model reads of an image and of a caption, and how training varies it: batches are built from it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Inputs {
-    /// The columns it reads of an image: `images` (features `[regions, dim]`), `image_lengths` (regions).
+    /// The columns it reads of an image: `images` (features `[regions, dim]`), `image_lengths` (regions), `bboxes`
+    /// `[regions, 4]` (x1, y1, x2, y2 as shares of the image's width and height).
     pub images: &'static [&'static str],
-    /// The columns it reads of a caption: `input_ids` or `captions` (ids), `attention_mask`, `lengths` (pieces).
+    /// The columns it reads of a caption: `input_ids` or `captions` (ids), `attention_mask`, `lengths` or `cap_lens` (how
+    /// many ids), `depends` `[pairs, 2]` (head and dependent, the root's own pair first) with `depends_len` (pairs, at
+    /// least one).
     pub captions: &'static [&'static str],
     /// Width of a region's features.
     pub dim: usize,
-    /// Pieces of a caption at most, its two marks included.
+    /// Pieces of a caption at most, its two marks included; captions in whole words are never cut.
     pub max_words: usize,
+    /// Ids of whole words that it has rows for; 0 for a system with a text encoder.
+    pub vocabulary: usize,
     /// Captions are padded to `max_words`, not to the longest of the batch.
     pub pad_to_max: bool,
     /// Words and regions that a batch is padded to at least.
     pub least: usize,
+    /// Boxes are divided by the image's size again on every read, as the published loader does with this batch size.
+    pub boxes_again: Option<usize>,
     /// Random captions added to a batch for each sample, as negatives.
     pub extra_captions: usize,
     /// Random images added to a batch for each sample, as negatives.

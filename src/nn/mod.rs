@@ -1,6 +1,8 @@
-//! Building blocks shared by the systems: parameters by name, linear maps, norms, transformer layers, BERT.
+//! Building blocks shared by the systems: parameters by name, linear maps, norms, transformer layers, BERT,
+//! gated recurrent units.
 
 pub mod bert;
+pub mod gru;
 pub mod optim;
 mod params;
 mod slab;

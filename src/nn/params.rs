@@ -14,12 +14,16 @@ use crate::tensor::{Device, Tape, Tensor};
 pub enum Init {
     /// Uniform in plus and minus the bound.
     Uniform(f64),
+    /// Uniform between two bounds.
+    Between(f64, f64),
     /// Normal with this deviation.
     Normal(f64),
     /// One value.
     Const(f64),
     /// The values another parameter begins with.
     Same(String),
+    /// The Euclidean norm of each row of what another parameter begins with.
+    RowNorms(String),
 }
 
 /// What a parameter is to training.
@@ -249,9 +253,16 @@ impl Params {
 /// What a parameter of a layout begins with.
 #[track_caller]
 pub fn begin_values(spec: &ParamSpec, specs: &[ParamSpec], seed: u64) -> ParamValues<'static> {
-    if let Init::Same(other) = &spec.init {
+    if let Init::Same(other) | Init::RowNorms(other) = &spec.init {
         let other = specs.iter().find(|s| s.name == *other).expect("a layout names its own parameters");
-        return begin_values(other, specs, seed);
+        let values = begin_values(other, specs, seed);
+        return match (&spec.init, values) {
+            (Init::RowNorms(_), ParamValues::Values(values)) => {
+                let norm = |row: &[f32]| row.iter().map(|v| v * v).sum::<f32>().sqrt();
+                ParamValues::Values(values.chunks(other.shape.last()).map(norm).collect())
+            }
+            (_, values) => values,
+        };
     }
     let path: Vec<u64> = spec.name.bytes().map(u64::from).collect();
     let mut rng = Rng::of(seed, &path);
@@ -259,7 +270,8 @@ pub fn begin_values(spec: &ParamSpec, specs: &[ParamSpec], seed: u64) -> ParamVa
         Init::Uniform(bound) => rng.range(-bound, bound),
         Init::Normal(deviation) => deviation * rng.normal(),
         Init::Const(value) => value,
-        Init::Same(_) => unreachable!("handled above"),
+        Init::Between(low, high) => rng.range(low, high),
+        Init::Same(_) | Init::RowNorms(_) => unreachable!("handled above"),
     };
     ParamValues::Values((0..spec.shape.len()).map(|_| draw() as f32).collect())
 }

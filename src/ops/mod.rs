@@ -10,6 +10,7 @@ mod dropout;
 #[cfg(test)]
 mod gates;
 mod gather;
+mod gru;
 mod map;
 mod matmul;
 mod norm;
@@ -27,6 +28,7 @@ pub use adam::{AdamState, AdamStep, adam, sum_of_squares};
 pub use alias::stack;
 pub use backward::Grads;
 pub use cross_attention::{CrossAttention, QueryNorm, WordAxis};
+pub use gru::gru;
 pub use map::{add, concat, map, materialize};
 pub use matmul::{Act, Linears};
 pub(crate) use pack::places;

@@ -242,6 +242,7 @@ pub fn cases() -> Vec<Case> {
         super::pack::cases(),
         super::dropout::cases(),
         super::gather::cases(),
+        super::gru::cases(),
         super::reduce::cases(),
         super::matmul::cases(),
         super::cross_attention::cases(),

@@ -12,8 +12,8 @@ use crate::ops::Expr;
 use crate::systems::{Batch, Form, Items, Kind, Pass, Rates, Step, System, Taps};
 use crate::tensor::{Device, Tape, Tensor};
 
-/// The similarities, which have a bound of their own in f16.
-const SIMS: &str = "sims";
+/// The similarities under either of their names; they have a bound of their own in f16.
+const SIMS: [&str; 2] = ["sims", "scores"];
 
 pub(super) fn check(fixture: &Fixture, kind: Kind, device: &Device) -> Result<Vec<Row>> {
     let config = &fixture.spec["config"];
@@ -26,9 +26,9 @@ pub(super) fn check(fixture: &Fixture, kind: Kind, device: &Device) -> Result<Ve
         let composed = form == Form::Composed;
         let results = run(fixture, &*system, device, form)?;
         let sims = if rules.half { Rules { out: HALF_SIMS, ..rules } } else { rules };
-        rows.extend(family(fixture, "out.", name, sims, &results.out, |n| n == SIMS));
+        rows.extend(family(fixture, "out.", name, sims, &results.out, |n| SIMS.contains(&n)));
         // Where the users' form differs inside, only what it gives is compared.
-        let wanted = |n: &str| n != SIMS && (composed || results.given.contains(n));
+        let wanted = |n: &str| !SIMS.contains(&n) && (composed || results.given.contains(n));
         rows.extend(family(fixture, "out.", name, rules, &results.out, wanted));
         if fixture.is_train() {
             rows.extend(family(fixture, "grad.", name, rules, &results.grad, |_| true));
@@ -97,7 +97,7 @@ fn run(fixture: &Fixture, system: &dyn System, device: &Device, form: Form) -> R
     let tracked = params.tracked(&tape, |name| specs.iter().filter(trained).any(|s| s.name == name));
     let taps = Taps::default();
     // The form that users run is tiled: at least two tiles, the last one short.
-    let n = captions.at("lengths").len();
+    let n = captions.at(system.inputs().captions[0]).shape()[0];
     let tile = if form == Form::Composed { n } else { (n / 2 + 1).min(n.max(2) - 1) };
     let config = &fixture.spec["config"];
     let done = config["iter_count_before"].as_u64().unwrap_or(0);
@@ -145,10 +145,11 @@ fn run(fixture: &Fixture, system: &dyn System, device: &Device, form: Form) -> R
     } else {
         let tiles = (0..n).step_by(tile).map(|start| encoded.part(start, tile.min(n - start)));
         let sims: Vec<Tensor> = tiles.map(|part| system.score(&pass, &encoded_images, &part)).collect();
-        out.insert(SIMS.to_string(), crate::ops::concat(&sims, 1));
+        let sims = crate::ops::concat(&sims, 1);
+        out.extend(SIMS.map(|name| (name.to_string(), sims.clone())));
         drop(pass);
     }
-    results.given.extend(["grad_norm".to_string()]);
+    results.given.extend(["grad_norm", "loss"].map(String::from));
     drop(tracked);
     let mut all = taps.take();
     all.extend(out);

@@ -1,11 +1,12 @@
 //! The list of systems: for each its options, and how a stored configuration or an authors' checkpoint becomes one.
 
+use std::path::Path;
 use std::sync::RwLock;
 
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 use serde_json::{Map, Value as Json, json};
 
-use super::{System, dime, hrem};
+use super::{System, dime, gsmn, hrem};
 use crate::error::{Error, Result};
 use crate::nn::bert;
 
@@ -39,6 +40,11 @@ pub trait Options {
     /// The pieces of a caption at most, where the options say.
     fn max_words(&self) -> Option<usize>;
 
+    /// The folder of the vocabulary that `--vocab_path` names: of systems that read [`Text::Words`].
+    fn vocabulary(&self) -> Option<&Path> {
+        None
+    }
+
     /// The system over these encoders.
     ///
     /// # Errors
@@ -53,12 +59,63 @@ pub struct Encoders {
     pub regions: usize,
     /// Width of a region's features.
     pub dim: usize,
-    /// The text encoder.
-    pub bert: bert::Config,
+    /// What it reads captions with.
+    pub text: TextSide,
     /// Samples of a batch.
     pub batch_size: usize,
     /// Whether the authors' side is taken where ours differs.
     pub faithful: bool,
+}
+
+/// What a system reads of a caption.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Text {
+    /// WordPieces, through a BERT.
+    Bert {
+        /// Training always includes it.
+        trained: bool,
+    },
+    /// Ids of the data's own words.
+    Words,
+}
+
+impl Text {
+    /// Whether training always includes all that reads text.
+    pub fn trained(self) -> bool {
+        match self {
+            Self::Bert { trained } => trained,
+            Self::Words => true,
+        }
+    }
+}
+
+/// What the captions of a new system are read with, as its [`Text`] says.
+#[derive(Clone, Debug)]
+pub enum TextSide {
+    /// The text encoder.
+    Bert(bert::Config),
+    /// The number of ids in the vocabulary.
+    Words(usize),
+}
+
+impl Encoders {
+    /// The text encoder of a system that reads [`Text::Bert`]; panics for another.
+    #[track_caller]
+    pub fn bert(&self) -> &bert::Config {
+        match &self.text {
+            TextSide::Bert(config) => config,
+            TextSide::Words(_) => panic!("a system that reads words has no BERT"),
+        }
+    }
+
+    /// The number of ids in the vocabulary of a system that reads [`Text::Words`]; panics for another.
+    #[track_caller]
+    pub fn words(&self) -> usize {
+        match self.text {
+            TextSide::Words(ids) => ids,
+            TextSide::Bert(_) => panic!("a system with a BERT has no vocabulary of words"),
+        }
+    }
 }
 
 /// What a configuration calls that of its BERT.
@@ -68,6 +125,8 @@ pub const BERT: &str = "bert_config";
 pub struct Checkpoint<'a> {
     /// The options it was trained with, under the authors' names, and [`BERT`], as far as they are known.
     pub options: Map<String, Json>,
+    /// What the system reads of a caption.
+    pub text: Text,
     /// The shape of a parameter.
     pub shape: &'a dyn Fn(&str) -> Option<Vec<usize>>,
 }
@@ -77,7 +136,7 @@ impl Checkpoint<'_> {
     /// for those that are needed.
     ///
     /// # Errors
-    /// An unknown BERT, or a needed option that nothing tells.
+    /// An unknown BERT of a system that has one, or a needed option that nothing tells.
     pub fn config(self, told: &[(&str, &str, usize)], needed: &[&str]) -> Result<Json> {
         let mut config = self.options;
         for (option, weight, axis) in told {
@@ -85,7 +144,7 @@ impl Checkpoint<'_> {
                 config.insert((*option).into(), json!(shape.get(*axis)));
             }
         }
-        if !config.contains_key(BERT) {
+        if matches!(self.text, Text::Bert { .. }) && !config.contains_key(BERT) {
             return Err(Error::new("the configuration of the checkpoint's BERT is not known").cure(
                 "give it: --config bert_config.json (of the folder that --bert_path named in training)",
             ));
@@ -110,8 +169,8 @@ pub trait Family: Options + Args + 'static {
     const EXAMPLES: &'static str = "";
     /// The state dicts in the list `model` of an authors' checkpoint, in order.
     const MODULES: &'static [&'static str];
-    /// Whether training always includes the text encoder.
-    const TRAINS_TEXT: bool;
+    /// What it reads of a caption.
+    const TEXT: Text;
 
     /// The system of a stored configuration: a run's, or a fixture's.
     ///
@@ -137,8 +196,8 @@ pub struct Kind {
     pub examples: &'static str,
     /// The state dicts in the list `model` of an authors' checkpoint, in order.
     pub modules: &'static [&'static str],
-    /// Whether training always includes the text encoder.
-    pub trains_text: bool,
+    /// What it reads of a caption.
+    pub text: Text,
     /// Adds its options to a command.
     pub augment: fn(Command) -> Command,
     /// Its options among those that were parsed.
@@ -157,7 +216,7 @@ impl Kind {
             title: F::TITLE,
             examples: F::EXAMPLES,
             modules: F::MODULES,
-            trains_text: F::TRAINS_TEXT,
+            text: F::TEXT,
             augment: |command| F::augment_args(command),
             parse: |matches| Ok(Box::new(<F as FromArgMatches>::from_arg_matches(matches)?)),
             open: F::open,
@@ -170,7 +229,8 @@ impl Kind {
 pub const DEFAULT: &str = dime::Options::NAME;
 
 /// The published systems.
-const PUBLISHED: &[Kind] = &[Kind::of::<dime::Options>(), Kind::of::<hrem::Options>()];
+const PUBLISHED: &[Kind] =
+    &[Kind::of::<dime::Options>(), Kind::of::<hrem::Options>(), Kind::of::<gsmn::Options>()];
 
 /// Systems of the program that uses this library.
 static OWN: RwLock<Vec<Kind>> = RwLock::new(Vec::new());

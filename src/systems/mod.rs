@@ -5,6 +5,7 @@
 //! Adding one is a folder, its name here and a line in [`kinds`]'s file; a program that has a system of its own calls [`register`].
 
 pub mod dime;
+pub mod gsmn;
 pub mod hinge;
 pub mod hrem;
 mod items;
@@ -13,7 +14,8 @@ mod pass;
 
 pub use items::Items;
 pub use kind::{
-    BERT, Checkpoint, DEFAULT, Encoders, Family, Kind, Options, kind, kinds, of_config, register,
+    BERT, Checkpoint, DEFAULT, Encoders, Family, Kind, Options, Text, TextSide, kind, kinds, of_config,
+    register,
 };
 pub use pass::{Form, Pass, Step, Taps};
 

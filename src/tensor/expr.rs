@@ -53,6 +53,8 @@ pub enum Binary {
     Min,
     /// 1 where `a > b`, else 0.
     Greater,
+    /// The angle of the point whose ordinate is `a` and abscissa `b`; 0 at the origin.
+    Atan2,
 }
 
 #[derive(Debug)]
@@ -215,6 +217,11 @@ impl Expr {
         binary(Binary::Greater, self.clone(), other.into())
     }
 
+    /// The angle, in radians, of the point whose ordinate this is, and `x` its abscissa; 0 at the origin.
+    pub fn atan2(&self, x: impl Into<Self>) -> Self {
+        binary(Binary::Atan2, self.clone(), x.into())
+    }
+
     /// `yes` where this is not 0, else `no`.
     pub fn select(&self, yes: impl Into<Self>, no: impl Into<Self>) -> Self {
         Self(Rc::new(Node::Select(self.clone(), yes.into(), no.into())))
@@ -273,6 +280,7 @@ fn derivative(e: &Expr, i: usize, seen: &mut HashMap<*const Node, Expr>) -> Expr
                 Binary::Max => pick(&a.greater(b), da, db),
                 Binary::Min => pick(&b.greater(a), da, db),
                 Binary::Greater => 0.0.into(),
+                Binary::Atan2 => (da * b - db * a) / (a * a + b * b),
             }
         }
         Node::Select(c, a, b) => pick(c, derivative(a, i, seen), derivative(b, i, seen)),
@@ -370,6 +378,7 @@ impl Binary {
             Self::Max => a.max(b),
             Self::Min => a.min(b),
             Self::Greater => f64::from(u8::from(a > b)),
+            Self::Atan2 => a.atan2(b),
         }
     }
 
@@ -382,6 +391,7 @@ impl Binary {
             Self::Max => format!("max({a}, {b})"),
             Self::Min => format!("min({a}, {b})"),
             Self::Greater => format!("select(T(0.0), T(1.0), {a} > {b})"),
+            Self::Atan2 => format!("angle({a}, {b})"),
         }
     }
 }

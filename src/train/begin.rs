@@ -4,12 +4,13 @@ use std::path::Path;
 
 use super::options::{BertInit, TrainOptions};
 use crate::data::dataset::Dataset;
-use crate::data::tokenizer::{WordPiece, build_vocab};
+use crate::data::tokenizer::{Tokenizer, WORDS, WordPiece, build_vocab};
 use crate::data::weights::{self, Weights};
+use crate::data::words::{self, Vocabulary};
 use crate::error::{Error, Result};
 use crate::eval::model::{Model, check_vocab, read_json, stored};
 use crate::nn::{ParamSpec, Params, Role, begin_values, bert};
-use crate::systems::Encoders;
+use crate::systems::{Encoders, Text, TextSide};
 use crate::tensor::Device;
 
 /// Pieces of a random encoder's captions at most, where the options do not say.
@@ -18,30 +19,36 @@ const MAX_WORDS: usize = 64;
 const VOCAB: usize = 2000;
 
 /// A model with fresh weights for training on these data: BERT from `--bert_path`, or random with a vocabulary built
-/// from the captions.
+/// from the captions; whole words from the data's vocabulary.
 ///
 /// # Errors
-/// A BERT folder that is missing, not imported or of another shape; sizes that make no model.
+/// A vocabulary or BERT folder that is missing, not imported or of another shape; sizes that make no model.
 pub fn fresh(options: &TrainOptions, data: &Dataset, device: &Device) -> Result<Model> {
     let fixed = &options.fixed;
-    let (pieces, bert, pretrained) = match fixed.bert_init {
+    let (tokenizer, text, pretrained) = match fixed.bert_init {
+        _ if options.kind.text == Text::Words => {
+            let vocabulary = vocabulary(options)?;
+            let ids = vocabulary.size();
+            (Tokenizer::Words(vocabulary), TextSide::Words(ids), None)
+        }
         BertInit::Random => {
             let vocab = build_vocab(data.texts(), fixed.vocab_size.unwrap_or(VOCAB));
             let pieces = WordPiece::from_vocab(vocab)?;
             let config = random_bert(options, pieces.size())?;
-            (pieces, config, None)
+            (Tokenizer::Pieces(pieces), TextSide::Bert(config), None)
         }
         BertInit::Pretrained => {
             let folder = &options.run.bert_path;
             let weights = open_bert(folder)?;
             let config: bert::Config = read_json(&folder.join("config.json"))?;
-            (WordPiece::open(&folder.join("vocab.txt"))?, config, Some(weights))
+            let pieces = WordPiece::open(&folder.join("vocab.txt"))?;
+            (Tokenizer::Pieces(pieces), TextSide::Bert(config), Some(weights))
         }
     };
     let (batch_size, faithful) = (fixed.batch_size, fixed.faithful);
     let (regions, dim) = (data.regions(), data.dim());
-    let system = options.own.system(&Encoders { regions, dim, bert, batch_size, faithful })?;
-    check_vocab(&pieces, &*system)?;
+    let system = options.own.system(&Encoders { regions, dim, text, batch_size, faithful })?;
+    check_vocab(&tokenizer, &*system)?;
     let specs = system.parameters();
     let prefix = system.text_encoder().map_or("", |encoder| encoder.prefix);
     // What the encoder's file holds needs no random beginning; many encoders come without a pooler, which
@@ -61,7 +68,16 @@ pub fn fresh(options: &TrainOptions, data: &Dataset, device: &Device) -> Result<
         Some(weights) if held(spec) => stored(weights, &spec.name[prefix.len()..], spec),
         _ => Ok(begin_values(spec, &specs, fixed.seed)),
     })?;
-    Ok(Model { name: options.kind.name.to_string(), system, specs, params, pieces })
+    Ok(Model { name: options.kind.name.to_string(), system, specs, params, tokenizer })
+}
+
+/// The data's vocabulary; that of the run to go on with where the data have none any more.
+fn vocabulary(options: &TrainOptions) -> Result<Vocabulary> {
+    let (data, given) = (options.data_folder(), options.own.vocabulary());
+    match &options.run.resume {
+        Some(run) if words::find(&data, given).is_none() => Vocabulary::open(&run.join(WORDS)),
+        _ => Vocabulary::of_data(&data, given),
+    }
 }
 
 fn random_bert(options: &TrainOptions, vocab_size: usize) -> Result<bert::Config> {

@@ -287,9 +287,9 @@ impl TrainOptions {
         self.run.resume.as_ref().unwrap_or(&self.run.logger_name).clone()
     }
 
-    /// Whether BERT's weights are trained.
+    /// Whether all that reads text is trained.
     pub fn trains_text(&self) -> bool {
-        self.kind.trains_text || self.fixed.finetune_bert || self.fixed.bert_init == BertInit::Random
+        self.kind.text.trained() || self.fixed.finetune_bert || self.fixed.bert_init == BertInit::Random
     }
 
     /// The rates of the first epoch.
@@ -346,7 +346,7 @@ impl TrainOptions {
         self.check_text()?;
         self.warnings = self.own.check(self.fixed.faithful)?;
         let trained_anyway = match self.fixed.bert_init {
-            _ if self.kind.trains_text => Some(format!("--system {}", self.kind.name)),
+            _ if self.kind.text.trained() => Some(format!("--system {}", self.kind.name)),
             BertInit::Random => Some("--bert-init random".into()),
             BertInit::Pretrained => None,
         };
@@ -423,7 +423,7 @@ impl TrainOptions {
             let theirs = "the authors' BERT has dropout, its states differ each time";
             let system = format!("--system {}", self.kind.name);
             let against = [
-                (system.as_str(), self.kind.trains_text, "it trains its text encoder"),
+                (system.as_str(), self.kind.text.trained(), "it trains its text encoder"),
                 ("--faithful", fixed.faithful, theirs),
                 ("--finetune-bert", fixed.finetune_bert, frozen),
                 ("--bert-dropout auto", fixed.bert_dropout == BertDropout::Auto, frozen),

@@ -18,18 +18,18 @@ use super::{Ending, Event, begin};
 use crate::data::batches::{Batch, Sampler, SamplerOptions};
 use crate::data::dataset::{self, Dataset};
 use crate::data::prefetch::{Placed, Prefetch};
-use crate::data::tokenizer::TokenTable;
+use crate::data::tokenizer::{TokenTable, Tokenizer};
 use crate::data::weights::listing;
 use crate::error::{Error, Kind, Result};
 use crate::eval::begun::Begun;
-use crate::eval::encoded::{Encoded, training_tile};
-use crate::eval::model::{Model, is_trained, read_description};
+use crate::eval::encoded::{Encoded, Scored, training_tile};
+use crate::eval::model::{Model, is_trained, open_tokenizer, read_description, read_system};
 use crate::eval::rank::{Metrics, Sims};
 use crate::eval::text_cache::{Captions, TextCache};
 use crate::gpu::{Gpu, Options};
 use crate::nn::optim::{Optimizer, take_buffers};
 use crate::ops::{concat, write};
-use crate::systems::{self, Items, Loss, Pass, Step};
+use crate::systems::{self, Items, Loss, Pass, Step, System, Text};
 use crate::tensor::{Device, Tape, Tensor};
 
 /// Values that a step gives at most: the loss, the squared norm of its gradient, its terms.
@@ -82,19 +82,16 @@ struct Splits {
 
 impl Splits {
     /// Opens both and checks that they fit each other and the options.
-    fn open(options: &TrainOptions, tell: &mut dyn FnMut(Event)) -> Result<Self> {
+    fn open(options: &TrainOptions) -> Result<Self> {
         let folder = options.data_folder();
         let open = |split: &str, limit| {
             let captions_per_image = options.fixed.captions_per_image;
-            let wanted = dataset::Options { captions_per_image, strict: options.run.strict, limit };
+            let (strict, words) = (options.run.strict, options.kind.text == Text::Words);
+            let wanted = dataset::Options { captions_per_image, strict, limit, words };
             Dataset::open(&folder, split, &wanted)
         };
         let train = open("train", None)?;
         let dev = open(&options.fixed.dev_split, options.fixed.dev_limit)?;
-        for set in [&train, &dev] {
-            tell(Event::notice(set.describe()));
-            set.notices().iter().for_each(|n| tell(Event::notice(n.clone())));
-        }
         if train.dim() != dev.dim() {
             return Err(Error::new("the splits' features have different widths")
                 .at(folder.display())
@@ -110,18 +107,27 @@ impl Splits {
             None => Ok(Self { train, dev }),
         }
     }
+
+    /// Checks both against the model, says what they are, and gives their captions as the model reads them.
+    fn prepare(&mut self, model: &Model, tell: &mut dyn FnMut(Event)) -> Result<[TokenTable; 2]> {
+        let inputs = model.system.inputs();
+        for set in [&mut self.train, &mut self.dev] {
+            set.prepare(&inputs, &model.tokenizer)?;
+            tell(Event::notice(set.describe()));
+            set.notices().iter().for_each(|n| tell(Event::notice(n.clone())));
+        }
+        let tokens = |set: &Dataset| set.tokens(&model.tokenizer, inputs.max_words);
+        Ok([tokens(&self.train)?, tokens(&self.dev)?])
+    }
 }
 
-/// What the run is begun with, or was: the latter must be there as it was.
-fn begun_with(options: &TrainOptions) -> Result<Begun> {
-    let frozen = (!options.trains_text()).then_some(options.run.bert_path.as_path());
-    let now = Begun::now(&options.data_folder(), options.fixed.captions_per_image, frozen)?;
-    if options.run.resume.is_none() {
-        return Ok(now);
-    }
+/// What the run to go on with was begun with, if all of it is there as it was.
+fn resumed_with(options: &TrainOptions) -> Result<Begun> {
     let folder = options.run_folder();
     let description = read_description(&folder)?;
     options.goes_on(&description["options"]).map_err(|e| e.at(folder.display()))?;
+    let (_, system) = read_system(&folder)?;
+    let now = now(options, &*system, &open_tokenizer(&folder, None, options.kind.text)?)?;
     // Runs of before this was kept go on with what is there.
     let Some(begun) = Begun::of_run(&description) else { return Ok(now) };
     let differing = begun.differences(&now, &["train", &options.fixed.dev_split]);
@@ -136,21 +142,44 @@ fn begun_with(options: &TrainOptions) -> Result<Begun> {
         .cure(cure))
 }
 
-/// The model, its optimiser and where the run is: those of its last checkpoint, or fresh ones.
-fn model_of(options: &TrainOptions, data: &Dataset, device: &Device) -> Result<(Model, Optimizer, State)> {
+/// What is there for a run to begin with.
+fn now(options: &TrainOptions, system: &dyn System, tokenizer: &Tokenizer) -> Result<Begun> {
+    let captions_per_image = options.fixed.captions_per_image;
+    let words = options.kind.text == Text::Words;
+    let wanted = dataset::Options { captions_per_image, words, ..Default::default() };
+    let frozen = (!options.trains_text()).then_some(options.run.bert_path.as_path());
+    Begun::now(&options.data_folder(), &wanted, &system.inputs(), tokenizer, frozen)
+}
+
+/// A fresh model, or that of the run to go on with, whose weights are to be loaded yet.
+fn model_of(options: &TrainOptions, data: &Dataset, device: &Device) -> Result<Model> {
     let folder = options.run_folder();
     let mut model = begin::fresh(options, data, device)?;
-    let mut optimizer = Optimizer::default();
     if options.run.resume.is_some() {
         model.resume(&folder)?;
-        let state = checkpoint::load(&folder, &mut model, &mut optimizer, options.trains_text())?;
-        return Ok((model, optimizer, state));
+    }
+    Ok(model)
+}
+
+/// The optimiser and where the run is: those of its last checkpoint, with the model's weights, or fresh ones for
+/// captions of so many words at most.
+fn state_of(
+    options: &TrainOptions,
+    model: &mut Model,
+    (regions, words): (usize, usize),
+    device: &Device,
+) -> Result<(Optimizer, State)> {
+    let mut optimizer = Optimizer::default();
+    if options.run.resume.is_some() {
+        let folder = options.run_folder();
+        let state = checkpoint::load(&folder, model, &mut optimizer, options.trains_text())?;
+        return Ok((optimizer, state));
     }
     let (inputs, batch) = (model.system.inputs(), options.fixed.batch_size);
     let images = batch * (1 + inputs.extra_images);
     let captions = batch * (1 + inputs.extra_captions);
-    let fits = training_tile(&*model.system, images, captions, data.regions(), device);
-    Ok((model, optimizer, State::begin(options.fixed.tile.unwrap_or(fits))))
+    let fits = training_tile(&*model.system, images, captions, regions, words, device);
+    Ok((optimizer, State::begin(options.fixed.tile.unwrap_or(fits))))
 }
 
 /// A step whose results are still on the device.
@@ -201,16 +230,25 @@ impl<'a> Session<'a> {
         let folder = options.run_folder();
         let resumes = options.run.resume.is_some();
         let mut lock = if resumes { Lock::take(&folder)? } else { None };
-        let Splits { train, dev } = Splits::open(options, tell)?;
+        let mut splits = Splits::open(options)?;
+        let begun = if resumes { Some(resumed_with(options)?) } else { None };
         if !resumes {
             refuse_run(&folder)?;
         }
-        let begun = begun_with(options)?;
-        let (model, optimizer, state) = model_of(options, &train, &device)?;
+        let mut model = model_of(options, &splits.train, &device)?;
+        let [tokens, dev_tokens] = splits.prepare(&model, tell)?;
+        let Splits { train, dev } = splits;
+        let begun = match begun {
+            Some(begun) => begun,
+            None => now(options, &*model.system, &model.tokenizer)?,
+        };
+        let sizes = (train.regions(), tokens.words());
+        let (optimizer, state) = state_of(options, &mut model, sizes, &device)?;
         let inputs = model.system.inputs();
-        let [tokens, dev_tokens] =
-            [&train, &dev].map(|data| TokenTable::new(&model.pieces, data.texts(), inputs.max_words));
-        let sampling = SamplerOptions::new(&inputs, options.fixed.batch_size, options.fixed.seed);
+        let sampling = SamplerOptions {
+            boxes_again: inputs.boxes_again.map(|_| train.captions_per_row()),
+            ..SamplerOptions::new(&inputs, options.fixed.batch_size, options.fixed.seed)
+        };
         let tokens = Arc::new(tokens);
         let sampler = Sampler::new(train.captions_per_image(), tokens.clone(), sampling)?;
         // All that is read is sound. Everything that is written comes next, before any long work.
@@ -286,6 +324,14 @@ impl<'a> Session<'a> {
     /// Whether a validation belongs after this many steps.
     fn is_due(&self, step: u64) -> bool {
         step.is_multiple_of(self.steps_per_epoch) || step.is_multiple_of(self.options.run.val_step as u64)
+    }
+
+    /// Validations that belong after earlier steps than this one.
+    fn validations_before(&self, step: u64) -> u64 {
+        let (epoch, often) = (self.steps_per_epoch, self.options.run.val_step as u64);
+        let before = step.saturating_sub(1);
+        let both = (1..=before / epoch).filter(|n| (n * epoch).is_multiple_of(often)).count() as u64;
+        before / epoch + before / often - both
     }
 
     /// Whether the run was stopped between a step and the validation that belongs after it.
@@ -484,7 +530,8 @@ impl<'a> Session<'a> {
     fn validate(&mut self, tell: &mut dyn FnMut(Event)) -> Result<()> {
         let stop = || self.stop.load(Ordering::Relaxed);
         let states = self.states.as_ref().map(|(_, dev)| dev);
-        let scored = Encoded::new(&self.model, &self.dev, &self.dev_tokens, states, &self.device, &stop)
+        let how = Scored { folds: false, before: self.validations_before(self.state.step) };
+        let scored = Encoded::new(&self.model, &self.dev, &self.dev_tokens, states, how, &self.device, &stop)
             .and_then(|e| e.score(&self.model, &self.device, None, &stop, &mut |p| tell(Event::Progress(p))));
         let sims = match scored {
             // The step is done; its checkpoint must not be lost for want of a validation.

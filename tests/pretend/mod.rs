@@ -7,7 +7,7 @@ use crossweave::nn::{Init, ParamSpec, Role, layout, linear};
 use crossweave::ops::Act;
 use crossweave::systems::hinge::hinge;
 use crossweave::systems::{
-    Batch, Checkpoint, Encoders, Family, Inputs, Items, Loss, Options, Pass, Rates, Schedule, System,
+    Batch, Checkpoint, Encoders, Family, Inputs, Items, Loss, Options, Pass, Rates, Schedule, System, Text,
 };
 use crossweave::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -105,7 +105,7 @@ impl Options for PretendOptions {
     }
 
     fn system(&self, encoders: &Encoders) -> Result<Box<dyn System>> {
-        let (img_dim, vocab) = (encoders.dim, encoders.bert.vocab_size);
+        let (img_dim, vocab) = (encoders.dim, encoders.bert().vocab_size);
         Ok(Box::new(Pretend { pretend_width: self.pretend_width, img_dim, vocab }))
     }
 }
@@ -114,7 +114,7 @@ impl Family for PretendOptions {
     const NAME: &'static str = "pretend";
     const TITLE: &'static str = "two linear maps and a product";
     const MODULES: &'static [&'static str] = &["img", "txt"];
-    const TRAINS_TEXT: bool = false;
+    const TEXT: Text = Text::Bert { trained: false };
 
     fn open(config: &Value) -> Result<Box<dyn System>> {
         let pretend = Pretend::deserialize(config);

@@ -49,6 +49,67 @@ impl Linears {
         next.apply(&hidden, MatMul { input_is_relu: true, act, shape: to(next), ..second })
     }
 
+    /// The maps' weights and biases, in one tensor.
+    pub(in crate::ops) fn packed(&self) -> &Tensor {
+        &self.packed
+    }
+
+    /// The same maps, untracked.
+    pub(in crate::ops) fn detach(&self) -> Self {
+        Self { packed: self.packed.detach(), ..*self }
+    }
+
+    /// The number of maps.
+    pub(in crate::ops) fn maps(&self) -> usize {
+        self.maps
+    }
+
+    /// What each map reads and gives.
+    pub(in crate::ops) fn outputs(&self) -> usize {
+        self.weight[0]
+    }
+
+    /// What each map reads.
+    pub(in crate::ops) fn width(&self) -> usize {
+        self.weight[1]
+    }
+
+    /// Each map of its own rows `states[map, step]`, of `states [maps, steps, rows, k]`: `[maps, rows, n]`. Untracked.
+    pub(in crate::ops) fn of_step(&self, states: &Tensor, step: usize) -> Tensor {
+        let (s, op) = (states.shape(), self.rows(states.shape()));
+        compute(op, &[&from_step(states, step), &self.packed]).reshape([self.maps, s[2], self.weight[0]])
+    }
+
+    /// The gradient of [`Linears::of_step`]'s rows, from that of what the maps gave, `g [maps, steps, rows, n]`.
+    pub(in crate::ops) fn back_of_step(&self, g: &Tensor, step: usize) -> Tensor {
+        let (s, k) = (g.shape(), self.weight[1]);
+        let op = self.rows(s.with(3, k));
+        let c = Layout { batch: [s[2] * k, 0], ..op.a };
+        let shape = Shape::new(&[self.maps, s[2], k]);
+        let a = Layout { batch: [s[1] * s[2] * op.n, 0], ..op.c };
+        let op = op.product([op.m, k, op.n], a, op.b.transposed(), c, shape);
+        compute(op, &[&from_step(g, step), &self.packed])
+    }
+
+    /// The gradient of the packed maps from all steps: of states `[maps, 1 + steps, rows, k]`, of which the last has no
+    /// step, and `g [maps, steps, rows, n]`.
+    pub(in crate::ops) fn weights_grad(&self, states: &Tensor, g: &Tensor) -> Tensor {
+        let (s, [n, k]) = (g.shape(), [self.weight[0], self.weight[1]]);
+        let op = self.rows(states.shape());
+        let a = Layout { batch: [s[1] * s[2] * n, 0], ..op.c };
+        let c = Layout { batch: op.b.batch, sum: 0, row: k, col: 1 };
+        let op = op.product([n, k, s[1] * s[2]], a.transposed(), op.a, c, self.packed.shape());
+        compute(MatMul { sums: true, offset: self.offset, ..op }, &[g, states])
+    }
+
+    /// The product of each map with rows of one step.
+    fn rows(&self, s: Shape) -> MatMul {
+        let (rows, shape) = (s[2], Shape::new(&[self.maps, s[2], self.weight[0]]));
+        let one = self.of(Shape::new(&[self.maps, rows, s[3]]), true);
+        let a = Layout { batch: [s[1] * rows * s[3], 0], ..one.a };
+        MatMul { a, shape, ..one }
+    }
+
     fn apply(&self, x: &Tensor, op: MatMul) -> Tensor {
         apply(op, &[x, &self.packed])
     }
@@ -73,6 +134,12 @@ impl Linears {
             ..one
         }
     }
+}
+
+/// Of `x [maps, steps, ..]` what there is from a step of the first map on.
+fn from_step(x: &Tensor, step: usize) -> Tensor {
+    let (all, rows) = (x.len(), x.shape()[2] * x.shape()[3]);
+    x.section(step * rows, Shape::new(&[all - step * rows]))
 }
 
 impl MatMul {

@@ -59,14 +59,11 @@ impl System for Dime {
             dim: self.config.img_dim,
             max_words: self.config.options.max_words,
             pad_to_max: !self.config.options.mask_padding,
-            least: 0,
             extra_captions,
             // As in the published code.
             extra_images: if extra_captions > 0 { 0 } else { extra_images },
             exclude_own: self.exclude_own,
-            drop_last: false,
-            drop_regions: 0.0,
-            mask_words: 0.0,
+            ..Inputs::default()
         }
     }
 

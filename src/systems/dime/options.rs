@@ -7,7 +7,7 @@ use serde_json::{Value as Json, json};
 use super::config::path_hid;
 use super::{Config, Dime, Direction, ModelOptions};
 use crate::error::{Error, Result};
-use crate::systems::{Checkpoint, Encoders, Family, System};
+use crate::systems::{Checkpoint, Encoders, Family, System, Text};
 
 /// Captions that the authors' validation uses at most.
 const THEIR_DEV: &str = "5000";
@@ -171,7 +171,7 @@ impl super::super::Options for Options {
             img_dim: encoders.dim,
             batch_size: encoders.batch_size,
             path_hid: path_hid(),
-            bert_config: encoders.bert.clone(),
+            bert_config: encoders.bert().clone(),
         };
         config.check()?;
         Ok(Box::new(Dime {
@@ -212,7 +212,7 @@ impl Family for Options {
   crossweave train --config tools/demo-dime.toml --seed 2";
     const TITLE: &'static str = "DIME (SIGIR 2021)";
     const MODULES: &'static [&'static str] = &["img_enc", "txt_enc", "itr_module"];
-    const TRAINS_TEXT: bool = false;
+    const TEXT: Text = Text::Bert { trained: false };
 
     fn open(config: &Json) -> Result<Box<dyn System>> {
         let not_understood =

@@ -78,15 +78,13 @@ impl System for Hrem {
             captions: &["captions", "lengths"],
             dim: self.config.img_dim,
             max_words: self.config.bert.max_position_embeddings,
-            pad_to_max: false,
             // The instance level takes so many scores of each.
             least: self.config.options.topk,
-            extra_captions: 0,
-            extra_images: 0,
             exclude_own: true,
             drop_last: true,
             drop_regions: augment,
             mask_words: augment,
+            ..Inputs::default()
         }
     }
 

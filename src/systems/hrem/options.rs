@@ -6,7 +6,7 @@ use serde_json::Value as Json;
 
 use super::{Config, Hrem, ModelOptions};
 use crate::error::{Error, Result};
-use crate::systems::{Checkpoint, Encoders, Family, System};
+use crate::systems::{Checkpoint, Encoders, Family, System, Text};
 
 /// HREM's options: those of the published `train.py` under their names and with their defaults.
 #[derive(Args, Clone, Debug, PartialEq, Serialize)]
@@ -168,7 +168,7 @@ impl super::super::Options for Options {
             img_dim: encoders.dim,
             k_max_pool: 2,
             faithful: encoders.faithful,
-            bert: encoders.bert.clone(),
+            bert: encoders.bert().clone(),
         };
         config.check()?;
         Ok(Box::new(Hrem {
@@ -194,7 +194,7 @@ impl Family for Options {
   crossweave train --config tools/demo-hrem.toml --seed 2";
     const TITLE: &'static str = "HREM (CVPR 2023)";
     const MODULES: &'static [&'static str] = &["img_enc", "txt_enc"];
-    const TRAINS_TEXT: bool = true;
+    const TEXT: Text = Text::Bert { trained: true };
 
     fn open(config: &Json) -> Result<Box<dyn System>> {
         let not_understood =
@@ -218,7 +218,7 @@ mod tests {
     use super::*;
     use crate::nn::Role;
     use crate::nn::bert;
-    use crate::systems::{Rates, kind};
+    use crate::systems::{Rates, TextSide, kind};
 
     /// A small encoder, as a fixture has it.
     fn small_bert() -> Json {
@@ -232,8 +232,8 @@ mod tests {
     }
 
     fn encoders(batch_size: usize) -> Encoders {
-        let bert = bert::Config::read(&small_bert()).expect("an encoder");
-        Encoders { regions: 12, dim: 20, bert, batch_size, faithful: false }
+        let text = TextSide::Bert(bert::Config::read(&small_bert()).expect("an encoder"));
+        Encoders { regions: 12, dim: 20, text, batch_size, faithful: false }
     }
 
     #[test]
@@ -282,7 +282,7 @@ mod tests {
             _ => None,
         };
         let hrem = kind("hrem").expect("it is in the list");
-        let import = |options| (hrem.import)(Checkpoint { options, shape: &shape });
+        let import = |options| (hrem.import)(Checkpoint { options, text: hrem.text, shape: &shape });
         let config = import(options.clone()).expect("a configuration");
         let system = (hrem.open)(&config).expect("a system");
         assert_eq!((system.config()["embed_size"].as_u64(), system.inputs().dim), (Some(24), 13));
