@@ -28,7 +28,9 @@ pub fn read(path: &Path) -> Result<String> {
             .at(path.display())
             .expected(format!("at most {LARGEST} bytes")));
     }
-    String::from_utf8(bytes)
+    // Windows editors begin a text with a byte order mark.
+    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes).to_vec();
+    String::from_utf8(text)
         .map_err(|e| Error::new("the configuration is no UTF-8 text").at(path.display()).found(e))
 }
 

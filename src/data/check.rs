@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use super::captions;
-use super::dataset::{Layout, layout, splits};
+use super::dataset::{BLANK_END, Layout, layout, leave_out_blank_end, splits};
 use super::features::Features;
+use super::ids;
 use crate::{Error, Result};
 
 /// Bad rows of a file that are listed one by one.
@@ -71,13 +72,21 @@ pub fn scan(
         shapes.extend(shape.map(|shape| (split, shape)));
     }
     if let [(first, shape), rest @ ..] = shapes.as_slice() {
-        for (split, other) in rest.iter().filter(|(_, other)| other != shape) {
-            let error =
-                Error::new(format!("the {split} split's images differ in shape from those of {first}"))
-                    .at(folder.display())
-                    .expected(format!("{} regions x {}", shape.0, shape.1))
-                    .found(format!("{} regions x {}", other.0, other.1));
-            report.problems.push(error.to_string());
+        for (split, other) in rest {
+            if other.1 != shape.1 {
+                let error =
+                    Error::new(format!("the {split} split's features are not as wide as those of {first}"))
+                        .at(folder.display())
+                        .expected(format!("{} numbers a region", shape.1))
+                        .found(other.1)
+                        .cure("extract both with the same detector");
+                report.problems.push(error.to_string());
+            } else if other.0 != shape.0 {
+                report.notices.push(format!(
+                    "{split} has {} regions an image and {first} {}: models read either, but were mostly trained on one",
+                    other.0, shape.0
+                ));
+            }
         }
     }
     Ok(report)
@@ -92,12 +101,12 @@ fn scan_split(
     progress: &mut dyn FnMut(&Progress<'_>),
 ) -> Option<(usize, usize)> {
     let (ims, caps) = (folder.join(format!("{split}_ims.npy")), folder.join(format!("{split}_caps.txt")));
-    let captions = match captions::read(&caps, false) {
+    let texts = match captions::read(&caps, false) {
         Ok(captions) => {
             report
                 .notices
                 .extend(captions.notices.iter().map(|notice| format!("{}: {notice}", caps.display())));
-            Some(captions.texts.len())
+            Some(captions.texts)
         }
         Err(e) => {
             report.problems.push(e.to_string());
@@ -106,7 +115,11 @@ fn scan_split(
     };
     let features = Features::open(&ims).map_err(|e| report.problems.push(e.to_string())).ok()?;
     scan_rows(&features, report, |done| progress(&Progress { split, done, rows: features.len() }));
-    if let Some(captions) = captions {
+    if let Some(mut texts) = texts {
+        if leave_out_blank_end(&mut texts, |n| layout(&features, n, asked).is_ok()) {
+            report.notices.push(format!("{}: {BLANK_END}", caps.display()));
+        }
+        let captions = texts.len();
         match layout(&features, captions, asked).map_err(|e| e.at(format!("{}, {split}", folder.display()))) {
             Ok(Layout { captions_per_image: k, rows_per_image: n }) => {
                 let rows = features.len();
@@ -114,6 +127,9 @@ fn scan_split(
                     "{split}: {} images, {rows} rows ({n} an image), {captions} captions ({k} an image)",
                     rows / n
                 ));
+                if let Err(e) = ids::names(folder, split, rows / n, captions) {
+                    report.problems.push(e.to_string());
+                }
             }
             Err(e) => report.problems.push(e.to_string()),
         }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use super::boxes::Boxes;
 use super::captions::{self, Captions};
 use super::depends::{self, Pairs};
-use super::features::Features;
+use super::features::{Features, packed};
 use super::ragged::Ragged;
 use super::tokenizer::{TokenTable, Tokenizer};
 use super::word_ids;
@@ -91,12 +91,18 @@ impl Dataset {
         }
         let features = Features::open(&ims)?;
         let rows = if given { Some(word_ids::read(&ids)?) } else { None };
-        let Captions { texts, notices } = match caps.exists() {
+        let Captions { mut texts, notices } = match caps.exists() {
             true => captions::read(&caps, options.strict)?,
             false => Captions::default(),
         };
         let mut notices: Vec<String> =
             notices.into_iter().map(|notice| format!("{}: {notice}", caps.display())).collect();
+        let asked = options.captions_per_image;
+        let fits =
+            |n: usize| rows.as_ref().map_or(layout(&features, n, asked).is_ok(), |rows| rows.len() == n);
+        if leave_out_blank_end(&mut texts, fits) {
+            notices.push(format!("{}: {BLANK_END}", caps.display()));
+        }
         if let Some(rows) = rows.as_ref().filter(|rows| caps.exists() && rows.len() != texts.len()) {
             return Err(other_count(&ids, rows.len(), texts.len()));
         }
@@ -105,8 +111,13 @@ impl Dataset {
             notices.push(format!("{from} is split into the vocabulary's words, as there is no {none}"));
         }
         let captions = rows.as_ref().map_or(texts.len(), Ragged::len);
-        let layout =
-            layout(&features, captions, options.captions_per_image).map_err(|e| e.at(folder.display()))?;
+        let layout = layout(&features, captions, asked).map_err(|e| {
+            let e = e.at(folder.display());
+            match texts.last().is_some_and(|text| captions::is_blank(text)) {
+                true => e.cure(format!("delete the empty last lines of {}, if that is all", caps.display())),
+                false => e,
+            }
+        })?;
         let (folder, split) = (folder.to_path_buf(), split.to_owned());
         let (ids, boxes, pairs) = (rows, None, None);
         let mut data = Self { folder, split, features, texts, ids, captions, boxes, pairs, notices, layout };
@@ -311,6 +322,23 @@ impl Dataset {
     }
 }
 
+/// What is said of captions whose blank end was left out.
+pub(super) const BLANK_END: &str =
+    "the empty last line is left out: without it the captions match the images";
+
+/// Leaves out blank captions at the end, if the number does not fit with them and does without.
+pub(super) fn leave_out_blank_end(texts: &mut Vec<String>, fits: impl Fn(usize) -> bool) -> bool {
+    let kept = texts.iter().rposition(|text| !captions::is_blank(text)).map_or(0, |last| last + 1);
+    if kept == texts.len() || fits(texts.len()) {
+        return false;
+    }
+    match (kept..texts.len()).rev().find(|n| fits(*n)) {
+        Some(n) => texts.truncate(n),
+        None => return false,
+    }
+    true
+}
+
 /// Finds the layout from the counts and, where they are equal, from the rows themselves. Without being asked, rows
 /// repeat in groups of five or not at all: anything between would be scored as another task.
 ///
@@ -410,6 +438,9 @@ pub(super) fn other_count(path: &Path, found: usize, captions: usize) -> Error {
 }
 
 fn missing_files(folder: &Path, split: &str, missing: &[String]) -> Error {
+    if let Some(error) = packed(&folder.join(format!("{split}{IMAGES}"))).filter(|_| missing.len() == 1) {
+        return error;
+    }
     let there = splits(folder);
     let error = Error::new(format!("the \"{split}\" split is not complete"))
         .at(folder.display())

@@ -9,6 +9,7 @@ pub mod check;
 pub mod dataset;
 pub mod depends;
 pub mod features;
+mod foreign;
 pub mod identity;
 pub mod ids;
 pub mod import;

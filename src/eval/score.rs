@@ -158,10 +158,13 @@ impl Member {
                 .found(data.dim())
                 .cure("give the features that the model was trained on: --data_path, --data_name"));
         }
-        if let Some(begun) = Begun::of_run(&read_description(&run)?)
-            && let Some(trained) = begun.data.get(&options.split)
-        {
-            let differences = trained.differences(&Identity::of(&data)?);
+        let begun = Begun::of_run(&read_description(&run)?).unwrap_or_default();
+        if let Some(train) = begun.data.get("train").filter(|train| train.regions != data.regions()) {
+            let (own, trained) = (data.regions(), train.regions);
+            tell(Progress::Notice(format!("{own} regions an image, where training had {trained}")));
+        }
+        if let Some(before) = begun.data.get(&options.split) {
+            let differences = before.differences(&Identity::of(&data)?);
             if !differences.is_empty() {
                 let split = &options.split;
                 tell(Progress::Notice(format!(

@@ -82,7 +82,7 @@ struct Splits {
 
 impl Splits {
     /// Opens both and checks that they fit each other and the options.
-    fn open(options: &TrainOptions) -> Result<Self> {
+    fn open(options: &TrainOptions, tell: &mut dyn FnMut(Event)) -> Result<Self> {
         let folder = options.data_folder();
         let open = |split: &str, limit| {
             let captions_per_image = options.fixed.captions_per_image;
@@ -97,6 +97,14 @@ impl Splits {
                 .at(folder.display())
                 .expected(train.dim())
                 .found(dev.dim()));
+        }
+        if train.regions() != dev.regions() {
+            tell(Event::notice(format!(
+                "train has {} regions an image and {} {}",
+                train.regions(),
+                options.fixed.dev_split,
+                dev.regions()
+            )));
         }
         match options.run.img_dim.filter(|n| *n != train.dim()) {
             Some(asked) => Err(Error::new("the features have another width than --img_dim says")
@@ -230,7 +238,7 @@ impl<'a> Session<'a> {
         let folder = options.run_folder();
         let resumes = options.run.resume.is_some();
         let mut lock = if resumes { Lock::take(&folder)? } else { None };
-        let mut splits = Splits::open(options)?;
+        let mut splits = Splits::open(options, tell)?;
         let begun = if resumes { Some(resumed_with(options)?) } else { None };
         if !resumes {
             refuse_run(&folder)?;
