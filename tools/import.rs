@@ -3,10 +3,12 @@
 use clap::Parser;
 use clap::builder::PossibleValuesParser;
 use crossweave::data::import::{self, Imported, Source};
+use crossweave::data::tokenizer::{PIECES, Tokenizer, WORDS};
+use crossweave::data::words::Vocabulary;
 use crossweave::data::{atomic, weights};
-use crossweave::eval;
+use crossweave::eval::{self, model::check_vocab};
 use crossweave::nn::{bert, shapes};
-use crossweave::systems::{self, kind, kinds};
+use crossweave::systems::{self, Text, kind, kinds};
 use crossweave::{Error, Result};
 use serde_json::Value as Json;
 use std::fs::File;
@@ -15,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Turns PyTorch and safetensors weights into a folder that Crossweave opens: model.safetensors, config.json,
-/// vocab.txt. Nothing in a file is ever executed.
+/// vocab.txt (vocab.json of a system that reads whole words). Nothing in a file is ever executed.
 #[derive(Parser)]
 #[command(name = "import", version)]
 struct Command {
@@ -30,7 +32,7 @@ struct Command {
     /// The configuration [default: bert_config.json or config.json beside FILE]
     #[arg(long)]
     config: Option<PathBuf>,
-    /// The WordPiece vocabulary [default: vocab.txt beside FILE]
+    /// The vocabulary: pieces, or the words that the captions' ids mean [default: vocab.txt or vocab.json beside FILE]
     #[arg(long)]
     vocab: Option<PathBuf>,
     /// An option that a system's checkpoint does not say, or says wrong, under the authors' name: direction=i2t
@@ -71,8 +73,12 @@ fn run(command: &Command) -> Result<()> {
     let file = weights_file(&command.file)?;
     let source = Source::open(&file)?;
     let model = command.what != TENSORS;
-    let config = beside(&command.config, &file, &["bert_config.json", "config.json"], model);
-    let vocab = beside(&command.vocab, &file, &["vocab.txt"], model);
+    let words = model && command.what != BERT && kind(&command.what)?.text == Text::Words;
+    // A system of words has no BERT whose configuration could be beside it.
+    let configs: &[&str] = if words { &["config.json"] } else { &["bert_config.json", "config.json"] };
+    let own = if words { WORDS } else { PIECES };
+    let config = beside(&command.config, &file, configs, model);
+    let vocab = beside(&command.vocab, &file, &[own], model);
     let config = config.map(|path| read_json(&path)).transpose()?;
     let imported = match command.what.as_str() {
         BERT => {
@@ -85,11 +91,16 @@ fn run(command: &Command) -> Result<()> {
         name => eval::import::system(kind(name)?, &source, config.as_ref(), &command.settings)?,
     };
     let vocab = match vocab {
+        Some(path) if words => {
+            let system = (kind(&command.what)?.open)(&imported.config)?;
+            check_vocab(&Tokenizer::Words(Vocabulary::open(&path)?), &*system)?;
+            Some(read(&path, 64 << 20)?)
+        }
         Some(path) => Some(read_vocab(&path, &imported.config)?),
-        None if model => return Err(unknown("the vocabulary", "--vocab vocab.txt", &file)),
+        None if model => return Err(unknown("the vocabulary", &format!("--vocab {own}"), &file)),
         None => None,
     };
-    write(&command.out, &imported, vocab.as_deref())?;
+    write(&command.out, &imported, vocab.as_deref().map(|vocab| (own, vocab)))?;
     show(&format!(
         "read     {} ({})\n{}wrote    {}\n",
         file.display(),
@@ -110,7 +121,7 @@ fn show(text: &str) -> Result<()> {
     }
 }
 
-fn write(out: &Path, imported: &Imported, vocab: Option<&[u8]>) -> Result<()> {
+fn write(out: &Path, imported: &Imported, vocab: Option<(&str, &[u8])>) -> Result<()> {
     atomic::folder(out, |folder| {
         weights::write(&folder.join("model.safetensors"), &imported.entries, &imported.metadata)?;
         if !imported.config.is_null() {
@@ -118,7 +129,7 @@ fn write(out: &Path, imported: &Imported, vocab: Option<&[u8]>) -> Result<()> {
             atomic::file(&folder.join("config.json"), |file| file.write_all(text.as_bytes()))?;
         }
         match vocab {
-            Some(vocab) => atomic::file(&folder.join("vocab.txt"), |file| file.write_all(vocab)),
+            Some((name, vocab)) => atomic::file(&folder.join(name), |file| file.write_all(vocab)),
             None => Ok(()),
         }
     })

@@ -1,11 +1,18 @@
 //! Scans a data folder whole and reports everything wrong with it, not just the first thing.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use super::boxes::Boxes;
 use super::captions;
-use super::dataset::{BLANK_END, Layout, layout, leave_out_blank_end, splits};
+use super::dataset::{
+    BLANK_END, BOXES, CAPTIONS, IMAGES, Layout, PAIRS, SIZES, WORD_IDS, layout, leave_out_blank_end,
+    other_count, splits,
+};
+use super::depends;
 use super::features::Features;
 use super::ids;
+use super::word_ids;
+use super::words::Vocabulary;
 use crate::{Error, Result};
 
 /// Bad rows of a file that are listed one by one.
@@ -44,7 +51,8 @@ impl Report {
 
 /// Scans every split that a folder holds a file of: both files there, their form, every number of the features,
 /// every caption, counts (`captions_per_image` where they do not tell), groups of repeated rows, and that all
-/// splits have images of one shape.
+/// splits have images of one shape. Word ids (against the folder's vocabulary, if it has one), dependency pairs and
+/// boxes with the images' sizes are scanned where they are there.
 ///
 /// # Errors
 /// Only a folder that cannot be listed; all else goes into the report.
@@ -66,9 +74,10 @@ pub fn scan(
     for split in USUAL.iter().filter(|split| !found.iter().any(|name| name == *split)) {
         report.notices.push(format!("there is no {split} split"));
     }
+    let vocabulary = scan_vocabulary(folder, &mut report);
     let mut shapes = Vec::new();
     for split in &found {
-        let shape = scan_split(folder, split, captions_per_image, &mut report, progress);
+        let shape = scan_split(folder, split, captions_per_image, vocabulary.as_ref(), &mut report, progress);
         shapes.extend(shape.map(|shape| (split, shape)));
     }
     if let [(first, shape), rest @ ..] = shapes.as_slice() {
@@ -97,11 +106,20 @@ fn scan_split(
     folder: &Path,
     split: &str,
     asked: Option<usize>,
+    vocabulary: Option<&Vocabulary>,
     report: &mut Report,
     progress: &mut dyn FnMut(&Progress<'_>),
 ) -> Option<(usize, usize)> {
-    let (ims, caps) = (folder.join(format!("{split}_ims.npy")), folder.join(format!("{split}_caps.txt")));
-    let texts = match captions::read(&caps, false) {
+    let file = |name: &str| folder.join(format!("{split}{name}"));
+    let (ims, caps) = (file(IMAGES), file(CAPTIONS));
+    let word_ids = scan_ids(&file(WORD_IDS), vocabulary, report);
+    let mut texts = match captions::read(&caps, false) {
+        Err(_) if word_ids.is_some() && !caps.exists() => {
+            report
+                .notices
+                .push(format!("{split}: captions are word ids only, there is no {}", caps.display()));
+            None
+        }
         Ok(captions) => {
             report
                 .notices
@@ -113,13 +131,26 @@ fn scan_split(
             None
         }
     };
-    let features = Features::open(&ims).map_err(|e| report.problems.push(e.to_string())).ok()?;
-    scan_rows(&features, report, |done| progress(&Progress { split, done, rows: features.len() }));
-    if let Some(mut texts) = texts {
-        if leave_out_blank_end(&mut texts, |n| layout(&features, n, asked).is_ok()) {
+    let features = Features::open(&ims).map_err(|e| report.problems.push(e.to_string())).ok();
+    if let (Some(features), Some(texts)) = (&features, &mut texts) {
+        let fits = |n: usize| word_ids.map_or(layout(features, n, asked).is_ok(), |lines| lines == n);
+        if leave_out_blank_end(texts, fits) {
             report.notices.push(format!("{}: {BLANK_END}", caps.display()));
         }
-        let captions = texts.len();
+    }
+    let captions = texts.map(|texts| texts.len()).or(word_ids.filter(|_| !caps.exists()));
+    let counted = [(file(WORD_IDS), word_ids), (file(PAIRS), scan_pairs(&file(PAIRS), report))];
+    for (path, found) in counted {
+        if let (Some(found), Some(captions)) = (found, captions)
+            && found != captions
+        {
+            report.problems.push(other_count(&path, found, captions).to_string());
+        }
+    }
+    let features = features?;
+    scan_boxes(&file(BOXES), &file(SIZES), &features, report);
+    scan_rows(&features, report, |done| progress(&Progress { split, done, rows: features.len() }));
+    if let Some(captions) = captions {
         match layout(&features, captions, asked).map_err(|e| e.at(format!("{}, {split}", folder.display()))) {
             Ok(Layout { captions_per_image: k, rows_per_image: n }) => {
                 let rows = features.len();
@@ -147,5 +178,47 @@ fn scan_rows(features: &Features, report: &mut Report, progress: impl FnMut(usiz
                 report.problems.push(format!("{path}: {} rows with NaN or infinity in all", bad.len()));
             }
         }
+    }
+}
+
+/// The folder's vocabulary of whole words, if it has one.
+fn scan_vocabulary(folder: &Path, report: &mut Report) -> Option<Vocabulary> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is = |path: &PathBuf| path.to_string_lossy().ends_with("_vocab.json");
+    let path = entries.filter(is).min()?;
+    Vocabulary::open(&path).map_err(|e| report.problems.push(e.to_string())).ok()
+}
+
+/// Scans word ids and returns the number of captions.
+fn scan_ids(path: &Path, vocabulary: Option<&Vocabulary>, report: &mut Report) -> Option<usize> {
+    if !path.exists() {
+        return None;
+    }
+    let rows = word_ids::read(path).map_err(|e| report.problems.push(e.to_string())).ok()?;
+    let checked = vocabulary.map_or(Ok(()), |vocabulary| word_ids::check(&rows, vocabulary, path));
+    report.problems.extend(checked.err().map(|e| e.to_string()));
+    Some(rows.len())
+}
+
+/// Scans dependency pairs and returns the number of captions.
+fn scan_pairs(path: &Path, report: &mut Report) -> Option<usize> {
+    if !path.exists() {
+        return None;
+    }
+    let pairs = depends::read(path).map_err(|e| report.problems.push(e.to_string())).ok()?;
+    Some(pairs.len())
+}
+
+fn scan_boxes(boxes: &Path, sizes: &Path, features: &Features, report: &mut Report) {
+    if !boxes.exists() && !sizes.exists() {
+        return;
+    }
+    let faults = match Boxes::read_files(boxes, sizes, features) {
+        Ok(all) => all.faults().collect(),
+        Err(e) => vec![e],
+    };
+    report.problems.extend(faults.iter().take(ROWS_LISTED).map(ToString::to_string));
+    if faults.len() > ROWS_LISTED {
+        report.problems.push(format!("{}: {} rows with such boxes in all", boxes.display(), faults.len()));
     }
 }

@@ -8,10 +8,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::parser::ValueSource;
-use clap::{ArgMatches, Args, Command, FromArgMatches, ValueEnum};
-use clap_lex::OsStrExt;
+use clap::{Args, Command, FromArgMatches, ValueEnum};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
@@ -20,7 +17,12 @@ use crate::error::{Error, Result};
 use crate::eval::model::run_folder;
 use crate::eval::precisions;
 use crate::gpu::Precision;
-use crate::systems::{DEFAULT, Kind, Options, Rates, kind, kinds};
+use crate::systems::{DEFAULT, Kind, Options, Rates, Text, kind};
+
+mod command;
+
+pub use command::{both_spellings, command, owned_by_another, value_of};
+use command::{of_bert, refuse_bert, refuse_ours, whose, with_defaults};
 
 const DATA: &str = "Data";
 const TRAINING: &str = "Training";
@@ -259,6 +261,9 @@ impl TrainOptions {
                 .map_err(|e| whose(&e, kind).unwrap_or_else(|| failed(e)))
         };
         let first = matches(command(kind))?;
+        if kind.text == Text::Words {
+            refuse_bert(&command(kind), &first, kind)?;
+        }
         let own = (kind.parse)(&first).map_err(&failed)?;
         let faithful = first.get_flag("faithful");
         let defaults = own.common(faithful);
@@ -297,11 +302,14 @@ impl TrainOptions {
         Rates { learning_rate: self.run.learning_rate, grad_clip: self.run.grad_clip }
     }
 
-    /// All options as a run's folder keeps them.
+    /// All options as a run's folder keeps them; none of BERT's where there is none.
     pub fn stored(&self) -> Json {
         // A run that goes on is where it is, whatever --logger_name says.
         let mut all = plain(&RunOptions { logger_name: self.run_folder(), ..self.run.clone() });
         all.extend(plain(&self.fixed));
+        if self.kind.text == Text::Words {
+            of_bert().iter().for_each(|id| drop(all.remove(id.as_str())));
+        }
         all.extend(object(self.own.all()));
         Json::Object(all)
     }
@@ -340,6 +348,11 @@ impl TrainOptions {
         }
         if let Some(resumed) = &self.run.resume {
             self.run.resume = Some(run_folder(resumed)?);
+        }
+        if let Some(path) = self.own.vocabulary().filter(|path| path.to_str().is_none()) {
+            return Err(Error::new("a run cannot keep the path of a vocabulary that is no UTF-8 text")
+                .at(path.display())
+                .cure("copy the file to another name"));
         }
         self.check_sizes()?;
         self.check_numbers()?;
@@ -477,103 +490,6 @@ fn object(value: Json) -> Map<String, Json> {
         Json::Object(map) => map,
         _ => Map::new(),
     }
-}
-
-/// The command `train` of a system: its options beside the common ones, with its authors' defaults.
-pub fn command(kind: Kind) -> Command {
-    let common = FixedOptions::augment_args(RunOptions::augment_args(Command::new("train")));
-    let command = both_spellings((kind.augment)(common)).args_override_self(true).infer_long_args(true);
-    let command = command.mut_arg("system", |arg| arg.default_value(kind.name));
-    let nothing = command.clone().no_binary_name(true).try_get_matches_from::<_, OsString>([]);
-    let own = nothing.and_then(|matches| (kind.parse)(&matches)).expect("the options' own defaults parse");
-    with_defaults(command, &own.common(false))
-}
-
-fn with_defaults(command: Command, defaults: &[(&'static str, String)]) -> Command {
-    defaults.iter().fold(command, |command, (name, value)| {
-        let value = value.clone();
-        command.mut_arg(name, |arg| arg.default_value(value))
-    })
-}
-
-/// Under `--faithful`, what the user gives of the options in that group must be the authors' values.
-fn refuse_ours(command: &Command, matches: &ArgMatches, theirs: &[(&'static str, String)]) -> Result<()> {
-    let rule = |name: &str| {
-        command.get_arguments().any(|arg| arg.get_id() == name && arg.get_help_heading() == Some(RULES))
-    };
-    for (name, value) in theirs.iter().filter(|(name, _)| rule(name)) {
-        let given = matches.value_source(name) == Some(ValueSource::CommandLine);
-        let last = matches.get_raw(name).into_iter().flatten().next_back();
-        if let Some(ours) = last.filter(|raw| given && *raw != value.as_str()) {
-            let option = format!("--{} {}", name.replace('_', "-"), ours.to_string_lossy());
-            return Err(clash(&option, "--faithful", "--faithful takes the authors' side"));
-        }
-    }
-    Ok(())
-}
-
-/// For an unknown argument that is another system's option: an error that says whose it is.
-fn whose(error: &clap::Error, kind: Kind) -> Option<Error> {
-    let Some(ContextValue::String(name)) = error.get(ContextKind::InvalidArg) else { return None };
-    if error.kind() != ErrorKind::UnknownArgument {
-        return None;
-    }
-    owned_by_another(name.trim_start_matches('-').split('=').next().unwrap_or_default(), kind)
-}
-
-/// For an option, perhaps shortened, of another system than `kind`: an error that says whose it is.
-pub fn owned_by_another(name: &str, kind: Kind) -> Option<Error> {
-    let knows = |kind: Kind| {
-        let names = |arg: &clap::Arg| {
-            let aliases = arg.get_all_aliases().unwrap_or_default();
-            aliases.into_iter().chain(arg.get_long()).any(|long| long.starts_with(name))
-        };
-        !name.is_empty() && command(kind).get_arguments().any(names)
-    };
-    if knows(kind) {
-        return None;
-    }
-    let owners: Vec<&str> = kinds().iter().filter(|k| knows(**k)).map(|k| k.name).collect();
-    let first = owners.first()?;
-    Some(
-        Error::new(format!("--{name} is an option of {}, not of {}", owners.join(" and "), kind.name))
-            .cure(format!("leave it out, or train that system: --system {first}")),
-    )
-}
-
-/// The last value that arguments give to a common option; shortened names count from three letters on.
-pub fn value_of(args: &[OsString], option: &str) -> Option<OsString> {
-    let mut found = None;
-    let mut args = args.iter();
-    while let Some(arg) = args.next() {
-        let Some(rest) = arg.strip_prefix("--") else { continue };
-        let (name, value) = rest.split_once("=").map_or((rest, None), |(name, value)| (name, Some(value)));
-        let name = name.to_string_lossy().to_lowercase();
-        if name.len() >= 3 && option.starts_with(&name) {
-            found = value.map(OsString::from).or_else(|| args.next().cloned());
-        }
-    }
-    found
-}
-
-/// Gives every option of a command its other spelling: `data_path` and `data-path`, lower case too.
-pub fn both_spellings(command: Command) -> Command {
-    command.mut_args(|arg| {
-        let Some(long) = arg.get_long().map(str::to_owned) else { return arg };
-        let mut taken: Vec<String> =
-            arg.get_all_aliases().unwrap_or_default().iter().map(|a| (*a).into()).collect();
-        taken.push(long.clone());
-        let mut others = Vec::new();
-        for spelling in [long.replace('_', "-"), long.replace('-', "_")] {
-            for name in [spelling.to_lowercase(), spelling] {
-                if !taken.contains(&name) {
-                    taken.push(name.clone());
-                    others.push(name);
-                }
-            }
-        }
-        arg.aliases(others)
-    })
 }
 
 #[cfg(test)]

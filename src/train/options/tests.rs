@@ -1,4 +1,5 @@
 use super::*;
+use crate::systems::kinds;
 
 fn of(line: &str) -> Result<TrainOptions> {
     TrainOptions::of(&line.split_whitespace().collect::<Vec<_>>())
