@@ -323,7 +323,7 @@ fn the_binary_makes_a_folder() {
     let mut names: Vec<_> =
         fs::read_dir(&out).expect("the folder").flatten().map(|f| f.file_name()).collect();
     names.sort();
-    assert_eq!(names, ["config.json", "model.safetensors", "vocab.txt"]);
+    assert_eq!(names, ["config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt"]);
     assert_eq!(fs::read(out.join("vocab.txt")).expect("it"), fs::read(vocab).expect("it"));
     // What was made imports again: names are ours already, and the configuration beside it is whole.
     let again = folder.path().join("again");

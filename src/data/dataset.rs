@@ -446,6 +446,11 @@ fn missing_files(folder: &Path, split: &str, missing: &[String]) -> Error {
         .at(folder.display())
         .expected(format!("{split}_ims.npy and {split}_caps.txt"))
         .found(format!("no {}", missing.join(", no ")));
+    if !folder.is_dir() {
+        return error
+            .found("no such folder")
+            .cure("say where the data are: --data_path DIR --data_name NAME, for the folder DIR/NAME");
+    }
     match there.len() {
         0 => error.cure("give the folder that holds {train,dev,test}_ims.npy and _caps.txt"),
         _ => error.cure(format!("splits begun in this folder: {}", there.join(", "))),
