@@ -142,9 +142,9 @@ impl Member {
             ..Default::default()
         };
         let mut data = Dataset::open(&folder, &options.split, &wanted).map_err(|e| match remembered {
-            true if !folder.is_dir() => e
-                .found(format!("no such folder; it is where {} had its data in training", run.display()))
-                .cure("say where the data are now: --data_path DIR --data_name NAME"),
+            true if !folder.is_dir() => {
+                e.found(format!("no such folder; it is where {} had its data in training", run.display()))
+            }
             _ => e,
         })?;
         let inputs = stored.system.inputs();

@@ -88,7 +88,12 @@ impl Splits {
             let captions_per_image = options.fixed.captions_per_image;
             let (strict, words) = (options.run.strict, options.kind.text == Text::Words);
             let wanted = dataset::Options { captions_per_image, strict, limit, words };
-            Dataset::open(&folder, split, &wanted)
+            Dataset::open(&folder, split, &wanted).map_err(|e| match &options.run.resume {
+                Some(run) if !folder.is_dir() => {
+                    e.found(format!("no such folder; it is where {} had its data", run.display()))
+                }
+                _ => e,
+            })
         };
         let train = open("train", None)?;
         let dev = open(&options.fixed.dev_split, options.fixed.dev_limit)?;
