@@ -395,6 +395,7 @@ fn half_met(features: &Features, row: usize, n: usize) -> Error {
         format!("row {row} is unlike row {before}, though rows {start} to {end} would be one image")
     };
     let other = (2..=rows)
+        .rev()
         .find(|k| *k != n && rows.is_multiple_of(*k) && first_break(features, *k).is_ok_and(|b| b.is_none()));
     let cure = match other {
         Some(k) => format!("if each image has {k} captions, say --captions-per-image {k}"),

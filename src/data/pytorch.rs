@@ -180,10 +180,10 @@ const HARMFUL: &str = "os posix nt subprocess commands popen2 pty sys socket shu
     code codeop webbrowser pickle cPickle _pickle marshal multiprocessing threading asyncio bdb pdb timeit \
     urllib http ftplib tempfile";
 
-/// Built-in classes that checkpoints name, and `getattr`, by which Python 3.11 pickles the members of enums: what it
+/// Built-in classes that checkpoints name, and `getattr` and `type`, by which Python 3.11 pickles the members of enums: what they
 /// would return is no class that a name stands for, so nothing can be called by it.
 const HARMLESS: &str = "set frozenset dict list tuple int float complex bool str bytes bytearray slice range \
-    object unicode long xrange getattr";
+    object unicode long xrange getattr type";
 
 /// Whether calling this would run code or touch the system: a file that asks for it is no checkpoint.
 fn runs_code(module: &str, name: &str) -> bool {
