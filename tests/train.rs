@@ -46,6 +46,8 @@ fn a_run_stopped_in_any_way_goes_on_bit_for_bit() {
     // At a step inside an epoch; the rest of the options stand in the run.
     tiny.train("stopped", &format!("{EPOCHS} --max-steps 10"));
     assert_eq!(tiny.steps("stopped"), whole[..10]);
+    tiny.run("train --resume stopped --max-steps 10").with(0);
+    assert_eq!(tiny.steps("stopped"), whole[..10], "a step past the limit");
     let resumed = tiny.run("train --resume stopped").with(0);
     assert!(resumed.err.contains("going on from step 10"), "{}", resumed.err);
     assert_eq!(tiny.steps("stopped"), whole);

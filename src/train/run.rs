@@ -359,6 +359,10 @@ impl<'a> Session<'a> {
             self.validate(tell)?;
         }
         while self.state.step < self.steps() {
+            // A run that was killed between its last checkpoint and its end has nothing left to do.
+            if self.is_at_step_limit() {
+                return Ok(Ending::StepLimit);
+            }
             let placed = self.batches.next_batch()?;
             self.step(&placed)?;
             let full = self.pending.len() == HISTORY;
@@ -386,13 +390,17 @@ impl<'a> Session<'a> {
         let over = |limit: f64| self.seconds() > limit;
         if self.stop.load(Ordering::Relaxed) {
             Some(Ending::Interrupted)
-        } else if self.options.run.max_steps.is_some_and(|n| self.state.step >= n) {
+        } else if self.is_at_step_limit() {
             Some(Ending::StepLimit)
         } else if self.options.run.time_limit.is_some_and(over) {
             Some(Ending::TimeLimit)
         } else {
             None
         }
+    }
+
+    fn is_at_step_limit(&self) -> bool {
+        self.options.run.max_steps.is_some_and(|n| self.state.step >= n)
     }
 
     fn seconds(&self) -> f64 {
