@@ -135,6 +135,29 @@ fn every_hrem_checkpoint_is_exact() {
     }
 }
 
+/// The authors' GSMN checkpoints, written by Python 2 and 3 in both containers, hold the parameters of a fixture.
+#[test]
+fn every_gsmn_checkpoint_is_exact() {
+    let expected = Weights::open(&fixture("gsmn_dense_eval.safetensors")).expect("the fixture");
+    for path in checkpoints("ckpt_gsmn") {
+        let source = Source::open(&path).unwrap_or_else(|e| panic!("{e}"));
+        let gsmn = kind("gsmn").expect("a system");
+        let imported = system(gsmn, &source, None, &[]).unwrap_or_else(|e| panic!("{e}"));
+        for entry in &imported.entries {
+            let full = format!("param.{}", entry.name);
+            assert_eq!(Some(entry.shape.as_slice()), expected.shape(&full), "{full}");
+            assert_same_values(&path, entry, &expected, &full);
+        }
+        let held = expected.names().filter(|name| name.starts_with("param."));
+        assert_eq!(imported.entries.len(), held.count(), "{}", path.display());
+        let config = &imported.config;
+        assert_eq!((&config["system"], &config["num_block"]), (&json!("gsmn"), &json!(4)));
+        assert_eq!((&config["lambda_softmax"], &config["bi_gru"]), (&json!(20.0), &json!(true)));
+        // Released weights were trained and evaluated with boxes that are divided again and again.
+        assert!((gsmn.open)(config).expect("a system").inputs().boxes_again.is_some());
+    }
+}
+
 #[test]
 fn every_bert_checkpoint_is_exact() {
     let expected = Weights::open(&fixture("ckpt_expected.safetensors")).expect("the fixture");

@@ -9,10 +9,12 @@ use serde_json::{Value, json};
 #[derive(Clone, Copy, Debug)]
 enum Drawn {
     Uniform(f64),
+    /// Between 0 and a bound.
+    Above(f64),
     Normal(f64),
     Constant(f64),
 }
-use Drawn::{Constant, Normal, Uniform};
+use Drawn::{Above, Constant, Normal, Uniform};
 
 fn bert() -> Value {
     json!({
@@ -70,6 +72,25 @@ fn of_hrem(specs: &[ParamSpec], spec: &ParamSpec) -> Drawn {
     }
 }
 
+/// `specs/gsmn.md`: the image map xavier-uniform with bias 0, embeddings within 0.1, the GRU within the inverse root of its
+/// width, kernels' angles within pi and their other values between 0 and 1, the words' kernels within 1, all else
+/// PyTorch's defaults.
+fn of_gsmn(specs: &[ParamSpec], spec: &ParamSpec) -> Drawn {
+    match spec.name.as_str() {
+        "img_enc.fc.weight" => xavier(spec.shape.dims()),
+        "img_enc.fc.bias" => Constant(0.0),
+        "txt_enc.embed.weight" => Uniform(0.1),
+        n if n.starts_with("txt_enc.rnn.") => Uniform(1.0 / 32f64.sqrt()),
+        n if n.ends_with("mean_theta") => Uniform(std::f64::consts::PI),
+        n if n.contains("mean_") || n.contains("precision_") => Above(1.0),
+        n if n.ends_with("params") => Uniform(1.0),
+        n if n.contains("conv_weights") => linear(specs, n),
+        n if n.ends_with("weight_g") => Above(1.0),
+        // Both maps read 24 values.
+        _ => Uniform(1.0 / 24f64.sqrt()),
+    }
+}
+
 /// What is wrong with some values, if they are not drawn so. Of few values only the bound is judged.
 fn wrong(values: &[f32], drawn: Drawn) -> Option<String> {
     let n = values.len() as f64;
@@ -82,6 +103,10 @@ fn wrong(values: &[f32], drawn: Drawn) -> Option<String> {
             return (!all).then(|| format!("not all {value}"));
         }
         Uniform(bound) => (bound / 3f64.sqrt(), bound, 1.8),
+        Above(bound) => {
+            let all = values.iter().all(|v| (0.0..=bound).contains(&f64::from(*v)));
+            return (!all).then(|| format!("not all between 0 and {bound}"));
+        }
         Normal(deviation) => (deviation, 6.0 * deviation, 3.0),
     };
     if most > bound * (1.0 + 1e-6) {
@@ -149,4 +174,21 @@ fn wrong_draws_are_noticed() {
     assert!(wrong(&values, Uniform(1.0)).is_none());
     assert!(wrong(&values, Uniform(0.9)).is_some() && wrong(&values, Uniform(1.2)).is_some());
     assert!(wrong(&values, Normal(1.0)).is_some() && wrong(&values, Constant(0.0)).is_some());
+}
+
+#[test]
+fn gsmn_begins_as_published() {
+    let config = json!({
+        "embed_size": 32, "num_block": 4, "feat_dim": 4, "hid_dim": 24, "out_dim": 2, "word_dim": 12, "bi_gru": true,
+        "img_dim": 40, "vocab_size": 50
+    });
+    let system = (kind("gsmn").expect("a system").open)(&config).expect("a configuration");
+    check(&*system, of_gsmn);
+    let params = Params::begin(&system.parameters(), &Device::Host, 7);
+    let values = |name: &str| params.named(name).to_vec().expect("the host works");
+    let (lengths, rows) = (values("t2i_match_G.out_1.weight_g"), values("t2i_match_G.out_1.weight_v"));
+    for (length, row) in lengths.iter().zip(rows.chunks(24)) {
+        let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt();
+        assert!((length - norm).abs() < 1e-6, "a row begins with its own length");
+    }
 }

@@ -16,20 +16,33 @@ use crossweave::nn::bert::{self, Tokens};
 use crossweave::nn::optim::{Optimizer, take_buffers};
 use crossweave::nn::{ParamSpec, Params, Role};
 use crossweave::systems::{
-    self, Encoders, Form, Items, Kind as SystemKind, Pass, Rates, Step, System, TextSide, kinds,
+    self, Encoders, Form, Items, Kind as SystemKind, Pass, Rates, Step, System, Text, TextSide, kinds,
 };
 use crossweave::tensor::{Device, Tape, Tensor};
 use crossweave::train::options::TrainOptions;
 
-/// Of each system: the options of the demo's sizes; the paper's are its defaults.
-const SIZES: [(&str, &str); 2] = [
-    ("dime", "--max_words 24 --embed_size 32 --num_head_IMRC 4 --hid_IMRC 64 --hid_router 32 --batch_size 8"),
-    ("hrem", "--embed_size 64 --nhead 4 --batch_size 32 --warmup 0"),
+/// Of each system: the options that its paper gives besides its defaults, and those of the demo's sizes.
+const SIZES: [(&str, &str, &str); 3] = [
+    (
+        "dime",
+        "",
+        "--max_words 24 --embed_size 32 --num_head_IMRC 4 --hid_IMRC 64 --hid_router 32 --batch_size 8",
+    ),
+    ("hrem", "", "--embed_size 64 --nhead 4 --batch_size 32 --warmup 0"),
+    (
+        "gsmn",
+        "--bi_gru --max_violation --lambda_softmax 20",
+        "--embed_size 64 --word_dim 64 --hid_dim 16 --batch_size 16",
+    ),
 ];
 /// Width of a region's features at the paper's sizes and at the demo's.
 const DIMS: [usize; 2] = [2048, 64];
 /// Regions of an image, at both sizes.
 const REGIONS: usize = 36;
+/// Words that a system of whole words has embeddings of, at the paper's sizes and at the demo's.
+const VOCABULARY: [usize; 2] = [8000, 772];
+/// Ids of a caption at most, for such a system.
+const MOST_IDS: usize = 20;
 
 /// A job, prepared on a device: each call does it once and leaves it recorded or running there.
 pub type Job = Box<dyn FnMut()>;
@@ -126,8 +139,8 @@ impl Wish {
                 number => numbers.push(number.parse().map_err(|_| format!("{number} is not understood"))?),
             }
         }
-        let (system, job) = match SIZES.iter().find(|(system, _)| first.starts_with(&format!("{system}_"))) {
-            Some((system, _)) => (*system, &first[system.len() + 1..]),
+        let (system, job) = match SIZES.iter().find(|(system, ..)| first.starts_with(&format!("{system}_"))) {
+            Some((system, ..)) => (*system, &first[system.len() + 1..]),
             None => ("", first),
         };
         wish.system = system;
@@ -265,12 +278,16 @@ impl Model {
     fn new(wish: &Wish, device: &Device) -> Self {
         let is_own = |kind: &SystemKind| kind.name == wish.system;
         let kind = kinds().into_iter().find(is_own).expect("SIZES names systems");
-        let (_, demo_sizes) = SIZES.iter().find(|(name, _)| *name == wish.system).expect("a job's system");
+        let (_, always, demo_sizes) =
+            SIZES.iter().find(|(name, ..)| *name == wish.system).expect("a job's system");
         let i2t = !wish.options.contains("t2i");
-        let line =
-            format!("--system {} {} {}", wish.system, if wish.demo { demo_sizes } else { "" }, wish.options);
+        let sizes = if wish.demo { demo_sizes } else { "" };
+        let line = format!("--system {} {always} {sizes} {}", wish.system, wish.options);
         let options = TrainOptions::of(&line.split_whitespace().collect::<Vec<_>>()).expect("sound options");
-        let text = TextSide::Bert(if wish.demo { bert_demo() } else { bert_base(12) });
+        let text = match kind.text {
+            Text::Bert { .. } => TextSide::Bert(if wish.demo { bert_demo() } else { bert_base(12) }),
+            Text::Words => TextSide::Words(VOCABULARY[usize::from(wish.demo)]),
+        };
         let (dim, batch_size) = (DIMS[usize::from(wish.demo)], options.fixed.batch_size);
         let encoders = Encoders { regions: REGIONS, dim, text, batch_size, faithful: false };
         let system = options.own.system(&encoders).expect("sound sizes");
@@ -293,6 +310,14 @@ impl Model {
             None => Pass::evaluation(params.root()),
         };
         pass.computed(self.form, tile)
+    }
+
+    /// Ids of a caption at most.
+    fn words(&self) -> usize {
+        match self.system.inputs() {
+            inputs if inputs.vocabulary > 0 => MOST_IDS,
+            inputs => inputs.max_words.min(32),
+        }
     }
 
     fn is_trained(&self, name: &str) -> bool {
@@ -323,23 +348,24 @@ impl Model {
                 "images" => {
                     rows.insert(name, &[REGIONS, inputs.dim], values(images * REGIONS * inputs.dim, 5))
                 }
+                "bboxes" => rows.insert(name, &[REGIONS, 4], boxes(images)),
                 _ => rows.insert(name, &[], vec![REGIONS as f32; images]),
             }
         }
-        let words = inputs.max_words.min(32);
-        let encoder =
-            self.system.text_encoder().map(|e| e.config.clone()).expect("every system here has one");
-        let (ids, mask, lengths) = token_rows(captions, words, encoder.vocab_size);
+        let words = self.words();
+        let encoder = self.system.text_encoder();
+        let vocabulary = encoder.as_ref().map_or(inputs.vocabulary, |e| e.config.vocab_size);
+        let (ids, mask, lengths) = token_rows(captions, words, vocabulary);
         let mut texts = Columns::new(captions);
         for name in inputs.captions {
             match *name {
-                "lengths" => texts.insert(name, &[], lengths.clone()),
+                "lengths" | "cap_lens" => texts.insert(name, &[], lengths.clone()),
                 "attention_mask" => texts.insert(name, &[words], mask.clone()),
                 _ => texts.insert(name, &[words], ids.clone()),
             }
         }
-        if !self.with_text {
-            let hidden = encoder.hidden_size;
+        if let Some(encoder) = encoder.filter(|_| !self.with_text) {
+            let hidden = encoder.config.hidden_size;
             texts.insert("states", &[words, hidden], values(captions * words * hidden, 6));
         }
         (rows, texts)
@@ -376,6 +402,16 @@ impl Model {
         }
         values
     }
+}
+
+/// Boxes as shares of an image's sides.
+fn boxes(images: usize) -> Vec<f32> {
+    let mut rng = Rng::new(7);
+    let mut one = || {
+        let (x, y) = (rng.range(0.0, 0.8), rng.range(0.0, 0.8));
+        [x, y, x + rng.range(0.05, 0.2), y + rng.range(0.05, 0.2)].map(|v| v as f32)
+    };
+    (0..images * REGIONS).flat_map(|_| one()).collect()
 }
 
 /// Each sample has an image of its own.
@@ -421,7 +457,7 @@ fn tile(model: Model, device: &Device, images: usize, captions: usize) -> Job {
 /// Scores a set of encoded items that wait on the host, all pairs, and brings the scores back.
 fn set(model: Model, device: &Device, images: usize, captions: usize) -> Job {
     let batch = model.batch(images, captions);
-    let words = model.system.inputs().max_words.min(32);
+    let words = model.words();
     let (images, captions) = model.encode(&model.pass(&model.params, None, usize::MAX), &batch, device);
     let [images, captions] = [images, captions].map(|items| items.to_host().expect("the device works"));
     let encoded = Encoded::of(images, captions, REGIONS, words);
@@ -444,7 +480,7 @@ fn set(model: Model, device: &Device, images: usize, captions: usize) -> Job {
 fn step(mut model: Model, device: &Device, batch: usize, extra: usize) -> Job {
     let (images, captions) = model.counts(batch, extra);
     let items = model.batch(images, captions);
-    let words = model.system.inputs().max_words;
+    let words = model.words();
     let tile = training_tile(&*model.system, images, captions, REGIONS, words, device);
     let (device, mut optimizer, mut done) = (device.clone(), Optimizer::default(), 0);
     let rates = Rates { learning_rate: 2e-4, grad_clip: 2.0 };

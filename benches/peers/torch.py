@@ -2,9 +2,11 @@
 """PyTorch on the shapes of Crossweave's benches: a case's name a line in, a line of JSON out.
 
 DIME and BERT are those of tools/reference.py, in f32 and with PyTorch's own fused pieces in place of the spelled
-out ones; they are held against a fixture before they are timed. Runs on CUDA where there is one, else on the CPU.
+out ones; GSMN is that of gsmn.py, as published or `factored`. They are held against fixtures before they are timed.
+Runs on CUDA where there is one, else on the CPU.
 
     python benches/peers/torch.py [--autocast]      --autocast: f16 where PyTorch thinks it safe (CUDA only)
+    python benches/peers/torch.py --check           holds all of them against the fixtures, and ends
 
 Needs: pip install torch safetensors numpy
 """
@@ -25,6 +27,10 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
 import reference as ref  # noqa: E402
+import reference_gsmn as ref_gsmn  # noqa: E402
+
+sys.path.append(HERE)  # PyTorch is loaded by now.
+import gsmn  # noqa: E402
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -85,7 +91,14 @@ def forward(p, cfg, images, states, lengths, train):
     return out["sims"], loss, buffers
 
 
-def check():
+def hold(name, ours, theirs):
+    theirs = theirs.to(DEVICE)
+    far = float(torch.linalg.vector_norm(ours.detach() - theirs) / torch.linalg.vector_norm(theirs))
+    if not far <= 1e-3:
+        raise SystemExit(f"torch.py: {far:.1e} from fixture {name}")
+
+
+def check_dime():
     """Whether this form of the model gives what the fixtures hold, forward and backward."""
     for name in ("dime_i2t_extra_stc_train", "dime_t2i_extra_img_train"):
         spec, given = ref.read_fixture(os.path.join(ROOT, "tests", "fixtures", name + ".safetensors"))
@@ -98,12 +111,31 @@ def check():
         sims, loss, _ = forward(p, cfg, inputs["images"].float(), states, inputs["lengths"].long(), True)
         names = [n for n in leaves if n in given["grad"] and "linears.1.bias" not in n]
         grads = torch.autograd.grad(loss, [leaves[n] for n in names])
-        pairs = [(sims.detach(), given["out"]["sims"])] + [(g, given["grad"][n]) for n, g in zip(names, grads)]
-        for ours, theirs in pairs:
-            theirs = theirs.to(DEVICE)
-            far = float(torch.linalg.vector_norm(ours - theirs) / torch.linalg.vector_norm(theirs))
-            if not far <= 1e-3:
-                raise SystemExit(f"torch.py: {far:.1e} from fixture {name}")
+        hold(name, sims, given["out"]["sims"])
+        for n, g in zip(names, grads):
+            hold(name, g, given["grad"][n])
+
+
+FORMS = (gsmn.published, gsmn.factored)
+
+
+def check_gsmn():
+    for name in ("gsmn_dense_eval", "gsmn_dense_train"):
+        spec, given = ref.read_fixture(os.path.join(ROOT, "tests", "fixtures", name + ".safetensors"))
+        cfg, inputs = spec["config"], on_device(given["in"])
+        items = [inputs[n] for n in ("images", "bboxes", "captions", "cap_lens")]
+        for form in FORMS:
+            p, leaves = tracked(on_device(given["param"]), lambda n: True)
+            scores = form(p, cfg, *gsmn.encode(p, cfg, form, *items))
+            hold(name, scores, given["out"]["scores"])
+            # What is zero by mathematics is noise here.
+            names = [n for n, g in given["grad"].items() if g.abs().max() > 1e-10]
+            grads = torch.autograd.grad(gsmn.hinge(cfg, scores), [leaves[n] for n in names]) if names else []
+            for n, g in zip(names, grads):
+                hold(name, g, given["grad"][n])
+
+
+CHECKS = {"dime": check_dime, "gsmn": check_gsmn}
 
 
 # ---- cases: each returns a function that does the job once ----------------------------------------
@@ -188,10 +220,58 @@ def dime_step(direction, size, extra):
     return run
 
 
+GSMN = {"embed_size": 1024, "word_dim": 300, "num_block": 16, "feat_dim": 16, "hid_dim": 32, "out_dim": 1,
+        "num_layers": 1, "n_kernels": gsmn.KERNELS, "bi_gru": True, "lambda_softmax": 20.0, "margin": 0.2,
+        "max_violation": True, "img_dim": 2048, "vocab_size": 8000}  # fmt: skip
+GSMN_DEMO = {"embed_size": 64, "word_dim": 64, "hid_dim": 16, "img_dim": 64, "vocab_size": 772}
+
+
+def gsmn_model(demo):
+    cfg = {**GSMN, **(GSMN_DEMO if demo else {})}
+    return cfg, on_device(ref_gsmn.draw_params(ref.Draw([1]), cfg, 0.15))
+
+
+def gsmn_batch(cfg, images, captions):
+    """As the loader gives it: on the CPU. Captions are of 20 to 9 ids."""
+    on_cpu = dict(device="cpu")
+    corner = 0.6 * torch.rand(images, REGIONS, 2, **on_cpu)
+    boxes = torch.cat([corner, corner + 0.05 + 0.35 * torch.rand(images, REGIONS, 2, **on_cpu)], -1)
+    lengths = torch.tensor([20 - 12 * i // captions for i in range(captions)], **on_cpu)
+    ids = torch.randint(4, cfg["vocab_size"], (captions, 20), **on_cpu) * gsmn.mask(lengths, 20)
+    return torch.randn(images, REGIONS, cfg["img_dim"], **on_cpu), boxes, ids, lengths
+
+
+def gsmn_tile(form, demo, images, captions):
+    cfg, p = gsmn_model(demo)
+    with torch.no_grad():
+        items = gsmn.encode(p, cfg, form, *(t.to(DEVICE) for t in gsmn_batch(cfg, images, captions)))
+    return torch.inference_mode()(lambda: form(p, cfg, *items))
+
+
+def gsmn_step(form, demo, size):
+    cfg, params = gsmn_model(demo)
+    given = gsmn_batch(cfg, size, size)
+    p, leaves = tracked(params, lambda n: True)
+    adam = torch.optim.Adam(leaves.values(), lr=2e-4, fused=form is gsmn.factored)
+
+    def run():
+        scores = form(p, cfg, *gsmn.encode(p, cfg, form, *(t.to(DEVICE) for t in given)))
+        adam.zero_grad(set_to_none=True)
+        gsmn.hinge(cfg, scores).backward()
+        torch.nn.utils.clip_grad_norm_(leaves.values(), 2.0)
+        adam.step()
+
+    return run
+
+
 def prepare(name):
     words = name.split()
-    if {"demo", "composed"} & set(words):
+    of_gsmn = words[0].startswith("gsmn")
+    if "composed" in words or ("demo" in words and not of_gsmn):
         raise ValueError("a form of ours")
+    if "factored" in words and not of_gsmn:
+        raise ValueError("a form of GSMN")
+    form, demo = FORMS["factored" in words], "demo" in words
     direction = "t2i" if "t2i" in words else "i2t"
     numbers = [int(w) for w in words[1:] if w.isdigit()]
     kinds = {
@@ -200,6 +280,8 @@ def prepare(name):
         "bert_layer": lambda: bert(*numbers, 1, "both" in words),
         "dime_tile": lambda: dime_tile(direction, *numbers),
         "dime_step": lambda: dime_step(direction, numbers[0], numbers[-1]),
+        "gsmn_tile": lambda: gsmn_tile(form, demo, *numbers),
+        "gsmn_step": lambda: gsmn_step(form, demo, *numbers),
     }
     if words[0] not in kinds:
         raise ValueError(f"no job `{name}`")
@@ -228,7 +310,12 @@ def main():
     torch.manual_seed(1)
     if CUDA:  # On the CPU it only costs time.
         torch.set_default_device(DEVICE)
-    jobs, checked = {}, False
+    if "--check" in sys.argv:
+        for system, check in CHECKS.items():
+            check()
+            print(f"{system}: as the fixtures", flush=True)
+        return
+    jobs, checked = {}, set()
     for line in sys.stdin:
         name = line.strip()
         if name == "hello":
@@ -236,9 +323,10 @@ def main():
             continue
         try:
             if name not in jobs:
-                if name.startswith("dime") and not checked:
-                    check()
-                    checked = True
+                system = name.split("_")[0]
+                if system in CHECKS and system not in checked:
+                    CHECKS[system]()
+                    checked.add(system)
                 job = prepare(name)
                 jobs[name] = (job, once(job))
                 answer = {"ms": jobs[name][1], "first_ms": jobs[name][1]}

@@ -66,15 +66,20 @@ impl BoxRead {
     /// fall in one batch see its last read.
     pub fn of_split(data: &Dataset, batch: usize, folds: bool, walked: usize) -> Vec<Self> {
         let (captions, row) = (data.captions(), data.captions_per_row());
-        let batch = batch.max(1);
         let read = |image: usize| {
             let caption = if folds { image * data.captions_per_image() } else { image };
-            let end = ((caption / batch + 1) * batch).min(captions);
-            let last = (caption / row + 1) * row;
-            let times = row * (walked + 1) + end.min(last) - (last - row);
-            Self { caption, times }
+            Self::with(caption, captions, row, batch, walked)
         };
         (0..data.images()).map(read).collect()
+    }
+
+    /// What is read with a caption of so many, `row` of them for each row of boxes.
+    pub fn with(caption: usize, captions: usize, row: usize, batch: usize, walked: usize) -> Self {
+        let batch = batch.max(1);
+        let end = ((caption / batch + 1) * batch).min(captions);
+        let last = (caption / row + 1) * row;
+        let times = row * (walked + 1) + end.min(last) - (last - row);
+        Self { caption, times }
     }
 }
 

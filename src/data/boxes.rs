@@ -22,7 +22,9 @@ const BRACKETS: usize = 12;
 /// How far a box may be outside its image, in pixels: rounding.
 const TOLERANCE: f32 = 0.5;
 /// The largest width or height, in pixels.
-const LARGEST: f64 = (1 << 24) as f64;
+const LARGEST: f32 = 1e6;
+/// How sizes are saved.
+const CURE: &str = "numpy.save(file, numpy.array([(w, h), ..], [('image_w', '<i4'), ('image_h', '<i4')]))";
 /// The fields of a size.
 const FIELDS: [&str; 2] = ["image_w", "image_h"];
 
@@ -77,11 +79,11 @@ impl Boxes {
 
     fn fault(&self, row: usize) -> Option<Error> {
         let [width, height] = self.sizes[row];
-        if !self.sizes[row].iter().all(|side| *side > 0.0 && side.is_finite()) {
+        if !self.sizes[row].iter().all(|side| *side > 0.0 && *side <= LARGEST) {
             return Some(
                 Error::new("an image has no size")
                     .at(format!("{}, row {row}", self.sizes_path.display()))
-                    .expected("a width and a height above 0")
+                    .expected(format!("a width and a height above 0, at most {LARGEST}"))
                     .found(format!("{width} x {height}"))
                     .cure("read the size of this image again"),
             );
@@ -114,23 +116,28 @@ impl Boxes {
 
     /// Appends a row's boxes `[regions, 4]`, divided `times` over: x by the image's width, y by its height.
     pub fn read(&self, row: usize, times: usize, out: &mut Vec<f32>) {
-        let divided = |(i, value): (usize, &f32)| {
-            let mut value = *value;
-            for _ in 0..times {
-                value /= self.sizes[row][i % 2];
-                // It stays there.
-                if value == 0.0 {
-                    break;
-                }
-            }
-            value
-        };
-        out.extend(self.row(row).iter().enumerate().map(divided));
+        divide(self.row(row), self.sizes[row], times, out);
     }
 }
 
+/// Appends boxes `[.., 4]` of an image of a width and a height, divided by them so often.
+pub fn divide(pixels: &[f32], size: [f32; 2], times: usize, out: &mut Vec<f32>) {
+    let divided = |(i, value): (usize, &f32)| {
+        let mut value = *value;
+        for _ in 0..times {
+            value /= size[i % 2];
+            // It stays there.
+            if value == 0.0 {
+                break;
+            }
+        }
+        value
+    };
+    out.extend(pixels.iter().enumerate().map(divided));
+}
+
 /// The boxes of a `.npy` file that must have this shape.
-fn pixels(bytes: &[u8], shape: [usize; 3]) -> Result<Vec<f32>> {
+pub(super) fn pixels(bytes: &[u8], shape: [usize; 3]) -> Result<Vec<f32>> {
     let (header, start) = array_header(bytes, BRACKETS)?;
     let expected = format!("[{}, {}, {}], as the features", shape[0], shape[1], shape[2]);
     if header.shape() != shape.map(|n| n as u64) {
@@ -156,22 +163,17 @@ fn pixels(bytes: &[u8], shape: [usize; 3]) -> Result<Vec<f32>> {
 }
 
 /// Widths and heights of a `.npy` file.
-fn sizes_of(bytes: &[u8]) -> Result<Vec<[f32; 2]>> {
+pub(super) fn sizes_of(bytes: &[u8]) -> Result<Vec<[f32; 2]>> {
     let (header, start) = array_header(bytes, BRACKETS)?;
     let expected = "one image_w and image_h an image: a structured array, or an array of dicts";
-    let wrong = |what: &str, found: String| {
-        Error::new(what)
-            .expected(expected)
-            .found(found)
-            .cure("numpy.save(file, numpy.array([(w, h), ..], [('image_w', '<i4'), ('image_h', '<i4')]))")
-    };
+    let wrong = |what: &str, found: String| Error::new(what).expected(expected).found(found).cure(CURE);
     let &[rows] = header.shape() else {
         return Err(wrong("the images' sizes have a wrong shape", format!("{:?}", header.shape())));
     };
     let (dtype, data) = (header.dtype(), &bytes[start..]);
     match &dtype {
         DType::Plain(kind) if kind.type_char() == TypeChar::Object => {
-            let pickle = pickle::read_within(data, MAX_STEPS)?;
+            let pickle = pickle::read_within(data, MAX_STEPS).map_err(|e| e.cure(CURE))?;
             let (Some(items), true) = (array_items(&pickle), rows <= data.len() as u64) else {
                 return Err(wrong("the pickled sizes are no array", pickle.type_name(pickle.root())));
             };
@@ -187,7 +189,7 @@ fn sizes_of(bytes: &[u8]) -> Result<Vec<[f32; 2]>> {
                     let found = format!("{} at row {row} without both numbers", pickle.type_name(*item));
                     return Err(wrong("an image's size is no dict of its width and height", found));
                 };
-                Ok([width, height].map(bounded))
+                Ok([width as f32, height as f32])
             };
             items.iter().enumerate().map(size).collect()
         }
@@ -210,16 +212,11 @@ fn sizes_of(bytes: &[u8]) -> Result<Vec<[f32; 2]>> {
             };
             let rows = usize::try_from(rows).unwrap_or(usize::MAX);
             check_length(data, rows, width)?;
-            let side = |row: &[u8], (at, decode): (usize, Decode)| bounded(decode(&row[at..]));
+            let side = |row: &[u8], (at, decode): (usize, Decode)| decode(&row[at..]) as f32;
             Ok(data.chunks_exact(width).map(|row| [side(row, w), side(row, h)]).collect())
         }
         _ => Err(wrong("the images' sizes hold no fields", dtype.descr())),
     }
-}
-
-/// A width or height as f32; NaN if it is none that an image has.
-fn bounded(side: f64) -> f32 {
-    if (0.0..LARGEST).contains(&side) { side as f32 } else { f32::NAN }
 }
 
 fn check_length(data: &[u8], items: usize, width: usize) -> Result<()> {

@@ -28,7 +28,7 @@ pub fn read(path: &Path) -> Result<Pairs> {
     parse(&read_limited(path, MAX_FILE, "the dependency pairs")?).map_err(|e| e.at(path.display()))
 }
 
-fn parse(bytes: &[u8]) -> Result<Pairs> {
+pub(super) fn parse(bytes: &[u8]) -> Result<Pairs> {
     let done = Cell::new(0);
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let read = All(&done).deserialize(&mut reader).and_then(|pairs| reader.end().map(|()| pairs));

@@ -6,9 +6,13 @@ use std::io::Write;
 use proptest::prelude::*;
 use proptest::sample::select;
 
+use super::boxes::{pixels, sizes_of};
 use super::captions;
+use super::depends;
 use super::features::{Features, parse_header};
 use super::tokenizer::{Settings, WordPiece, build_vocab, parse_vocab, words};
+use super::word_ids;
+use super::words::{Vocabulary, split};
 
 fn config() -> ProptestConfig {
     let cases =
@@ -222,6 +226,38 @@ proptest! {
         };
         let tokens = pieces.encode(&text, 12);
         prop_assert!(tokens.length <= 12 && tokens.ids.iter().all(|&id| (id as usize) < pieces.size()));
+    }
+
+    #[test]
+    fn splitting_into_words_loses_nothing(bytes in caption_bytes()) {
+        let Ok(read) = captions::parse(&bytes, false) else { return Ok(()) };
+        for text in &read.texts {
+            let whole: String = text.to_lowercase().chars().filter(|c| !c.is_whitespace()).collect();
+            prop_assert_eq!(split(text).concat(), whole);
+        }
+    }
+
+    #[test]
+    fn any_boxes_and_sizes_are_refused_or_read(file in npy()) {
+        if let Ok(sizes) = sizes_of(&file) {
+            prop_assert!(sizes.len() <= file.len());
+        }
+        prop_assert!(pixels(&file, [1, 2, 4]).map_or(true, |pixels| pixels.len() == 8));
+    }
+
+    #[test]
+    fn any_words_and_pairs_are_refused_or_read(
+        text in "(\\{\"word2idx\": )?[\\[\\]{}\", :0-9a<>-]{0,60}\\}?",
+        line in "[0-9, a-]{0,40}",
+    ) {
+        if let Ok(vocabulary) = Vocabulary::parse(text.as_bytes()) {
+            prop_assert!(vocabulary.size() <= text.len());
+        }
+        prop_assert!(depends::parse(text.as_bytes()).map_or(true, |pairs| pairs.len() <= text.len()));
+        if let Ok(ids) = word_ids::parse(line.as_bytes()) {
+            let again: Vec<String> = ids.iter().map(u32::to_string).collect();
+            prop_assert_eq!(word_ids::parse(again.join(",").as_bytes()).unwrap(), ids);
+        }
     }
 }
 

@@ -27,7 +27,7 @@ pub fn read(path: &Path) -> Result<Ragged<u32>> {
     Ok(rows)
 }
 
-fn parse(line: &[u8]) -> Result<Vec<u32>> {
+pub(super) fn parse(line: &[u8]) -> Result<Vec<u32>> {
     let expected = "word ids with commas between them: 1,14,5,2";
     if line.is_empty() {
         return Err(Error::new("the caption has no words")

@@ -66,7 +66,7 @@ impl Vocabulary {
         })
     }
 
-    fn parse(bytes: &[u8]) -> Result<Self> {
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self> {
         let expected = "{\"word2idx\": {\"<pad>\": 0, ..}, \"idx2word\": {\"0\": \"<pad>\", ..}, \"idx\": N}";
         let file: File = serde_json::from_slice(bytes).map_err(|e| {
             Error::new("the vocabulary is not understood").expected(expected).found(shorten(&e.to_string()))
@@ -192,7 +192,7 @@ fn places(data: &Path, given: Option<&Path>) -> Vec<PathBuf> {
 }
 
 /// A caption's words, as the head of this file says.
-fn split(text: &str) -> Vec<String> {
+pub(super) fn split(text: &str) -> Vec<String> {
     let text = text.to_lowercase();
     let spoken = text.trim_end().trim_end_matches(|c| CLOSING.contains(c));
     let full_stop = spoken.strip_suffix('.').map(str::len);

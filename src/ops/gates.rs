@@ -138,7 +138,7 @@ fn fixtures() -> Vec<PathBuf> {
     let runs = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         name.ends_with(".safetensors")
-            && ["dime_", "hrem_", "bert_", "loss_", "adam_"].iter().any(|f| name.starts_with(f))
+            && ["dime_", "hrem_", "gsmn_", "bert_", "loss_", "adam_"].iter().any(|f| name.starts_with(f))
     };
     let mut all: Vec<PathBuf> = entries.filter(runs).collect();
     all.sort();

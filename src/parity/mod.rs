@@ -2,6 +2,7 @@
 
 mod compare;
 mod parts;
+mod pipeline;
 mod system;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use crate::systems::kind;
 use crate::tensor::Device;
 
 /// A fixture: its specification and tensors.
+#[derive(Default)]
 pub struct Fixture {
     /// The file.
     pub place: String,
@@ -103,6 +105,9 @@ pub fn check(path: &Path, device: &Device) -> Result<Vec<Row>> {
         "recall" => parts::recall(&fixture),
         name => {
             let kind = kind(name).map_err(|e| e.at(&fixture.place))?;
+            if fixture.tensors.contains_key(pipeline::BOXES) {
+                return pipeline::check(&fixture, kind, device);
+            }
             system::check(&fixture, kind, device)
         }
     }

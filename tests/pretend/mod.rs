@@ -1,5 +1,9 @@
 //! A system of a program that uses the library: two linear maps, of the mean region and of the mean word, and their
-//! product. All that it needs is here.
+//! product. All that it needs is here. [`words`] has its twin that reads word ids and boxes.
+
+#![allow(dead_code, reason = "each test program uses its own part")]
+
+pub mod words;
 
 use clap::Args;
 use crossweave::error::{Error, Result};

@@ -14,6 +14,8 @@ pub const EMOJITINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/emo
 pub const SHAPE: [usize; 2] = [36, 64];
 /// Captions of the training split over the batch size.
 pub const STEPS_PER_EPOCH: u64 = 15;
+/// The element of an array of images' sizes.
+pub const SIZES: &str = "[('image_w', '<i4'), ('image_h', '<i4')]";
 /// Everything about the model and the batches.
 pub const MODEL: &str = "--direction t2i --extra_img 1 --lambda_softmax 9 --max_words 12 --embed_size 8 \
     --num_head_IMRC 2 --hid_IMRC 8 --hid_router 8 --bert-init random --bert-layers 1 --bert-hidden 16 \
@@ -42,7 +44,8 @@ impl Said {
 
 /// The header of a little-endian `.npy` file.
 pub fn npy_header(element: &str, fortran: &str, shape: &str) -> Vec<u8> {
-    let text = format!("{{'descr': '{element}', 'fortran_order': {fortran}, 'shape': ({shape}), }}");
+    let element = if element.starts_with('[') { element.to_owned() } else { format!("'{element}'") };
+    let text = format!("{{'descr': {element}, 'fortran_order': {fortran}, 'shape': ({shape}), }}");
     let width = (10 + text.len() + 1).next_multiple_of(64) - 10;
     let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
     bytes.extend((width as u16).to_le_bytes());
@@ -75,6 +78,38 @@ impl Tiny {
             std::fs::write(tiny.captions(split), lines).expect("written");
         }
         tiny
+    }
+
+    /// Adds what a system of words reads: word ids with their vocabulary, dependency pairs, boxes and sizes.
+    pub fn with_words(self) -> Self {
+        for (split, images) in [("train", 12), ("dev", 4), ("test", 6)] {
+            let text =
+                std::fs::read_to_string(format!("{EMOJITINY}/{split}_precaps_stan.txt")).expect("emojitiny");
+            let lines: String = text.lines().take(5 * images).map(|line| format!("{line}\n")).collect();
+            std::fs::write(self.file(split, "precaps_stan.txt"), lines).expect("written");
+            let text = std::fs::read_to_string(format!("{EMOJITINY}/{split}_caps.json")).expect("emojitiny");
+            let pairs: Vec<Value> = serde_json::from_str(&text).expect("pairs");
+            std::fs::write(self.file(split, "caps.json"), Value::from(&pairs[..5 * images]).to_string())
+                .expect("written");
+            for (name, row) in [("ims_bbx.npy", 4 * SHAPE[0] * 4), ("ims_size.npy", 2 * 4)] {
+                let bytes = std::fs::read(format!("{EMOJITINY}/{split}_{name}")).expect("emojitiny");
+                let start = 10 + usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
+                let mut own = match row {
+                    8 => npy_header(SIZES, "False", &format!("{images},")),
+                    _ => npy_header("<f4", "False", &format!("{images}, {}, 4", SHAPE[0])),
+                };
+                own.extend(&bytes[start..start + images * row]);
+                std::fs::write(self.file(split, name), own).expect("written");
+            }
+        }
+        let vocabulary = format!("{EMOJITINY}/emojitiny_precomp_vocab.json");
+        std::fs::copy(vocabulary, self.data().join("tiny_vocab.json")).expect("copied");
+        self
+    }
+
+    /// A file of a split.
+    pub fn file(&self, split: &str, name: &str) -> PathBuf {
+        self.data().join(format!("{split}_{name}"))
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

@@ -95,6 +95,21 @@ pub struct Config {
     pub img_dim: usize,
     /// Words that have an embedding.
     pub vocab_size: usize,
+    /// Samples of a batch in training: how the authors' loader cuts an evaluation, too.
+    #[serde(default = "batch_size")]
+    pub batch_size: usize,
+    /// Boxes are divided again at every read and an image gets another's, as in the authors' code: what the weights that
+    /// they released were trained and evaluated with.
+    #[serde(default = "yes")]
+    pub faithful: bool,
+}
+
+fn batch_size() -> usize {
+    128
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn out_of_range(option: &str, expected: &str, found: impl ToString) -> Error {
@@ -158,7 +173,9 @@ impl Config {
     /// Names the option.
     pub fn check(&self) -> Result<()> {
         self.options.check()?;
-        for (name, size) in [("img_dim", self.img_dim), ("vocab_size", self.vocab_size)] {
+        let sizes =
+            [("img_dim", self.img_dim), ("vocab_size", self.vocab_size), ("batch_size", self.batch_size)];
+        for (name, size) in sizes {
             if !(1..=MAX_SIZE).contains(&size) {
                 return Err(out_of_range(name, &format!("1 to {MAX_SIZE}"), size));
             }

@@ -191,7 +191,9 @@ fn composed(
     let hidden =
         map(vec![hidden.reshape([i, c, r, KERNELS, hid / KERNELS]).view(), factor], |x| &x[0] * &x[1]);
     let hidden = hidden.reshape([i, c, r, hid]);
-    let i2t = of_nodes(&heads.image, &hidden).mean(2);
+    let nodes = of_nodes(&heads.image, &hidden);
+    let i2t = nodes.mean(2);
+    run.pass.tap("i2t.nodes", &nodes);
     run.pass.tap("i2t.node_match", &by_caption(&m));
     run.pass.tap("i2t.graph_hidden", &by_caption(&hidden));
     run.pass.tap("i2t.scores", &i2t);
@@ -203,7 +205,9 @@ fn composed(
     let views =
         vec![mapped.view(), factor.view().repeat(0, i).repeat(3, hid), bias.view().broadcast(mapped.shape())];
     let hidden = map(views, |x| &x[0] * &x[1] + &x[2]);
-    let t2i = mean_of_words(&of_nodes(&heads.text, &hidden), lengths);
+    let nodes = of_nodes(&heads.text, &hidden);
+    let t2i = mean_of_words(&nodes, lengths);
+    run.pass.tap("t2i.nodes", &nodes);
     run.pass.tap("t2i.node_match", &by_caption(&within(&m, lengths, 1)));
     run.pass.tap("t2i.graph_hidden", &by_caption(&within(&hidden, lengths, 1)));
     run.pass.tap("t2i.scores", &t2i);

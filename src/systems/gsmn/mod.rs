@@ -13,7 +13,8 @@ pub use config::{Config, ModelOptions};
 pub use options::Options;
 
 use super::hinge::hinge;
-use super::{Batch, Inputs, Items, Loss, Pass, Rates, Schedule, System};
+use super::{Batch, Form, Inputs, Items, Loss, Pass, Rates, Schedule, System, Taps};
+use crate::error::Result;
 use crate::nn::ParamSpec;
 use crate::tensor::Tensor;
 
@@ -51,6 +52,7 @@ impl System for Gsmn {
             },
             dim: self.config.img_dim,
             vocabulary: self.config.vocab_size,
+            boxes_again: self.config.faithful.then_some(self.config.batch_size),
             ..Inputs::default()
         }
     }
@@ -91,5 +93,26 @@ impl System for Gsmn {
     fn schedule(&self, rates: &Rates, epoch: u64, _: u64) -> Schedule {
         let rate = rates.learning_rate * 0.1f64.powi((epoch / self.lr_update) as i32);
         Schedule { rates: vec![("", rate)], clip: rates.grad_clip, decay: 0.0 }
+    }
+
+    /// The score of each side, and the region and the word that add most to it.
+    fn explain(&self, pass: &Pass, image: &Items, caption: &Items) -> Result<Option<String>> {
+        let taps = Taps::default();
+        let noting = Pass::evaluation(pass.scope.clone()).computed(Form::Composed, usize::MAX).tapped(&taps);
+        matching::scores(&self.run(&noting), image, caption);
+        let words = caption.at("lengths").to_vec()?[0] as usize;
+        let side = |name: &str, node: &str, most: usize| {
+            let values = |what: &str| {
+                taps.get(&format!("{name}.{what}")).expect("both sides note their scores").to_vec()
+            };
+            let nodes = values("nodes")?;
+            let best = (0..most.min(nodes.len())).max_by(|a, b| nodes[*a].total_cmp(&nodes[*b]));
+            Ok(format!("{node}s {:.2} ({node} {})", values("scores")?[0], best.unwrap_or(0) + 1))
+        };
+        Ok(Some(format!("{} | {}", side("i2t", "region", usize::MAX)?, side("t2i", "word", words)?)))
+    }
+
+    fn explanation(&self) -> &'static str {
+        "what regions and words add to the score, and which of them matches best"
     }
 }

@@ -84,8 +84,13 @@ impl super::super::Options for Options {
     }
 
     fn system(&self, encoders: &Encoders) -> Result<Box<dyn System>> {
-        let config =
-            Config { options: self.model.clone(), img_dim: encoders.dim, vocab_size: encoders.words() };
+        let config = Config {
+            options: self.model.clone(),
+            img_dim: encoders.dim,
+            vocab_size: encoders.words(),
+            batch_size: encoders.batch_size,
+            faithful: encoders.faithful,
+        };
         config.check()?;
         Ok(Box::new(Gsmn { config, lr_update: self.schedule.lr_update }))
     }
