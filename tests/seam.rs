@@ -70,7 +70,8 @@ fn scores(tiny: &Tiny, run: &str, more: &[&str]) -> crossweave::Result<Vec<f32>>
     let folder = tiny.path(run).display().to_string();
     let given = [folder.as_str()].into_iter().chain(more.iter().copied());
     let options = EvaluateOptions::from_arg_matches(&command.get_matches_from(given)).expect("sound");
-    let mut matrices = score::score(&options, &AtomicBool::new(false), &mut |_| {})?;
+    let mut matrices = Vec::new();
+    Members::open(&options, &mut |_| {})?.score(&AtomicBool::new(false), &mut |_| {}, &mut matrices)?;
     match matrices.remove(0).scores {
         Scores::F32(scores) => Ok(scores),
         Scores::F64(_) => panic!("scores of a run are f32"),
