@@ -71,6 +71,17 @@ fn a_run_stopped_in_any_way_goes_on_bit_for_bit() {
     assert!(weights("killed") == weights("whole"), "other best weights");
 }
 
+/// The script's loop with few kills; by hand it kills 50 times and fills 20 disks.
+#[cfg(target_os = "linux")]
+#[test]
+fn every_system_killed_at_random_moments_goes_on_bit_for_bit() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/faults.sh");
+    let mut command = std::process::Command::new("bash");
+    command.args([script, "--kills", "3", "--fulls", "0", "--program", tiny::PROGRAM]);
+    let out = said(&mut command).with(0).out;
+    assert!(out.contains("killed 3 times: the losses are those of an undisturbed run"), "{out}");
+}
+
 #[test]
 fn a_run_in_f16_stays_in_f16() {
     let tiny = Tiny::new();

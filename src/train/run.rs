@@ -597,7 +597,12 @@ impl<'a> Session<'a> {
         self.events.scalars(step, &scalars)
     }
 
+    /// Writes the state, the last of what a moment leaves on the disk: the rows of metrics are forced there first, and so
+    /// are, by their own replacement, better weights. Power may fail anywhere between. Rows past the state that is then
+    /// the last are cut when the run goes on and written again, bit for bit; weights that are newer than the state are
+    /// those that the same steps and the same validation write again. A state never refers to what is not there yet.
     fn save(&mut self, tell: &mut dyn FnMut(Event)) -> Result<()> {
+        self.log.sync()?;
         self.state.seconds = self.seconds();
         checkpoint::save(
             &self.folder,
