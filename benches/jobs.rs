@@ -32,6 +32,9 @@ const REDUCED: &[&str] = &[
     "dime_tile i2t 8 8",
     "dime_tile t2i 8 8",
     "dime_tile i2t 8 8 composed",
+    "gsmn_step 16 demo",
+    "gsmn_tile 16 16 demo",
+    "gsmn_tile 8 8",
     "bert_layer 8 32 forward",
     "bert_layer 8 32 both",
     "growing",
@@ -47,6 +50,10 @@ const FULL: &[&str] = &[
     "dime_step t2i 32 32 recomputed",
     "dime_tile i2t 16 16",
     "dime_tile t2i 16 16",
+    "gsmn_step 16 demo",
+    "gsmn_tile 16 16 demo",
+    "gsmn_step 16",
+    "gsmn_tile 16 16",
     "bert_layer 8 32 forward",
     "bert_layer 8 32 both",
     "bert 32 32",
@@ -62,6 +69,8 @@ const GROWING: &[&[&str]] = &[
         "dime_tile t2i 48 48 demo",
     ],
     &["dime_set t2i 16 16 demo", "dime_set t2i 32 32 demo", "dime_set t2i 64 64 demo"],
+    &["gsmn_tile 8 8 demo", "gsmn_tile 16 16 demo", "gsmn_tile 32 32 demo", "gsmn_tile 48 48 demo"],
+    &["gsmn_set 16 16 demo", "gsmn_set 32 32 demo", "gsmn_set 64 64 demo"],
 ];
 
 const GROWING_FULL: &[&[&str]] = &[
@@ -69,6 +78,8 @@ const GROWING_FULL: &[&[&str]] = &[
     &["dime_tile t2i 4 4", "dime_tile t2i 8 8", "dime_tile t2i 16 16", "dime_tile t2i 24 24"],
     &["dime_set i2t 16 16", "dime_set i2t 32 32", "dime_set i2t 64 64"],
     &["dime_set t2i 16 16", "dime_set t2i 32 32", "dime_set t2i 64 64"],
+    &["gsmn_tile 4 4", "gsmn_tile 8 8", "gsmn_tile 16 16", "gsmn_tile 24 24"],
+    &["gsmn_set 16 16", "gsmn_set 32 32", "gsmn_set 64 64"],
 ];
 /// Runs before the timed rounds, and these.
 const WARM: usize = 2;

@@ -3,8 +3,8 @@
 //! A name is words: `matmul 1024 768 768` (rows, inner, columns), `bert 32 32` (captions, words; the whole of
 //! BERT-base), `bert_layer 8 32 forward` or `.. both` (one layer of it), and for every system of [`SIZES`], such as
 //! `dime`: `dime_tile i2t 16 16` (images, captions), `dime_set i2t 64 64` (the same, scored in tiles as `evaluate`
-//! does, from the host and back), `dime_step i2t 32 32` (batch, extra captions or images; for systems with extras the
-//! same number again if left out). A system has the paper's sizes and, if its BERT is frozen, gets text states; after
+//! does, from the host and back), `dime_step i2t 32 32` (batch, extra captions or images; where a direction is given
+//! the same number again if left out). A system has the paper's sizes and, if its BERT is frozen, gets text states; after
 //! `demo` it has the demo's sizes, whose small BERT is trained along. After `composed` it takes the plain composition,
 //! after `recomputed` it runs parts again on the way back.
 
@@ -154,7 +154,9 @@ impl Wish {
             }
             ("tile", [images, captions]) if !system.is_empty() => Kind::Tile(*images, *captions),
             ("set", [images, captions]) if !system.is_empty() => Kind::Set(*images, *captions),
-            ("step", [batch]) if !system.is_empty() => Kind::Step(*batch, *batch),
+            ("step", [batch]) if !system.is_empty() => {
+                Kind::Step(*batch, if wish.options.is_empty() { 0 } else { *batch })
+            }
             ("step", [batch, extra]) if !system.is_empty() => Kind::Step(*batch, *extra),
             _ => return Err(format!("no job `{name}`")),
         };
