@@ -61,6 +61,9 @@ fn wrong_usage_is_refused() {
     refused(&["train", "--direction", "both"], &["i2t, t2i"]);
     refused(&["train", "--precision", "f64"], &["f64", "f32, f16"]);
     refused(&["train", "--batch_size", "many"], &["many", "--batch_size"]);
+    refused(&["train", "--workers", "-1"], &["-1", "--workers"]);
+    refused(&["train", "--time-limit", "-1"], &["--time-limit", "found: -1"]);
+    refused(&["evaluate", "x", "--folds", "-5"], &["-5", "--folds"]);
     refused(&["train", "--cache-text", "--finetune_bert"], &["--cache-text", "--finetune-bert", "cure"]);
     refused(&["train", "--embed-size", "30"], &["divide", "embed_size 30", "found: 16"]);
     refused(&["train", "--raw_feature_norm_CMRC", "clipped_l1norm"], &["authors' code", "clipped_l2norm"]);

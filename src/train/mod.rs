@@ -2,6 +2,7 @@
 
 pub mod begin;
 pub mod checkpoint;
+mod checks;
 pub mod event;
 mod lock;
 pub mod metrics;

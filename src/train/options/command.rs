@@ -121,7 +121,8 @@ pub fn value_of(args: &[OsString], option: &str) -> Option<OsString> {
     found
 }
 
-/// Gives every option of a command its other spelling: `data_path` and `data-path`, lower case too.
+/// Gives every option of a command its other spelling: `data_path` and `data-path`, lower case too. A negative number is
+/// a value, so that where it is wrong the error names the option.
 pub fn both_spellings(command: Command) -> Command {
     command.mut_args(|arg| {
         let Some(long) = arg.get_long().map(str::to_owned) else { return arg };
@@ -137,6 +138,7 @@ pub fn both_spellings(command: Command) -> Command {
                 }
             }
         }
-        arg.aliases(others)
+        let takes_values = arg.get_action().takes_values();
+        arg.aliases(others).allow_negative_numbers(takes_values)
     })
 }
