@@ -7,7 +7,70 @@
 //! closure over [`ops::Expr`]: shader, reference and derivative all come from that one formula. Model code does
 //! not know the side it runs on, so the host in f64 is the twin that every GPU result is held against.
 //!
-//! # Example
+//! # First steps
+//! Train a small DIME, open its best weights on a device, encode a few images and captions, and ask which caption
+//! describes the first image:
+//! ```
+//! use std::sync::atomic::AtomicBool;
+//!
+//! use crossweave::data::dataset::{self, Dataset};
+//! use crossweave::eval::encoded::{Encoded, Scored};
+//! use crossweave::eval::model::Model;
+//! use crossweave::gpu::{Gpu, Options};
+//! use crossweave::tensor::Device;
+//! use crossweave::train::{Event, options::TrainOptions, run};
+//!
+//! # let folder = tempfile::tempdir().expect("a folder");
+//! # let run = folder.path().join("run");
+//! # let name = run.to_str().expect("UTF-8");
+//! // The command line's options; a real model is larger, and trains for longer.
+//! let mut options = vec!["--data_path", "tests/data", "--data_name", "emojitiny_precomp", "--logger_name", name];
+//! options.extend("--direction t2i --extra_img 1 --lambda_softmax 9 --embed_size 8 --num_head_IMRC 2".split(' '));
+//! options.extend("--hid_IMRC 8 --hid_router 8 --batch_size 4 --dev-limit 10 --max-steps 4".split(' '));
+//! options.extend("--bert-init random --bert-layers 1 --bert-hidden 16 --bert-heads 2".split(' '));
+//! run::train(TrainOptions::of(&options)?, &AtomicBool::new(false), &mut |event| {
+//!     if let Event::Validation { step, metrics, .. } = event {
+//!         println!("after {step} steps: rsum {:.1}", metrics.rsum());
+//!     }
+//! })?;
+//!
+//! let device = Device::Gpu(Gpu::open(&Options::default())?);
+//! let model = Model::open(&run, None, &device)?;
+//! let few = dataset::Options { limit: Some(20), ..Default::default() };
+//! let mut data = Dataset::open("tests/data/emojitiny_precomp".as_ref(), "test", &few)?;
+//! let inputs = model.system.inputs();
+//! data.prepare(&inputs, &model.tokenizer)?;
+//! let tokens = data.tokens(&model.tokenizer, inputs.max_words)?;
+//! let how = Scored { folds: false, before: 0 };
+//! let encoded = Encoded::new(&model, &data, &tokens, None, how, &device, &|| false)?;
+//! let scores = encoded.score(&model, &device, None, &|| false, &mut |_| ())?;
+//! let of_first = &scores[..data.captions()];
+//! let best = (0..data.captions()).max_by(|a, b| of_first[*a].total_cmp(&of_first[*b])).expect("captions");
+//! println!("{}", data.text(best));
+//! # assert_eq!(scores.len(), 4 * 20);
+//! # Ok::<(), crossweave::Error>(())
+//! ```
+//! Import an authors' checkpoint, with the configuration and the vocabulary of its BERT, into a folder that opens as a
+//! run does:
+//! ```
+//! use crossweave::data::{import::Source, tokenizer::WordPiece, weights};
+//! use crossweave::eval::{import, model::{self, Model}};
+//! use crossweave::{systems::kind, tensor::Device};
+//!
+//! # let folder = tempfile::tempdir().expect("a folder");
+//! # let out = folder.path();
+//! let source = Source::open("tests/fixtures/ckpt_dime_zip.pth.tar".as_ref())?;
+//! let bert: serde_json::Value = model::read_json("tests/fixtures/ckpt_bert_config.json".as_ref())?;
+//! let imported = import::system(kind("dime")?, &source, Some(&bert), &[])?;
+//! println!("{}", imported.report);
+//! weights::write(&out.join("model.safetensors"), &imported.entries, &imported.metadata)?;
+//! std::fs::write(out.join("config.json"), imported.config.to_string()).expect("it is written");
+//! WordPiece::open("tests/fixtures/ckpt_bert_vocab.txt".as_ref())?.save(out)?;
+//! assert_eq!(Model::open(out, None, &Device::Host)?.name, "dime");
+//! # Ok::<(), crossweave::Error>(())
+//! ```
+//!
+//! # Tensors
 //! Two linear layers learn to find for each image the caption of the same row, on the host twin; with
 //! `Device::Gpu(Gpu::open(&Options::default())?)` the same lines run on a GPU.
 //! ```

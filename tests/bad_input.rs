@@ -119,7 +119,7 @@ fn options_and_folders_that_contradict_leave_no_run() {
         &["--bin import -- bert", "pytorch_model.bin", "--bert_path OUT"],
     );
     refused(tiny.run(&format!("{pretrained} none")), &["none", "model.safetensors", "--bert-init random"]);
-    refused(tiny.run("train --resume run"), &["run", "config.json", "cure"]);
+    refused(tiny.run("train --resume run"), &["run", "no such run", "cure"]);
     assert!(!tiny.path("run").exists());
     write(&tiny.path("file"), "in the way");
     refused(tiny.run(&Tiny::training("file", "")), &["file"]);
@@ -231,7 +231,7 @@ fn runs_that_are_not_whole_are_refused() {
     narrow(&tiny, "test");
     refused(tiny.run("evaluate good"), &["another width than the model", "expected: 64", "found: 32"]);
     refused(tiny.run("evaluate good --split none"), &["\"none\" split", "dev, test, train"]);
-    refused(tiny.run("evaluate none"), &["none", "config.json"]);
+    refused(tiny.run("evaluate none"), &["none", "no such run"]);
 }
 
 fn narrow(tiny: &Tiny, split: &str) {
@@ -334,4 +334,179 @@ fn without_an_adapter_the_cure_is_named() {
         return;
     }
     refused(said, &["no GPU adapter", "cure: install a Vulkan driver", "mesa-vulkan-drivers"]);
+}
+
+#[test]
+fn what_an_evaluation_needs_is_checked_before_it_scores() {
+    let tiny = Tiny::new();
+    tiny.train("good", "--max-steps 2");
+    copy(&tiny.path("good"), &tiny.path("elsewhere"));
+    copy(&tiny.data(), &tiny.path("data/other"));
+    let captions = std::fs::read_to_string(tiny.captions("test")).expect("captions");
+    let reversed: String = captions.lines().rev().map(|line| format!("{line}\n")).collect();
+    write(&tiny.path("data/other/test_caps.txt"), &reversed);
+    edit(&tiny.path("elsewhere/config.json"), "\"data_name\": \"tiny\"", "\"data_name\": \"other\"");
+    std::fs::create_dir(tiny.path("folder")).expect("made");
+    let cases: [(&str, &[&str]); 8] = [
+        ("good --folds 4", &["--folds", "divisor of 6", "--folds 3"]),
+        ("good --save-sims no/such/sims.npy", &["no/such/sims.npy", "make the folder no/such"]),
+        ("good --save-sims folder", &["folder", "this is a folder"]),
+        ("good goood", &["goood", "no such run", "--logger_name"]),
+        ("good elsewhere", &["different data", "data/other", "as caption 0"]),
+        ("good --data_name none", &["no such folder", "--data_path DIR --data_name NAME"]),
+        ("good --vocab good/metrics.jsonl", &["metrics.jsonl", "[CLS]"]),
+        (
+            "data/tiny/test_caps.txt",
+            &["this is a file", "--bin import -- SYSTEM data/tiny/test_caps.txt OUT"],
+        ),
+    ];
+    for (arguments, parts) in cases {
+        let said = tiny.run(&format!("evaluate {arguments}"));
+        assert!(!said.err.contains("scoring"), "{arguments}: {}", said.err);
+        refused(said, parts);
+    }
+    // A file inside a run means the run.
+    let table = tiny.run("evaluate good/model.safetensors").with(0).out;
+    assert!(table.contains("test of") && table.contains("data/tiny: 6 images"), "{table}");
+    std::fs::rename(tiny.path("data"), tiny.path("moved")).expect("renamed");
+    let memory = "it is where good had its data";
+    refused(tiny.run("evaluate good"), &["data/tiny", memory, "--data_path DIR --data_name NAME"]);
+    refused(tiny.run("train --resume good/last.safetensors --max-steps 4"), &[memory, "--data_path DIR"]);
+    tiny.run("evaluate good --data_path moved").with(0);
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir(to).expect("made");
+    for (name, bytes) in files(from) {
+        std::fs::write(to.join(name), bytes).expect("written");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn scores_survive_what_goes_wrong_after_them() {
+    let tiny = Tiny::new();
+    tiny.train("good", "--max-steps 2");
+    let full = || std::fs::File::options().write(true).open("/dev/full").expect("a full device");
+    let evaluated = |more: &str| {
+        let mut command = tiny.command(&format!("evaluate good --json {more}"));
+        let output = command.stdout(full()).output().expect("it runs");
+        assert_eq!(output.status.code(), Some(2));
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(err.contains("standard output: could not write the result"), "{err}");
+        err
+    };
+    evaluated("--save-sims asked.npy");
+    let err = evaluated("");
+    let kept =
+        err.lines().find_map(|line| line.strip_prefix("saved: ")?.strip_suffix(": evaluate it with --sims"));
+    let kept = kept.unwrap_or_else(|| panic!("{err}"));
+    let read = |name: &str| std::fs::read(tiny.path(name)).expect("scores");
+    assert!(read(kept) == read("asked.npy"));
+    // Features that hold no numbers in the second member's data: the first one's scores are kept.
+    copy(&tiny.path("good"), &tiny.path("second"));
+    copy(&tiny.data(), &tiny.path("data/other"));
+    edit(&tiny.path("second/config.json"), "\"data_name\": \"tiny\"", "\"data_name\": \"other\"");
+    write_features(&tiny.path("data/other/test_ims.npy"), &[f32::NAN; 6 * SHAPE[0] * SHAPE[1]]);
+    let said = tiny.run("evaluate good second").with(2);
+    let kept = said.err.lines().find_map(|line| line.strip_prefix("saved: ")?.split(':').next());
+    assert!(read(kept.unwrap_or_else(|| panic!("{}", said.err))) == read("asked.npy"));
+}
+
+#[test]
+fn a_run_goes_on_only_with_the_data_and_encoder_it_was_begun_with() {
+    type Spoil = fn(&Tiny);
+    let cases: [(Spoil, &str); 4] = [
+        (
+            |t| {
+                let text = std::fs::read_to_string(t.captions("train")).expect("captions");
+                let mut lines: Vec<&str> = text.lines().collect();
+                lines.swap(3, 58);
+                write(&t.captions("train"), &(lines.join("\n") + "\n"));
+            },
+            "train: other captions, or in another order",
+        ),
+        (|t| write_features(&t.features("dev"), &[0.25; 4 * SHAPE[0] * SHAPE[1]]), "dev: other features"),
+        (
+            |t| {
+                std::fs::copy(t.features("dev"), t.features("train")).expect("copied");
+                std::fs::copy(t.captions("dev"), t.captions("train")).expect("copied");
+            },
+            "train: 4 images instead of 12",
+        ),
+        (|t| narrow_regions(t, "dev"), "dev: 20 regions an image instead of 36"),
+    ];
+    for (spoil, part) in cases {
+        let tiny = Tiny::new();
+        tiny.train("run", "--max-steps 2");
+        spoil(&tiny);
+        let before = files(&tiny.path("run"));
+        refused(
+            tiny.run("train --resume run --max-steps 4"),
+            &["not those that the run was begun with", part],
+        );
+        assert!(files(&tiny.path("run")) == before, "{part}: the run was touched");
+        let said = tiny.run("evaluate run --split dev").with(0);
+        assert!(
+            said.err.contains("not as it was when run was trained") || part.starts_with("train"),
+            "{}",
+            said.err
+        );
+    }
+}
+
+/// Features of fewer regions.
+fn narrow_regions(tiny: &Tiny, split: &str) {
+    let mut bytes = npy_header("<f4", "False", "4, 20, 64");
+    bytes.extend((0..4 * 20 * 64).flat_map(|i| (i as f32 / 5120.0).to_le_bytes()));
+    std::fs::write(tiny.features(split), bytes).expect("written");
+}
+
+#[test]
+fn splits_of_other_regions_are_told_of_and_read() {
+    let tiny = Tiny::new();
+    narrow_regions(&tiny, "dev");
+    let checked = tiny.run("check data/tiny").with(0);
+    assert!(checked.out.contains("36 regions an image and dev 20"), "{}", checked.out);
+    let trained = tiny.train("run", "--max-steps 2");
+    assert!(trained.err.contains("train has 36 regions an image and dev 20"), "{}", trained.err);
+    let said = tiny.run("evaluate run --split dev").with(0);
+    assert!(said.err.contains("20 regions an image, where training had 36"), "{}", said.err);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_path_that_is_no_text_works_everywhere() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let tiny = Tiny::new();
+    let odd = |name: &[u8]| OsStr::from_bytes(name).to_owned();
+    std::fs::rename(tiny.path("data"), tiny.path("x").with_file_name(odd(b"d\xff"))).expect("renamed");
+    let run = |args: &str, more: &[&[u8]]| said(tiny.command(args).args(more.iter().map(|arg| odd(arg))));
+    let train =
+        Tiny::training("x", "--max-steps 2").replace("--data_path data --data_name tiny --logger_name x", "");
+    run(&train, &[b"--data_path=d\xff", b"--data_name", b"tiny", b"--logger_name", b"r\xfe"]).with(0);
+    run("train --max-steps 3", &[b"--resume=r\xfe"]).with(0);
+    run("evaluate", &[b"r\xfe", b"--save-sims", b"s\xfd.npy"]).with(0);
+    run("evaluate --sims", &[b"s\xfd.npy"]).with(0);
+    run("check", &[b"d\xff/tiny"]).with(0);
+}
+
+#[test]
+fn one_process_writes_a_run() {
+    let tiny = Tiny::new();
+    let mut first = tiny
+        .command(&Tiny::training("run", "--num_epochs 500"))
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("it runs");
+    while !tiny.path("run/metrics.jsonl").exists() || tiny.rows("run").len() < 2 {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let second = tiny.run("train --resume run");
+    let number = format!("process {}", first.id());
+    first.kill().expect("killed");
+    first.wait().expect("ended");
+    refused(second, &["being trained already", &number, "--resume"]);
+    tiny.run("train --resume run --max-steps 20").with(0);
 }

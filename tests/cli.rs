@@ -61,6 +61,9 @@ fn wrong_usage_is_refused() {
     refused(&["train", "--direction", "both"], &["i2t, t2i"]);
     refused(&["train", "--precision", "f64"], &["f64", "f32, f16"]);
     refused(&["train", "--batch_size", "many"], &["many", "--batch_size"]);
+    refused(&["train", "--workers", "-1"], &["-1", "--workers"]);
+    refused(&["train", "--time-limit", "-1"], &["--time-limit", "found: -1"]);
+    refused(&["evaluate", "x", "--folds", "-5"], &["-5", "--folds"]);
     refused(&["train", "--cache-text", "--finetune_bert"], &["--cache-text", "--finetune-bert", "cure"]);
     refused(&["train", "--embed-size", "30"], &["divide", "embed_size 30", "found: 16"]);
     refused(&["train", "--raw_feature_norm_CMRC", "clipped_l1norm"], &["authors' code", "clipped_l2norm"]);
@@ -272,5 +275,62 @@ fn checks_in_f16_pass_by_bounds_of_their_own() {
         let (status, out, err) = run(args);
         assert_eq!(status, 0, "{out}{err}");
         assert!(out.contains("2.0e-3") || out.contains("1.0e-3"), "no bound of f16 in {out}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_result_that_cannot_be_written_is_an_error_and_a_closed_pipe_is_not() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let matrix = saved(folder.path(), &fixture("recall_basic"), "in.sims");
+    let sims = matrix.to_str().expect("UTF-8");
+    let commands: [(&str, &[&str]); 8] = [
+        ("crossweave", &["--help"]),
+        ("crossweave", &["--version"]),
+        ("crossweave", &["train", "--help"]),
+        ("crossweave", &["devices"]),
+        ("crossweave", &["check", EMOJITINY]),
+        ("crossweave", &["evaluate", "--sims", sims]),
+        ("crossweave", &["evaluate", "--sims", sims, "--json"]),
+        ("import", &["--help"]),
+    ];
+    for (program, args) in commands {
+        let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin(program));
+        let full = std::fs::File::options().write(true).open("/dev/full").expect("a full device");
+        let output = command.args(args).stdout(full).output().expect("it runs");
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {err}");
+        assert!(err.contains("standard output"), "{args:?}: {err}");
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let output = command.stdout(writer).output().expect("it runs");
+        assert_eq!(output.status.code(), Some(0), "{args:?}");
+    }
+}
+
+#[test]
+fn a_matrix_that_cannot_be_evaluated_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let scores = |value: f32| Matrix {
+        images: 2,
+        captions_per_image: 1,
+        scores: Scores::F32(vec![0.5, 0.25, value, 1.0]),
+    };
+    let at = |name: &str| folder.path().join(name).to_str().expect("UTF-8").to_owned();
+    scores(0.0).save(Path::new(&at("good.npy"))).expect("it saves");
+    scores(f32::NAN).save(Path::new(&at("nan.npy"))).expect("it saves");
+    refused(
+        &["evaluate", "--sims", &at("good.npy"), &at("nan.npy")],
+        &["nan.npy", "image 1, caption 0", "similarity"],
+    );
+    let mut whole = std::fs::read(at("good.npy")).expect("bytes");
+    let kind = whole.windows(3).position(|part| part == b"<f4").expect("a header");
+    whole[kind + 1] = b'i';
+    std::fs::write(at("whole.npy"), whole).expect("it writes");
+    std::fs::write(at("packed.npy"), b"PK\x03\x04 and so on").expect("it writes");
+    for (name, part) in [("whole.npy", "integers"), ("packed.npy", "unzip -p")] {
+        let (status, _, err) = run(&["evaluate", "--sims", &at("good.npy"), &at(name)]);
+        assert_eq!(status, 2, "{err}");
+        assert!(err.contains(name) && err.contains(part) && !err.contains("features"), "{err}");
     }
 }

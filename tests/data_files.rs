@@ -150,7 +150,15 @@ fn numbers_that_are_none_name_their_place() {
     assert_eq!(out.len(), 13, "nothing of the bad row is left");
     let large = npy("<f8", "False", "(1, 1, 2)", &[1.0_f64, 1e39].map(f64::to_le_bytes).concat());
     let folder = Folder::new(&large, &lines(1));
-    assert!(folder.open().unwrap().image(0, &mut out).unwrap_err().to_string().contains("inf in row 0"));
+    assert!(
+        folder
+            .open()
+            .unwrap()
+            .image(0, &mut out)
+            .unwrap_err()
+            .to_string()
+            .contains("1e39, which is beyond f32, in row 0")
+    );
 }
 
 #[test]
@@ -175,14 +183,13 @@ fn layouts_are_told_apart_by_counts_and_rows() {
     assert_eq!(layout(&floats(3, 2, 2, |i| i as f32), 15), (3, 5, 8.0));
     // Every row five times.
     assert_eq!(layout(&floats(15, 2, 2, |i| (i / 20) as f32), 15), (3, 5, 2.0));
-    // One caption an image; a group of equal rows among others does not change that.
-    assert_eq!(layout(&floats(15, 2, 2, |i| if i < 40 { 0.0 } else { i as f32 }), 15), (15, 1, 56.0));
-    assert_eq!(layout(&floats(7, 2, 2, |_| 0.0), 7), (7, 1, 0.0));
+    // One caption an image.
+    assert_eq!(layout(&floats(15, 2, 2, |i| i as f32), 15), (15, 1, 56.0));
 }
 
 #[test]
-fn a_large_file_is_told_by_a_spread_of_its_groups() {
-    // 74 MB of zeros, most of it a hole: past the size up to which all rows are compared.
+fn a_large_file_is_told_by_parts_of_its_rows() {
+    // 74 MB of zeros, most of it a hole: past the size up to which rows are compared whole.
     let header = npy("<f4", "False", "(500, 36, 1024)", &[]);
     let folder = Folder::new(&header, &lines(500));
     let end = header.len() as u64 + 500 * 36 * 1024 * 4;
@@ -191,7 +198,8 @@ fn a_large_file_is_told_by_a_spread_of_its_groups() {
     assert_eq!(folder.open().unwrap().images(), 100);
     file.seek(SeekFrom::Start(end - 4)).unwrap();
     file.write_all(&1.0_f32.to_le_bytes()).unwrap();
-    assert_eq!(folder.open().unwrap().images(), 500, "the last group is among those compared");
+    let e = folder.open().unwrap_err().to_string();
+    assert!(e.contains("row 499 is unlike row 498"), "{e}");
 }
 
 #[test]
@@ -253,7 +261,7 @@ fn a_check_reports_everything_at_once() {
         "dev_ims.npy: inf in row 1, region 0, column 1",
         "inf in row 9",
         "10 rows of features, 3 captions",
-        "the train split's images differ in shape",
+        "the train split's features are not as wide as those of dev",
         "test_caps.txt",
         "test_ims.npy: the .npy file ends within its header",
     ] {
@@ -265,15 +273,36 @@ fn a_check_reports_everything_at_once() {
     assert!(!scan(tempfile::tempdir().unwrap().path(), None, &mut |_| ()).unwrap().is_ok());
 }
 
-#[test]
-fn a_check_tells_of_half_repeated_rows() {
-    let folder = Folder::new(&floats(15, 2, 2, |i| if i < 40 { 0.0 } else { i as f32 }), &lines(15));
-    let report = scan(folder.path(), None, &mut |_| ()).unwrap();
-    assert!(report.is_ok());
-    assert!(report.notices.join("\n").contains("2 of 3 groups of 5 rows are identical"), "{report:?}");
+/// Rows that repeat in groups of these sizes, a value a group.
+fn groups(sizes: &[usize]) -> Vec<u8> {
+    let values: Vec<usize> = sizes.iter().enumerate().flat_map(|(i, n)| vec![i; *n]).collect();
+    floats(values.len(), 2, 2, |i| values[i / 4] as f32)
 }
 
-/// Data, tokens and a sampler over `images` images of 2 x 2, five captions each.
+#[test]
+fn rows_that_repeat_in_part_are_refused_with_the_first_that_breaks_the_groups() {
+    let cases: [(&[usize], &str, &str); 5] = [
+        (&[5, 6, 4], "row 11 is unlike row 10, though rows 10 to 14", "--captions-per-image 1"),
+        (&[5, 4, 1], "row 9 is unlike row 8", "--captions-per-image 1"),
+        (&[5, 5, 4], "from row 10 on are no whole group", "--captions-per-image 1"),
+        (&[4, 4, 4], "row 4 is unlike row 3", "--captions-per-image 4"),
+        (&[1, 1, 1, 2, 1], "row 1 is unlike row 0", "--captions-per-image 1"),
+    ];
+    for (sizes, found, cure) in cases {
+        let rows = sizes.iter().sum();
+        let folder = Folder::new(&groups(sizes), &lines(rows));
+        let e = folder.open().unwrap_err().to_string();
+        assert!(e.contains(found) && e.contains(cure), "{sizes:?}: {e}");
+        let problems = scan(folder.path(), None, &mut |_| ()).unwrap().problems.join("\n");
+        assert!(problems.contains(found), "{sizes:?}: {problems}");
+        let k = cure.rsplit(' ').next().unwrap().parse().unwrap();
+        let told = Options { captions_per_image: Some(k), ..Options::default() };
+        assert_eq!(Dataset::open(folder.path(), "dev", &told).unwrap().images(), rows / k);
+        let told = Options { captions_per_image: Some(3), ..Options::default() };
+        assert!(Dataset::open(folder.path(), "dev", &told).is_err(), "{sizes:?} in threes");
+    }
+}
+
 fn inputs() -> Inputs {
     let captions = &["input_ids", "attention_mask", "lengths"];
     Inputs { images: &["images"], captions, pad_to_max: true, ..Inputs::default() }

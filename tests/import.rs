@@ -346,7 +346,7 @@ fn the_binary_makes_a_folder() {
     let mut names: Vec<_> =
         fs::read_dir(&out).expect("the folder").flatten().map(|f| f.file_name()).collect();
     names.sort();
-    assert_eq!(names, ["config.json", "model.safetensors", "vocab.txt"]);
+    assert_eq!(names, ["config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt"]);
     assert_eq!(fs::read(out.join("vocab.txt")).expect("it"), fs::read(vocab).expect("it"));
     // What was made imports again: names are ours already, and the configuration beside it is whole.
     let again = folder.path().join("again");
@@ -568,7 +568,8 @@ fn dime_names_the_option_it_cannot_know() {
     let error = import_dime(&bare, None, &[]).err().expect("no BERT").to_string();
     assert!(error.contains("--config"), "{error}");
     let error = import_dime(&bare, Some(&bert_config()), &[]).err().expect("no options").to_string();
-    assert!(error.contains("--set direction"), "{error}");
+    let all = "--set direction=VALUE --set max_words=VALUE --set num_head_IMRC=VALUE";
+    assert!(error.contains(all), "{error}");
     let given = json!({"direction": "t2i", "max_words": 10, "num_head_IMRC": 2, "raw_feature_norm_CMRC": "softmax",
         "lambda_softmax_CMRC": 9.0, "use_abs": false, "no_imgnorm": false});
     let settings: Vec<(String, Json)> = given.as_object().expect("a map").clone().into_iter().collect();
@@ -612,6 +613,12 @@ fn state_dicts_are_found_wherever_they_are() {
         ["img_enc.module.fc.weight", "txt_enc.bert.a", "txt_enc.bert.b"],
         ["model.0.fc.weight", "model.1.bert.a", "model.1.bert.b"],
         ["model.0.module.fc.weight", "model.1.module.bert.a", "model.1.module.bert.b"],
+        ["_orig_mod.img_enc.fc.weight", "_orig_mod.txt_enc.bert.a", "_orig_mod.txt_enc.bert.b"],
+        [
+            "img_enc._orig_mod.module.fc.weight",
+            "txt_enc._orig_mod.module.bert.a",
+            "txt_enc._orig_mod.module.bert.b",
+        ],
         [
             "state_dict.net.img_enc.fc.weight",
             "state_dict.net.txt_enc.bert.a",
@@ -623,6 +630,7 @@ fn state_dicts_are_found_wherever_they_are() {
         let about = form.clone();
         let more = [
             form[1].replace("bert.a", "bert.embeddings.position_ids"),
+            form[1].replace("bert.a", "bert.embeddings.token_type_ids"),
             form[1].replace("bert.a", "unused.w"),
         ];
         form.extend(more.iter().map(String::as_str));
@@ -632,7 +640,13 @@ fn state_dicts_are_found_wherever_they_are() {
         assert_eq!(report.missing, ["criterion.gnn.weight (not needed)"]);
         let mut reasons: Vec<&str> = report.ignored.iter().map(|(_, why)| why.as_str()).collect();
         reasons.sort_unstable();
-        assert_eq!(reasons, ["it only counts, and is not needed", "not of the model", "only for training"]);
+        let expected = [
+            "it is all zeros, and is not needed",
+            "it only counts, and is not needed",
+            "not of the model",
+            "only for training",
+        ];
+        assert_eq!(reasons, expected);
     }
 }
 
@@ -655,6 +669,133 @@ fn counters_that_old_files_lack_are_zero_and_others_are_dropped() {
     assert_eq!(taken, ["img_enc.bn.weight", "txt_enc.bn.num_batches_tracked", "txt_enc.bn.weight"]);
     assert!(report.missing[0].contains("older than this counter"), "{:?}", report.missing);
     assert_eq!(report.ignored[0].0, "img_enc.bn.num_batches_tracked");
+}
+
+/// A pickle of a state dict of BERT's fixture and, before its end, more keys and values.
+fn bert_beside(more: &[u8]) -> Vec<u8> {
+    let file = fs::read(fixture("ckpt_bert_plain_zip.bin")).expect("the fixture");
+    let entries = crossweave::data::archive::entries(&file).expect("a sound archive");
+    let read = |entry: &crossweave::data::archive::Entry| {
+        let bytes = &file[entry.bytes.clone()];
+        match entry.name.ends_with("data.pkl") {
+            // A dict with the state dict under a name, and what is beside it.
+            true => [b"\x80\x02}X\x0a\x00\x00\x00state_dict", &bytes[2..bytes.len() - 1], b"s", more, b"."]
+                .concat(),
+            false => bytes.to_vec(),
+        }
+    };
+    let all: Vec<(String, Vec<u8>)> = entries.iter().map(|entry| (entry.name.clone(), read(entry))).collect();
+    zip(&all.iter().map(|(name, bytes)| (name.as_str(), &bytes[..])).collect::<Vec<_>>())
+}
+
+/// What trainers put beside the weights, as Python pickles it: keys of every type, classes, members of enums.
+#[test]
+fn what_is_beside_the_weights_is_skipped_and_listed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let cases: [(&str, &[u8]); 6] = [
+        ("a class as key", b"X\x01\x00\x00\x00c}clightning.callbacks\nModelCheckpoint\n}ss"),
+        ("a tuple as key", b"K\x01K\x02\x86}s"),
+        ("None as key", b"N}s"),
+        ("a float as key", b"G\x3f\xf8\x00\x00\x00\x00\x00\x00}s"),
+        (
+            "an enum's member",
+            b"X\x01\x00\x00\x00ec__builtin__\ngetattr\nclib\nColor\nX\x03\x00\x00\x00RED\x86Rs",
+        ),
+        ("the type of None", b"X\x01\x00\x00\x00tc__builtin__\ntype\nN\x85Rs"),
+    ];
+    for (what, more) in cases {
+        let file = folder.path().join("beside.bin");
+        fs::write(&file, bert_beside(more)).expect("written");
+        let source = Source::open(&file).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let made = import_bert(&source, &bert_config()).unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert!(made.report.to_string().contains("state_dict.* -> * (39)"), "{}", made.report);
+    }
+}
+
+/// BERT's fixture in two files with an index, as Hugging Face cuts large models.
+fn sharded(folder: &Path) -> PathBuf {
+    let source = Source::open(&fixture("ckpt_bert_plain_zip.bin")).expect("the fixture");
+    let made = import_bert(&source, &bert_config()).unwrap_or_else(|e| panic!("{e}"));
+    let half = made.entries.len() / 2;
+    let mut map = serde_json::Map::new();
+    for (i, part) in [&made.entries[..half], &made.entries[half..]].into_iter().enumerate() {
+        let name = format!("model-0000{}-of-00002.safetensors", i + 1);
+        weights::write(&folder.join(&name), part, &Default::default()).expect("written");
+        map.extend(part.iter().map(|entry| (entry.name.clone(), Json::from(name.clone()))));
+    }
+    let index = folder.join("model.safetensors.index.json");
+    fs::write(&index, json!({"weight_map": map}).to_string()).expect("written");
+    index
+}
+
+#[test]
+fn weights_in_several_files_are_read_by_their_index() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let index = sharded(folder.path());
+    let whole = Source::open(&fixture("ckpt_bert_plain_zip.bin")).expect("the fixture");
+    let whole = import_bert(&whole, &bert_config()).unwrap_or_else(|e| panic!("{e}"));
+    for path in [index.clone(), folder.path().join("model-00002-of-00002.safetensors")] {
+        let source = Source::open(&path).unwrap_or_else(|e| panic!("{e}"));
+        let made = import_bert(&source, &bert_config()).unwrap_or_else(|e| panic!("{e}"));
+        let sorted = |made: &Imported| {
+            let mut all: Vec<(String, Vec<u8>)> =
+                made.entries.iter().map(|e| (e.name.clone(), e.bytes.to_vec())).collect();
+            all.sort();
+            all
+        };
+        assert!(sorted(&made) == sorted(&whole));
+    }
+    let refused = |index: &Path| Source::open(index).err().expect("refused").to_string();
+    let text = fs::read_to_string(&index).expect("the index");
+    fs::write(&index, text.replace("model-00002-of-00002", "../model-00002-of-00002")).expect("written");
+    assert!(refused(&index).contains("not beside it"));
+    fs::write(&index, text.replace("pooler.dense.bias", "pooler.dense.bios")).expect("written");
+    assert!(refused(&index).contains("no file holds `pooler.dense.bios`"));
+    fs::write(&index, &text).expect("written");
+    fs::remove_file(folder.path().join("model-00001-of-00002.safetensors")).expect("removed");
+    assert!(refused(&index).contains("missing: model-00001-of-00002.safetensors"));
+    fs::remove_file(&index).expect("removed");
+    assert!(
+        refused(&folder.path().join("model-00002-of-00002.safetensors")).contains("index is not beside it")
+    );
+}
+
+/// Folders as Hugging Face has them: what the binary says of their tokenizer, and what it refuses.
+#[test]
+fn the_binary_reads_what_hugging_face_writes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    sharded(folder.path());
+    fs::write(at("config.json"), bert_config().to_string()).expect("written");
+    let vocab = fs::read_to_string(fixture("ckpt_bert_vocab.txt")).expect("the vocabulary");
+    let pieces: serde_json::Map<String, Json> =
+        vocab.lines().enumerate().map(|(id, piece)| (piece.to_owned(), id.into())).collect();
+    let normalizer = json!({"type": "BertNormalizer", "lowercase": false, "handle_chinese_chars": false});
+    let tokenizer = json!({"normalizer": normalizer, "model": {"type": "WordPiece", "vocab": pieces}});
+    fs::write(at("tokenizer.json"), tokenizer.to_string()).expect("written");
+    let made = run(&["bert", text(folder.path()), text(&at("out"))]).success();
+    let report = String::from_utf8_lossy(&made.get_output().stdout).into_owned();
+    assert!(report.contains("(shards)"), "{report}");
+    assert!(report.contains("case kept, accents kept (tokenizer.json)"), "{report}");
+    assert_eq!(fs::read_to_string(at("out/vocab.txt")).expect("it"), vocab);
+    let mut other = bert_config();
+    other["model_type"] = "roberta".into();
+    other["vocab_size"] = 200.into();
+    fs::write(at("config.json"), other.to_string()).expect("written");
+    let refused = run(&["bert", text(folder.path()), text(&at("other"))]).code(2);
+    let error = String::from_utf8_lossy(&refused.get_output().stderr).into_owned();
+    assert!(error.contains("another family") && error.contains("model_type roberta"), "{error}");
+    let page = at("model.safetensors");
+    for (bytes, part) in [
+        (&b"version https://git-lfs.github.com/spec/v1\n"[..], "git lfs pull"),
+        (b"<!DOCTYPE html>", "web page"),
+    ] {
+        fs::write(&page, bytes).expect("written");
+        let refused = run(&["bert", text(&page), text(&at("other"))]).code(2);
+        let error = String::from_utf8_lossy(&refused.get_output().stderr).into_owned();
+        assert!(error.contains(part) && error.contains("model.safetensors"), "{error}");
+    }
+    assert!(!at("other").exists());
 }
 
 /// Longer than any sound or refused small file takes, even on a busy machine.

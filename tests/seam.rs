@@ -11,10 +11,11 @@ use std::sync::atomic::AtomicBool;
 use clap::{Args, Command, FromArgMatches};
 use crossweave::data::import::Source;
 use crossweave::data::weights::{self, Entry};
+use crossweave::eval::EvaluateOptions;
 use crossweave::eval::import::system;
 use crossweave::eval::model::Model;
+use crossweave::eval::score::Members;
 use crossweave::eval::sims::Scores;
-use crossweave::eval::{EvaluateOptions, score};
 use crossweave::host::Rng;
 use crossweave::parity;
 use crossweave::systems::{Kind, register};
@@ -69,7 +70,8 @@ fn scores(tiny: &Tiny, run: &str, more: &[&str]) -> crossweave::Result<Vec<f32>>
     let folder = tiny.path(run).display().to_string();
     let given = [folder.as_str()].into_iter().chain(more.iter().copied());
     let options = EvaluateOptions::from_arg_matches(&command.get_matches_from(given)).expect("sound");
-    let mut matrices = score::score(&options, &AtomicBool::new(false), &mut |_| {})?;
+    let mut matrices = Vec::new();
+    Members::open(&options, &mut |_| {})?.score(&AtomicBool::new(false), &mut |_| {}, &mut matrices)?;
     match matrices.remove(0).scores {
         Scores::F32(scores) => Ok(scores),
         Scores::F64(_) => panic!("scores of a run are f32"),
@@ -215,7 +217,9 @@ fn it_trains_resumes_and_is_evaluated() {
     let command = EvaluateOptions::augment_args(Command::new("evaluate").no_binary_name(true));
     let folder = tiny.path("whole");
     let options = EvaluateOptions::from_arg_matches(&command.get_matches_from([&folder])).expect("sound");
-    let matrices = score::score(&options, &AtomicBool::new(false), &mut |_| {}).expect("it scores");
+    let mut matrices = Vec::new();
+    let members = Members::open(&options, &mut |_| {}).expect("they open");
+    members.score(&AtomicBool::new(false), &mut |_| {}, &mut matrices).expect("it scores");
     let Scores::F32(scores) = &matrices[0].scores else { panic!("scores of a run are f32") };
     assert_eq!((matrices[0].images, scores.len()), (6, 6 * 30));
     assert!(scores.iter().all(|s| s.abs() < 1.001));

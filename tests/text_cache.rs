@@ -147,6 +147,13 @@ fn files_are_taken_up_only_where_they_fit() {
     assert!(world.kept("run") == first, "made anew as it was");
 
     world.bert(4);
+    let refused = run::train(world.resumed("run", 4), &AtomicBool::new(false), &mut |_| ());
+    let refused = refused.expect_err("another frozen encoder").to_string();
+    assert!(refused.contains("the text encoder: other weights"), "{refused}");
+    // A run of before this was remembered goes on, and its kept states are made anew.
+    let config = world.at("run").join("config.json");
+    let text = fs::read_to_string(&config).expect("the configuration");
+    fs::write(&config, text.replace("\"begun_with\"", "\"before\"")).expect("written");
     assert_eq!(train(world.resumed("run", 4)), 80, "other weights");
     let second = world.kept("run");
     assert_eq!(second.len(), 2, "stale files are gone");

@@ -3,16 +3,16 @@
 use clap::Parser;
 use clap::builder::PossibleValuesParser;
 use crossweave::data::import::{self, Imported, Source};
-use crossweave::data::tokenizer::{PIECES, Tokenizer, WORDS};
+use crossweave::data::tokenizer::{PIECES, Tokenizer, WHOLE, WORDS, WordPiece};
 use crossweave::data::words::Vocabulary;
 use crossweave::data::{atomic, weights};
 use crossweave::eval::{self, model::check_vocab};
 use crossweave::nn::{bert, shapes};
 use crossweave::systems::{self, Text, kind, kinds};
 use crossweave::{Error, Result};
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -54,7 +54,12 @@ fn setting(text: &str) -> std::result::Result<(String, Json), String> {
 }
 
 fn main() -> ExitCode {
-    match run(&Command::parse()) {
+    let said = match Command::try_parse() {
+        Ok(command) => run(&command),
+        Err(e) if e.use_stderr() => e.exit(),
+        Err(e) => show(&e.render().to_string()),
+    };
+    match said {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -71,9 +76,9 @@ fn run(command: &Command) -> Result<()> {
     let words = model && command.what != BERT && kind(&command.what)?.text == Text::Words;
     // A system of words has no BERT whose configuration could be beside it.
     let configs: &[&str] = if words { &["config.json"] } else { &["bert_config.json", "config.json"] };
-    let own = if words { WORDS } else { PIECES };
+    let own: &[&str] = if words { &[WORDS] } else { &[PIECES, WHOLE] };
     let config = beside(&command.config, &file, configs, model);
-    let vocab = beside(&command.vocab, &file, &[own], model);
+    let vocab = beside(&command.vocab, &file, own, model);
     let config = config.map(|path| read_json(&path)).transpose()?;
     let imported = match command.what.as_str() {
         BERT => {
@@ -85,35 +90,50 @@ fn run(command: &Command) -> Result<()> {
         TENSORS => Imported { config: config.unwrap_or(Json::Null), ..import::tensors(&source)? },
         name => eval::import::system(kind(name)?, &source, config.as_ref(), &command.settings)?,
     };
-    let vocab = match vocab {
+    let tokenizer = match vocab {
         Some(path) if words => {
             let system = (kind(&command.what)?.open)(&imported.config)?;
-            check_vocab(&Tokenizer::Words(Vocabulary::open(&path)?), &*system)?;
-            Some(read(&path, 64 << 20)?)
+            let tokenizer = Tokenizer::Words(Vocabulary::open(&path)?);
+            check_vocab(&tokenizer, &*system)?;
+            Some(tokenizer)
         }
-        Some(path) => Some(read_vocab(&path, &imported.config)?),
-        None if model => return Err(unknown("the vocabulary", &format!("--vocab {own}"), &file)),
+        Some(path) => Some(Tokenizer::Pieces(read_pieces(&path, &imported.config)?)),
+        None if model => return Err(unknown("the vocabulary", &format!("--vocab {}", own[0]), &file)),
         None => None,
     };
-    write(&command.out, &imported, vocab.as_deref().map(|vocab| (own, vocab)))?;
-    let mut out = std::io::stdout().lock();
-    // A closed pipe is no reason to fail: the folder is written.
-    let _ = write!(out, "read     {} ({})\n{}", file.display(), source.format(), imported.report);
-    let _ = writeln!(out, "wrote    {}", command.out.display());
-    Ok(())
+    write(&command.out, &imported, tokenizer.as_ref())?;
+    let tokens = match &tokenizer {
+        Some(Tokenizer::Pieces(pieces)) => of_pieces(pieces, &imported.config),
+        _ => String::new(),
+    };
+    show(&format!(
+        "read     {} ({})\n{}{tokens}wrote    {}\n",
+        file.display(),
+        source.format(),
+        imported.report,
+        command.out.display()
+    ))
 }
 
-fn write(out: &Path, imported: &Imported, vocab: Option<(&str, &[u8])>) -> Result<()> {
+/// Prints what was asked for. A reader that closed the pipe has seen enough.
+fn show(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::io("write the report", Path::new("standard output"), &e))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn write(out: &Path, imported: &Imported, tokenizer: Option<&Tokenizer>) -> Result<()> {
     atomic::folder(out, |folder| {
         weights::write(&folder.join("model.safetensors"), &imported.entries, &imported.metadata)?;
         if !imported.config.is_null() {
             let text = format!("{:#}\n", imported.config);
             atomic::file(&folder.join("config.json"), |file| file.write_all(text.as_bytes()))?;
         }
-        match vocab {
-            Some((name, vocab)) => atomic::file(&folder.join(name), |file| file.write_all(vocab)),
-            None => Ok(()),
-        }
+        tokenizer.map_or(Ok(()), |tokenizer| tokenizer.save(folder))
     })
 }
 
@@ -122,7 +142,12 @@ fn weights_file(path: &Path) -> Result<PathBuf> {
     if !path.is_dir() {
         return Ok(path.to_path_buf());
     }
-    let names = ["model.safetensors", "pytorch_model.bin"];
+    let names = [
+        "model.safetensors",
+        "pytorch_model.bin",
+        "model.safetensors.index.json",
+        "pytorch_model.bin.index.json",
+    ];
     let found = names.iter().map(|name| path.join(name)).find(|file| file.is_file());
     found.ok_or_else(|| {
         let error = Error::new("the folder holds no weights").at(path.display());
@@ -166,27 +191,49 @@ fn read_json(path: &Path) -> Result<Json> {
     }
 }
 
-/// Reads a vocabulary and checks it against the configuration: tokens BERT cannot do without, and a row of the
-/// word table for each line.
-fn read_vocab(path: &Path, config: &Json) -> Result<Vec<u8>> {
-    let bytes = read(path, 64 << 20)?;
-    let text = std::str::from_utf8(&bytes).map_err(|e| {
-        Error::new("the vocabulary is not UTF-8 text").at(path.display()).found(e).cure("give a vocab.txt")
-    })?;
+/// Reads a vocabulary of pieces and checks it against the configuration: tokens BERT cannot do without, and a row of
+/// the word table for each piece. A checkpoint's own options say how captions are cleaned before the tokenizer's files.
+fn read_pieces(path: &Path, config: &Json) -> Result<WordPiece> {
+    let mut pieces = WordPiece::open(path)?;
+    let bert = config.get(systems::BERT).unwrap_or(config);
+    for options in [bert, config].into_iter().filter(|options| options["do_lower_case"].is_boolean()) {
+        let of_case = json!({"do_lower_case": options["do_lower_case"]});
+        let settings = pieces.settings().0.overruled(&of_case)?;
+        pieces = pieces.with_settings(settings, "the checkpoint's do_lower_case");
+    }
     let wrong = |what: String| {
         Err(Error::new(what).at(path.display()).cure("give the vocab.txt that belongs to these weights"))
     };
     for token in ["[PAD]", "[UNK]", "[CLS]", "[SEP]"] {
-        if !text.lines().any(|line| line.trim() == token) {
+        if !pieces.vocab().iter().any(|piece| piece == token) {
             return wrong(format!("the vocabulary has no {token}"));
         }
     }
-    let bert = config.get(systems::BERT).unwrap_or(config);
-    let lines = text.lines().count() as u64;
-    match bert.get("vocab_size").and_then(Json::as_u64) {
-        Some(rows) if lines > rows => {
-            wrong(format!("the vocabulary has {lines} tokens, but the weights have {rows} (vocab_size)"))
+    let (tokens, rows) = (pieces.size(), rows(config));
+    match rows {
+        Some(rows) if tokens > rows => {
+            wrong(format!("the vocabulary has {tokens} tokens, but the weights have {rows} (vocab_size)"))
         }
-        _ => Ok(bytes),
+        _ => Ok(pieces),
     }
+}
+
+/// Rows of the word table.
+fn rows(config: &Json) -> Option<usize> {
+    let bert = config.get(systems::BERT).unwrap_or(config);
+    bert["vocab_size"].as_u64().and_then(|rows| usize::try_from(rows).ok())
+}
+
+/// What the report says of a vocabulary.
+fn of_pieces(pieces: &WordPiece, config: &Json) -> String {
+    let (settings, said_by) = pieces.settings();
+    let mut lines = format!("tokens   {}: {settings} ({said_by})\n", pieces.size());
+    // A table that is longer than its vocabulary is common: some pad it. One that is much longer is another model's.
+    if let Some(rows) = rows(config).filter(|rows| *rows > pieces.size()) {
+        lines += &format!(
+            "notice   the weights have {rows} rows of tokens, more than the vocabulary's {}\n",
+            pieces.size()
+        );
+    }
+    lines
 }

@@ -6,7 +6,7 @@
 # stops with status 1. Other scripts source this file and call `setup`, with SETUP_YES=1 for --yes and
 # SETUP_LINTS=1 where rustfmt and clippy are needed too.
 
-RUST_MINOR=88 # the oldest Rust 1.x that builds the crate: rust-version in Cargo.toml
+RUST_MINOR=89 # the oldest Rust 1.x that builds the crate: rust-version in Cargo.toml
 
 say() { printf '%s\n' "setup: $*" >&2; }
 

@@ -31,7 +31,7 @@ pub fn run(options: &Options) -> Result<Verdict> {
     });
     bar.finish();
     let report = scanned?;
-    show(&text(&report));
+    show(&text(&report))?;
     Ok(if report.is_ok() { Verdict::Good } else { Verdict::Bad })
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde_json::Value as Json;
 
+use crate::data::paths;
 use crate::error::{Error, Result};
 use crate::eval::model::read_description;
 use crate::systems::Kind;
@@ -27,7 +28,9 @@ pub fn read(path: &Path) -> Result<String> {
             .at(path.display())
             .expected(format!("at most {LARGEST} bytes")));
     }
-    String::from_utf8(bytes)
+    // Windows editors begin a text with a byte order mark.
+    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes).to_vec();
+    String::from_utf8(text)
         .map_err(|e| Error::new("the configuration is no UTF-8 text").at(path.display()).found(e))
 }
 
@@ -100,9 +103,13 @@ pub fn of_run(folder: &Path) -> Result<Vec<OsString>> {
     let argument = |(name, value): (&String, &Json)| match value {
         // The width is in the model's configuration; older runs have the authors' default here, whatever it was.
         _ if ["resume", "logger_name", "img_dim"].contains(&name.as_str()) => None,
+        _ if paths::from_json(value).is_some() => {
+            let mut argument = OsString::from(format!("--{name}="));
+            argument.push(paths::from_json(value)?);
+            Some(argument)
+        }
         Json::Bool(true) => Some(format!("--{name}").into()),
         Json::Number(n) => Some(format!("--{name}={n}").into()),
-        Json::String(text) => Some(format!("--{name}={text}").into()),
         Json::Array(values) => {
             let values: Vec<String> = values.iter().map(Json::to_string).collect();
             Some(format!("--{name}={}", values.join(",")).into())

@@ -35,7 +35,7 @@ pub fn run(options: &Options) -> Result<Verdict> {
         rows.add_row(row);
     }
     let why = reason(options.device.as_deref(), &found, chosen);
-    show(&format!("{}\n* taken: {} ({why})\n", text_of(&rows), found[chosen].name));
+    show(&format!("{}\n* taken: {} ({why})\n", text_of(&rows), found[chosen].name))?;
     Ok(Verdict::Good)
 }
 

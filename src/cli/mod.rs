@@ -16,8 +16,8 @@ mod selftest;
 mod train;
 
 use std::ffi::OsString;
-use std::io::Write;
-use std::path::PathBuf;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -25,6 +25,7 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use crate::error::{Error, Kind, Result};
 use crate::eval::EvaluateOptions;
+use crate::eval::model::run_folder;
 use crate::systems::{self, kind, kinds};
 use crate::train::options::{self, TrainOptions, both_spellings, value_of};
 
@@ -148,14 +149,25 @@ fn parse(args: Vec<OsString>) -> Result<Asked> {
     if args.get(1).is_some_and(|arg| arg == "train") {
         return Ok(Asked::Train(Box::new(train_options(&args[2..])?)));
     }
-    // A wrong usage ends here, with clap's own message and status 2; so do --help and --version.
-    let matches = command(kind(systems::DEFAULT)?).get_matches_from(args);
-    Ok(Asked::Other(Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit()).command))
+    let matches = command(kind(systems::DEFAULT)?).try_get_matches_from(args);
+    let parsed = matches.and_then(|matches| Cli::from_arg_matches(&matches));
+    Ok(Asked::Other(parsed.unwrap_or_else(|e| leave(&e)).command))
+}
+
+/// Ends the program with clap's own message: of a wrong usage, or the help or version that was asked for.
+fn leave(e: &clap::Error) -> ! {
+    match e.print().and_then(|()| std::io::stdout().flush()) {
+        Err(io) if !e.use_stderr() && io.kind() != ErrorKind::BrokenPipe => {
+            note("error", &unwritten(&io).to_string());
+            std::process::exit(2)
+        }
+        _ => std::process::exit(e.exit_code()),
+    }
 }
 
 /// The options of `train`; those of a run to resume and of a `--config` file go before the arguments.
 fn train_options(args: &[OsString]) -> Result<TrainOptions> {
-    let resumed = value_of(args, "resume").map(PathBuf::from);
+    let resumed = value_of(args, "resume").map(|run| run_folder(Path::new(&run))).transpose()?;
     let run = resumed.as_deref().map(config::of_run).transpose()?.unwrap_or_default();
     let file = value_of(args, "config").map(PathBuf::from);
     let text = file.as_deref().map(config::read).transpose()?;
@@ -172,8 +184,8 @@ fn train_options(args: &[OsString]) -> Result<TrainOptions> {
         // As the whole program would say it: its usage, its help, its status.
         let line = [&["crossweave".into(), "train".into()], all.as_slice()].concat();
         match command(kind).try_get_matches_from(line) {
-            Err(same) => same.exit(),
-            Ok(_) => e.exit(),
+            Err(same) => leave(&same),
+            Ok(_) => leave(&e),
         }
     })?;
     if (&options.run.resume, &options.run.config) != (&resumed, &file) {
@@ -194,9 +206,19 @@ fn run(asked: Asked) -> Result<Verdict> {
 }
 
 /// Prints a result. A reader that closed the pipe has seen enough.
-fn show(text: &str) {
+///
+/// # Errors
+/// A standard output that cannot be written, on a full disk, say.
+fn show(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(unwritten(&e)),
+        _ => Ok(()),
+    }
+}
+
+fn unwritten(e: &std::io::Error) -> Error {
+    Error::io("write the result", Path::new("standard output"), e)
 }
 
 /// Prints a notice or a warning.

@@ -64,7 +64,7 @@ pub fn run(options: &Options) -> Result<Verdict> {
             match rows {
                 Ok(rows) => {
                     failed += usize::from(!rows.iter().all(Row::passes));
-                    show(&report(&file.display().to_string(), side, &rows, options.brief));
+                    show(&report(&file.display().to_string(), side, &rows, options.brief))?;
                 }
                 Err(e) => {
                     broken += 1;
@@ -77,7 +77,7 @@ pub fn run(options: &Options) -> Result<Verdict> {
     if broken > 0 {
         return Err(Error::new(format!("{broken} of {runs} comparisons could not be run")));
     }
-    show(&format!("{} of {runs} comparisons pass\n", runs - failed));
+    show(&format!("{} of {runs} comparisons pass\n", runs - failed))?;
     Ok(if failed == 0 { Verdict::Good } else { Verdict::Bad })
 }
 

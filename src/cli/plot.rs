@@ -1,6 +1,5 @@
 //! A run's curves as an SVG: losses on the left, validation recalls on the right, over steps.
 
-use std::io::Write;
 use std::path::Path;
 
 use plotters::coord::Shift;
@@ -8,6 +7,7 @@ use plotters::coord::ranged1d::Ranged;
 use plotters::prelude::*;
 use serde_json::Value;
 
+use crate::data::atomic;
 use crate::error::{Error, Result};
 
 /// Points of one line, `(step, value)`, under the name its legend shows.
@@ -105,16 +105,7 @@ pub fn svg(losses: &[Curve], recalls: &[Curve]) -> Result<String> {
 /// Errors: the folder cannot be written.
 pub fn write(path: &Path, losses: &[Curve], recalls: &[Curve]) -> Result<()> {
     let text = svg(losses, recalls)?;
-    let fail = |e: &std::io::Error| Error::io("write the plot", path, e);
-    let draft = path.with_extension(format!("svg.{}.part", std::process::id()));
-    let written = std::fs::File::create(&draft)
-        .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
-        .and_then(|()| std::fs::rename(&draft, path));
-    written.map_err(|e| {
-        // The draft may not exist; the first error is the one to report.
-        let _ = std::fs::remove_file(&draft);
-        fail(&e)
-    })
+    atomic::file(path, |out| out.write_all(text.as_bytes()))
 }
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;

@@ -29,8 +29,18 @@ pub fn chance(images: usize, captions_per_image: usize) -> Metrics {
 
 const COLUMNS: [&str; 7] = ["", "R@1", "R@5", "R@10", "median", "mean", "rsum"];
 
+/// What was evaluated.
+pub struct Source {
+    /// The runs or matrices.
+    pub names: Vec<String>,
+    /// The split; a saved matrix does not say.
+    pub split: Option<String>,
+    /// The data folders.
+    pub data: Vec<String>,
+}
+
 /// The table a person reads: both ways, rsum, and chance beside it.
-pub fn text(names: &[String], sims: &Matrix, folds: &[Metrics]) -> String {
+pub fn text(source: &Source, sims: &Matrix, folds: &[Metrics]) -> String {
     let k = sims.captions_per_image;
     let (metrics, chance) = (Metrics::mean(folds), chance(sims.images / folds.len(), k));
     let mut rows = table(&COLUMNS, &[1, 2, 3, 4, 5, 6]);
@@ -52,10 +62,14 @@ pub fn text(names: &[String], sims: &Matrix, folds: &[Metrics]) -> String {
     add("chance: image to text", &chance.i2t, None);
     add("chance: text to image", &chance.t2i, Some(chance.rsum()));
     let folded = if folds.len() > 1 { format!(", {} folds", folds.len()) } else { String::new() };
-    let plural = if names.len() > 1 { "mean of " } else { "" };
+    let plural = if source.names.len() > 1 { "mean of " } else { "" };
+    let data = match &source.split {
+        Some(split) => format!(" on {split} of {}", source.data.join(", ")),
+        None => String::new(),
+    };
     format!(
-        "{plural}{}: {} images, {} captions{folded}\n\n{}",
-        names.join(" + "),
+        "{plural}{}{data}: {} images, {} captions{folded}\n\n{}",
+        source.names.join(" + "),
         sims.images,
         sims.captions(),
         text_of(&rows)
@@ -63,12 +77,14 @@ pub fn text(names: &[String], sims: &Matrix, folds: &[Metrics]) -> String {
 }
 
 /// The same for a program.
-pub fn json(names: &[String], sims: &Matrix, folds: &[Metrics], tied: bool) -> Value {
+pub fn json(source: &Source, sims: &Matrix, folds: &[Metrics], tied: bool) -> Value {
     let recall =
         |r: &Recall| object!({"r1": r.r1, "r5": r.r5, "r10": r.r10, "medr": r.medr, "meanr": r.meanr});
     let metrics = |m: &Metrics| object!({"i2t": recall(&m.i2t), "t2i": recall(&m.t2i), "rsum": m.rsum()});
     let mut result = metrics(&Metrics::mean(folds));
-    result["from"] = object!(names);
+    result["from"] = object!(source.names);
+    result["split"] = object!(source.split);
+    result["data"] = object!(source.data);
     result["images"] = object!(sims.images);
     result["captions"] = object!(sims.captions());
     result["tied"] = object!(tied);

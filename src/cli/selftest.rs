@@ -68,7 +68,7 @@ pub fn run(options: &Options) -> Result<Verdict> {
         record(&mut rows, case, &outcome, bound);
     }
     bar.finish();
-    show(&report(&name, &rows, &failures));
+    show(&report(&name, &rows, &failures))?;
     Ok(if failures.is_empty() { Verdict::Good } else { Verdict::Bad })
 }
 

@@ -5,22 +5,82 @@
 
 use crate::{Error, Result};
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Links followed from one path at most.
+const LINKS: usize = 40;
 
 /// Writes a file through `fill`. On any failure the temporary is removed and a former file stays as it was;
 /// the error names `path`.
 pub fn file(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
-    let temporary = Temporary::beside(path)?;
-    let write = || {
-        let file = File::options().write(true).create_new(true).open(&temporary.path)?;
-        let mut buffered = BufWriter::with_capacity(1 << 20, file);
-        fill(&mut buffered)?;
-        buffered.into_inner().map_err(|e| e.into_error())?.sync_all()
-    };
-    write().map_err(|e| Error::io("write the file", path, &e))?;
-    temporary.rename_to(path)
+    Pending::begin(path)?.write(fill)
+}
+
+/// A file that will be written when its content is there: its place is known to take it.
+pub struct Pending {
+    /// As the user named it.
+    named: PathBuf,
+    /// Where links lead.
+    path: PathBuf,
+    temporary: Temporary,
+    file: File,
+}
+
+impl Pending {
+    /// Makes the temporary beside the file, or beside the file that a link at `path` leads to.
+    ///
+    /// # Errors
+    /// A folder, pipe or device at `path`, which a rename would replace; a place where no file can be made.
+    pub fn begin(path: &Path) -> Result<Self> {
+        let target = followed(path)?;
+        let temporary = Temporary::beside(&target)?;
+        let file = File::options().write(true).create_new(true).open(&temporary.path);
+        let file = file.map_err(|e| failed("write the file", path, &e))?;
+        Ok(Self { named: path.to_path_buf(), path: target, temporary, file })
+    }
+
+    /// Writes the file through `fill`, as [`file`] does.
+    ///
+    /// # Errors
+    /// A write that fails, as on a full disk; a former file is then as it was.
+    pub fn write(self, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
+        let write = |file: File| {
+            let mut buffered = BufWriter::with_capacity(1 << 20, file);
+            fill(&mut buffered)?;
+            buffered.into_inner().map_err(|e| e.into_error())?.sync_all()
+        };
+        write(self.file).map_err(|e| failed("write the file", &self.named, &e))?;
+        self.temporary.rename_to(&self.path)
+    }
+}
+
+/// The file that a path leads to, through links: it need not be there yet.
+fn followed(path: &Path) -> Result<PathBuf> {
+    if let Ok(about) = fs::metadata(path)
+        && !about.is_file()
+    {
+        let what = if about.is_dir() { "this is a folder" } else { "this is a pipe or a device, no file" };
+        return Err(Error::new(what).at(path.display()).cure("give the name of a file to write"));
+    }
+    let mut to = path.to_path_buf();
+    for _ in 0..LINKS {
+        let Ok(next) = fs::read_link(&to) else { return Ok(to) };
+        to = to.parent().unwrap_or(Path::new("")).join(next);
+    }
+    Err(Error::new("links lead here without end").at(path.display()).cure("remove the link"))
+}
+
+/// As [`Error::io`]; a folder that is missing is named.
+fn failed(doing: &str, path: &Path, e: &std::io::Error) -> Error {
+    let error = Error::io(doing, path, e);
+    match path.parent() {
+        Some(parent) if e.kind() == ErrorKind::NotFound && !parent.exists() => {
+            error.cure(format!("make the folder {} first", parent.display()))
+        }
+        _ => error,
+    }
 }
 
 /// Makes the folder `path`, whose files `fill` writes into the temporary folder it is given. `path` must not
@@ -28,7 +88,7 @@ pub fn file(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()
 pub fn folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     refuse_existing(path)?;
     let temporary = Temporary::beside(path)?;
-    fs::create_dir(&temporary.path).map_err(|e| Error::io("make the folder", path, &e))?;
+    fs::create_dir(&temporary.path).map_err(|e| failed("make the folder", path, &e))?;
     fill(&temporary.path).map_err(|e| e.at(path.display()))?;
     sync_folder(&temporary.path);
     temporary.rename_to(path)
@@ -93,7 +153,7 @@ fn sync_folder(folder: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Error as IoError, ErrorKind};
+    use std::io::Error as IoError;
 
     fn names(folder: &Path) -> Vec<String> {
         let mut names: Vec<_> = fs::read_dir(folder)
@@ -118,6 +178,34 @@ mod tests {
         assert!(error.to_string().contains("weights"), "{error}");
         assert_eq!(fs::read(&path).expect("the former file"), b"first");
         assert_eq!(names(folder.path()), ["weights"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_is_written_through_and_what_is_no_file_is_refused() {
+        use std::os::unix::fs::{FileTypeExt, symlink};
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("elsewhere")).expect("a folder");
+        symlink("elsewhere/new", at("second")).expect("a link");
+        symlink("second", at("first")).expect("a link");
+        for text in ["one", "two"] {
+            file(&at("first"), |out| out.write_all(text.as_bytes())).expect("written through");
+            assert_eq!(fs::read_to_string(at("elsewhere/new")).expect("the file"), text);
+            assert!(fs::symlink_metadata(at("first")).expect("the link").is_symlink());
+        }
+        symlink("round", at("round")).expect("a link");
+        assert!(std::process::Command::new("mkfifo").arg(at("pipe")).status().expect("mkfifo").success());
+        for (name, part) in
+            [("round", "without end"), ("pipe", "pipe or a device"), ("elsewhere", "a folder")]
+        {
+            let error = Pending::begin(&at(name)).err().expect(name).to_string();
+            assert!(error.contains(part) && error.contains(name), "{error}");
+        }
+        assert!(fs::symlink_metadata(at("pipe")).expect("the pipe").file_type().is_fifo());
+        let error = Pending::begin(&at("no/such")).err().expect("no folder").to_string();
+        assert!(error.contains("make the folder") && error.contains("no first"), "{error}");
+        assert_eq!(names(folder.path()), ["elsewhere", "first", "pipe", "round", "second"]);
     }
 
     #[test]

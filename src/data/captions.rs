@@ -6,6 +6,7 @@
 use std::io::Read;
 use std::path::Path;
 
+use super::foreign;
 use crate::{Error, Result};
 
 /// The largest caption file read; COCO's 566,000 training captions take 30 MB.
@@ -54,7 +55,7 @@ pub fn parse(bytes: &[u8], strict: bool) -> Result<Captions> {
         if text.len() != line.len() {
             invalid.add(i + 1);
         }
-        if text.is_empty() {
+        if is_blank(&text) {
             empty.add(i + 1);
         }
         texts.push(text);
@@ -98,6 +99,7 @@ pub(crate) fn read_limited(path: &Path, limit: u64, what: &str) -> Result<Vec<u8
             .found(format!("{} bytes", about.len().max(bytes.len() as u64)))
             .cure("check that this is the file you meant"));
     }
+    foreign::refuse_bytes(&bytes, path)?;
     Ok(bytes)
 }
 
@@ -115,6 +117,12 @@ fn strip(mut line: &[u8]) -> &[u8] {
         line = rest;
     }
     line
+}
+
+/// Whether a caption says nothing: no character, or spaces of any width and characters that are not shown.
+pub(super) fn is_blank(text: &str) -> bool {
+    let unseen = |c| matches!(c, '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{feff}');
+    text.chars().all(|c| c.is_whitespace() || c.is_control() || unseen(c))
 }
 
 /// UTF-8 with invalid bytes dropped.
@@ -201,6 +209,9 @@ mod tests {
         let c = parse(b"caf\xc3\nall is well here\n\xff\xfe dog \xc3( cat\n\n", false).unwrap();
         assert_eq!(c.texts, ["caf", "all is well here", " dog ( cat", ""]);
         assert_eq!(c.notices[0], "1 empty caption: line 4");
+        let c = parse("a\n\u{a0}\n\u{3000} \u{200b}\n\u{a0}b\n".as_bytes(), false).unwrap();
+        assert_eq!(c.notices, ["2 empty captions: lines 2, 3"]);
+        assert_eq!(c.texts[1], "\u{a0}", "a caption stays as it is read");
         assert_eq!(c.notices[1], "2 captions with invalid UTF-8 (bytes dropped): lines 1, 3");
     }
 

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use super::boxes::Boxes;
 use super::captions;
 use super::dataset::{
-    BOXES, CAPTIONS, IMAGES, Layout, PAIRS, PER_IMAGE, SIZES, WORD_IDS, group_identical, layout, other_count,
-    splits,
+    BLANK_END, BOXES, CAPTIONS, IMAGES, Layout, PAIRS, SIZES, WORD_IDS, layout, leave_out_blank_end,
+    other_count, splits,
 };
 use super::depends;
 use super::features::Features;
+use super::ids;
 use super::word_ids;
 use super::words::Vocabulary;
 use crate::{Error, Result};
@@ -80,13 +81,21 @@ pub fn scan(
         shapes.extend(shape.map(|shape| (split, shape)));
     }
     if let [(first, shape), rest @ ..] = shapes.as_slice() {
-        for (split, other) in rest.iter().filter(|(_, other)| other != shape) {
-            let error =
-                Error::new(format!("the {split} split's images differ in shape from those of {first}"))
-                    .at(folder.display())
-                    .expected(format!("{} regions x {}", shape.0, shape.1))
-                    .found(format!("{} regions x {}", other.0, other.1));
-            report.problems.push(error.to_string());
+        for (split, other) in rest {
+            if other.1 != shape.1 {
+                let error =
+                    Error::new(format!("the {split} split's features are not as wide as those of {first}"))
+                        .at(folder.display())
+                        .expected(format!("{} numbers a region", shape.1))
+                        .found(other.1)
+                        .cure("extract both with the same detector");
+                report.problems.push(error.to_string());
+            } else if other.0 != shape.0 {
+                report.notices.push(format!(
+                    "{split} has {} regions an image and {first} {}: models read either, but were mostly trained on one",
+                    other.0, shape.0
+                ));
+            }
         }
     }
     Ok(report)
@@ -103,26 +112,34 @@ fn scan_split(
 ) -> Option<(usize, usize)> {
     let file = |name: &str| folder.join(format!("{split}{name}"));
     let (ims, caps) = (file(IMAGES), file(CAPTIONS));
-    let ids = scan_ids(&file(WORD_IDS), vocabulary, report);
-    let captions = match captions::read(&caps, false) {
-        Err(_) if ids.is_some() && !caps.exists() => {
+    let word_ids = scan_ids(&file(WORD_IDS), vocabulary, report);
+    let mut texts = match captions::read(&caps, false) {
+        Err(_) if word_ids.is_some() && !caps.exists() => {
             report
                 .notices
                 .push(format!("{split}: captions are word ids only, there is no {}", caps.display()));
-            ids
+            None
         }
         Ok(captions) => {
             report
                 .notices
                 .extend(captions.notices.iter().map(|notice| format!("{}: {notice}", caps.display())));
-            Some(captions.texts.len())
+            Some(captions.texts)
         }
         Err(e) => {
             report.problems.push(e.to_string());
             None
         }
     };
-    let counted = [(file(WORD_IDS), ids), (file(PAIRS), scan_pairs(&file(PAIRS), report))];
+    let features = Features::open(&ims).map_err(|e| report.problems.push(e.to_string())).ok();
+    if let (Some(features), Some(texts)) = (&features, &mut texts) {
+        let fits = |n: usize| word_ids.map_or(layout(features, n, asked).is_ok(), |lines| lines == n);
+        if leave_out_blank_end(texts, fits) {
+            report.notices.push(format!("{}: {BLANK_END}", caps.display()));
+        }
+    }
+    let captions = texts.map(|texts| texts.len()).or(word_ids.filter(|_| !caps.exists()));
+    let counted = [(file(WORD_IDS), word_ids), (file(PAIRS), scan_pairs(&file(PAIRS), report))];
     for (path, found) in counted {
         if let (Some(found), Some(captions)) = (found, captions)
             && found != captions
@@ -130,12 +147,21 @@ fn scan_split(
             report.problems.push(other_count(&path, found, captions).to_string());
         }
     }
-    let features = Features::open(&ims).map_err(|e| report.problems.push(e.to_string())).ok()?;
+    let features = features?;
     scan_boxes(&file(BOXES), &file(SIZES), &features, report);
     scan_rows(&features, report, |done| progress(&Progress { split, done, rows: features.len() }));
     if let Some(captions) = captions {
         match layout(&features, captions, asked).map_err(|e| e.at(format!("{}, {split}", folder.display()))) {
-            Ok(layout) => describe(split, &features, captions, layout, report),
+            Ok(Layout { captions_per_image: k, rows_per_image: n }) => {
+                let rows = features.len();
+                report.splits.push(format!(
+                    "{split}: {} images, {rows} rows ({n} an image), {captions} captions ({k} an image)",
+                    rows / n
+                ));
+                if let Err(e) = ids::names(folder, split, rows / n, captions) {
+                    report.problems.push(e.to_string());
+                }
+            }
             Err(e) => report.problems.push(e.to_string()),
         }
     }
@@ -194,26 +220,5 @@ fn scan_boxes(boxes: &Path, sizes: &Path, features: &Features, report: &mut Repo
     report.problems.extend(faults.iter().take(ROWS_LISTED).map(ToString::to_string));
     if faults.len() > ROWS_LISTED {
         report.problems.push(format!("{}: {} rows with such boxes in all", boxes.display(), faults.len()));
-    }
-}
-
-/// Says what a split holds, and, where the counts are equal, whether only some of its rows repeat in groups.
-fn describe(split: &str, features: &Features, captions: usize, layout: Layout, report: &mut Report) {
-    let rows = features.len();
-    let (k, n) = (layout.captions_per_image, layout.rows_per_image);
-    let images = rows / n;
-    report.splits.push(format!(
-        "{split}: {images} images, {rows} rows ({n} an image), {captions} captions ({k} an image)"
-    ));
-    let (size, groups) = (PER_IMAGE, rows / PER_IMAGE);
-    if rows != captions {
-        return;
-    }
-    let same = (0..groups).filter(|&group| group_identical(features, group, size).unwrap_or(false)).count();
-    if same > 0 && (same < groups || groups * size < rows) {
-        let taken = if n == 1 { "taken as different images" } else { "taken as one image each all the same" };
-        report
-            .notices
-            .push(format!("{split}: {same} of {groups} groups of {size} rows are identical: {taken}"));
     }
 }

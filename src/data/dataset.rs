@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use super::boxes::Boxes;
 use super::captions::{self, Captions};
 use super::depends::{self, Pairs};
-use super::features::Features;
+use super::features::{Features, packed};
 use super::ragged::Ragged;
 use super::tokenizer::{TokenTable, Tokenizer};
 use super::word_ids;
@@ -28,13 +28,9 @@ pub(super) const BOXES: &str = "_ims_bbx.npy";
 pub(super) const SIZES: &str = "_ims_size.npy";
 /// Captions an image in every published data set.
 pub(crate) const PER_IMAGE: usize = 5;
-/// Up to this many bytes every group of rows is compared, beyond it [`GROUPS_COMPARED`] of them.
-const SMALL_FILE: usize = 64 << 20;
 /// What is said where boxes are read as the published code does.
 const BOXES_AGAIN: &str = "boxes are those that the published numbers were computed with: divided by the image's size \
     again on every read, and, scored without --folds, image i with the boxes of caption i";
-/// Groups compared in a large file, spread from the first to the last.
-const GROUPS_COMPARED: usize = 64;
 
 /// How to read a split.
 #[derive(Clone, Copy, Debug, Default)]
@@ -95,12 +91,18 @@ impl Dataset {
         }
         let features = Features::open(&ims)?;
         let rows = if given { Some(word_ids::read(&ids)?) } else { None };
-        let Captions { texts, notices } = match caps.exists() {
+        let Captions { mut texts, notices } = match caps.exists() {
             true => captions::read(&caps, options.strict)?,
             false => Captions::default(),
         };
         let mut notices: Vec<String> =
             notices.into_iter().map(|notice| format!("{}: {notice}", caps.display())).collect();
+        let asked = options.captions_per_image;
+        let fits =
+            |n: usize| rows.as_ref().map_or(layout(&features, n, asked).is_ok(), |rows| rows.len() == n);
+        if leave_out_blank_end(&mut texts, fits) {
+            notices.push(format!("{}: {BLANK_END}", caps.display()));
+        }
         if let Some(rows) = rows.as_ref().filter(|rows| caps.exists() && rows.len() != texts.len()) {
             return Err(other_count(&ids, rows.len(), texts.len()));
         }
@@ -109,8 +111,13 @@ impl Dataset {
             notices.push(format!("{from} is split into the vocabulary's words, as there is no {none}"));
         }
         let captions = rows.as_ref().map_or(texts.len(), Ragged::len);
-        let layout =
-            layout(&features, captions, options.captions_per_image).map_err(|e| e.at(folder.display()))?;
+        let layout = layout(&features, captions, asked).map_err(|e| {
+            let e = e.at(folder.display());
+            match texts.last().is_some_and(|text| captions::is_blank(text)) {
+                true => e.cure(format!("delete the empty last lines of {}, if that is all", caps.display())),
+                false => e,
+            }
+        })?;
         let (folder, split) = (folder.to_path_buf(), split.to_owned());
         let (ids, boxes, pairs) = (rows, None, None);
         let mut data = Self { folder, split, features, texts, ids, captions, boxes, pairs, notices, layout };
@@ -239,6 +246,25 @@ impl Dataset {
         self.features.read(image * self.layout.rows_per_image, out)
     }
 
+    /// An image's features as they are stored.
+    ///
+    /// # Errors
+    /// A file that shrank since it was opened.
+    pub(super) fn stored_row(&self, image: usize) -> Result<&[u8]> {
+        self.features.raw(image * self.layout.rows_per_image)
+    }
+
+    /// The files besides features and captions that were opened for a model.
+    pub(super) fn more_files(&self) -> Vec<PathBuf> {
+        let opened = [
+            (WORD_IDS, self.ids.is_some()),
+            (PAIRS, self.pairs.is_some()),
+            (BOXES, self.boxes.is_some()),
+            (SIZES, self.boxes.is_some()),
+        ];
+        opened.iter().filter(|(_, open)| *open).map(|(name, _)| self.file(name)).collect()
+    }
+
     /// Appends an image's boxes `[regions, 4]` as shares of its width and height. Panics if they are not open.
     pub fn boxes(&self, image: usize, out: &mut Vec<f32>) {
         self.read_boxes(image * self.layout.rows_per_image, 1, out);
@@ -296,55 +322,93 @@ impl Dataset {
     }
 }
 
-/// Finds the layout from the counts and, where they are equal, from the rows themselves.
+/// What is said of captions whose blank end was left out.
+pub(super) const BLANK_END: &str =
+    "the empty last line is left out: without it the captions match the images";
+
+/// Leaves out blank captions at the end, if the number does not fit with them and does without.
+pub(super) fn leave_out_blank_end(texts: &mut Vec<String>, fits: impl Fn(usize) -> bool) -> bool {
+    let kept = texts.iter().rposition(|text| !captions::is_blank(text)).map_or(0, |last| last + 1);
+    if kept == texts.len() || fits(texts.len()) {
+        return false;
+    }
+    match (kept..texts.len()).rev().find(|n| fits(*n)) {
+        Some(n) => texts.truncate(n),
+        None => return false,
+    }
+    true
+}
+
+/// Finds the layout from the counts and, where they are equal, from the rows themselves. Without being asked, rows
+/// repeat in groups of five or not at all: anything between would be scored as another task.
 ///
 /// # Errors
-/// Counts that fit no layout, or not the one asked for; a file that shrank.
+/// Counts that fit no layout, or not the one asked for; rows that repeat in part; a file that shrank.
 pub fn layout(features: &Features, captions: usize, asked: Option<usize>) -> Result<Layout> {
     let rows = features.len();
     let one_row = |captions_per_image| Ok(Layout { captions_per_image, rows_per_image: 1 });
     let repeated = |n| Ok(Layout { captions_per_image: n, rows_per_image: n });
     match asked {
-        None if captions == rows && groups_identical(features, PER_IMAGE)? => repeated(PER_IMAGE),
-        None if captions == rows => one_row(1),
-        None if rows.checked_mul(PER_IMAGE) == Some(captions) => one_row(PER_IMAGE),
         Some(1) if captions == rows => one_row(1),
+        None if captions == rows => match first_break(features, PER_IMAGE)? {
+            None => repeated(PER_IMAGE),
+            Some(_) if !repeats(features)? => one_row(1),
+            Some(row) => Err(half_met(features, row, PER_IMAGE)),
+        },
+        None if rows.checked_mul(PER_IMAGE) == Some(captions) => one_row(PER_IMAGE),
         Some(k) if k > 0 && rows.checked_mul(k) == Some(captions) => one_row(k),
-        Some(k) if k > 1 && captions == rows && groups_identical(features, k)? => repeated(k),
+        Some(k) if k > 1 && captions == rows => match first_break(features, k)? {
+            None => repeated(k),
+            Some(row) => Err(half_met(features, row, k)),
+        },
         _ => Err(wrong_counts(rows, captions, asked)),
     }
 }
 
-/// Whether the rows come in groups of `n` identical ones: all compared in a small file, a spread of them in a
-/// large one.
-fn groups_identical(features: &Features, n: usize) -> Result<bool> {
-    let (rows, groups) = (features.len(), features.len() / n);
-    if !rows.is_multiple_of(n) {
-        return Ok(false);
-    }
-    let small = rows.saturating_mul(features.row_bytes()) <= SMALL_FILE;
-    let compared = if small { groups } else { groups.min(GROUPS_COMPARED) };
-    for i in 0..compared {
-        // From the first to the last group; the product stays below 64 times a file's rows.
-        let group = if compared == groups { i } else { i * (groups - 1) / (compared - 1) };
-        if !group_identical(features, group, n)? {
-            return Ok(false);
+/// The first row that is unlike the one before it in its group of `n`, or that has no whole group.
+fn first_break(features: &Features, n: usize) -> Result<Option<usize>> {
+    let rows = features.len();
+    for row in (1..rows / n * n).filter(|row| !row.is_multiple_of(n)) {
+        if !features.same(row - 1, row)? {
+            return Ok(Some(row));
         }
     }
-    Ok(groups > 0)
+    Ok((!rows.is_multiple_of(n)).then_some(rows / n * n))
 }
 
-/// Whether rows `n * group ..` up to the next group are the same, byte for byte.
-///
-/// # Errors
-/// As [`Features::same`].
-pub fn group_identical(features: &Features, group: usize, n: usize) -> Result<bool> {
-    for row in group * n + 1..(group + 1) * n {
-        if !features.same(group * n, row)? {
-            return Ok(false);
+/// Whether any row is like the one before it.
+fn repeats(features: &Features) -> Result<bool> {
+    for row in 1..features.len() {
+        if features.same(row - 1, row)? {
+            return Ok(true);
         }
     }
-    Ok(true)
+    Ok(false)
+}
+
+fn half_met(features: &Features, row: usize, n: usize) -> Error {
+    let (rows, start) = (features.len(), row / n * n);
+    let found = if row == start {
+        format!("{rows} rows, of which those from row {row} on are no whole group")
+    } else {
+        let (before, end) = (row - 1, start + n - 1);
+        format!("row {row} is unlike row {before}, though rows {start} to {end} would be one image")
+    };
+    let other = (2..=rows)
+        .rev()
+        .find(|k| *k != n && rows.is_multiple_of(*k) && first_break(features, *k).is_ok_and(|b| b.is_none()));
+    let cure = match other {
+        Some(k) => format!("if each image has {k} captions, say --captions-per-image {k}"),
+        None => {
+            "write each image's row as often as it has captions, the same number for all; if every row is an \
+                 image of its own, say --captions-per-image 1"
+                .into()
+        }
+    };
+    Error::new("only some of the rows repeat: it is not clear which rows are one image")
+        .expected(format!("rows in groups of {n} identical ones, or no row like the one before it"))
+        .found(found)
+        .cure(cure)
 }
 
 fn wrong_counts(rows: usize, captions: usize, asked: Option<usize>) -> Error {
@@ -375,11 +439,19 @@ pub(super) fn other_count(path: &Path, found: usize, captions: usize) -> Error {
 }
 
 fn missing_files(folder: &Path, split: &str, missing: &[String]) -> Error {
+    if let Some(error) = packed(&folder.join(format!("{split}{IMAGES}"))).filter(|_| missing.len() == 1) {
+        return error;
+    }
     let there = splits(folder);
     let error = Error::new(format!("the \"{split}\" split is not complete"))
         .at(folder.display())
         .expected(format!("{split}_ims.npy and {split}_caps.txt"))
         .found(format!("no {}", missing.join(", no ")));
+    if !folder.is_dir() {
+        return error
+            .found("no such folder")
+            .cure("say where the data are: --data_path DIR --data_name NAME, for the folder DIR/NAME");
+    }
     match there.len() {
         0 => error.cure("give the folder that holds {train,dev,test}_ims.npy and _caps.txt"),
         _ => error.cure(format!("splits begun in this folder: {}", there.join(", "))),

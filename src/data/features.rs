@@ -11,6 +11,7 @@ use half::f16;
 use memmap2::Mmap;
 use npyz::{DType, Endianness, NpyHeader, Order, TypeChar};
 
+use super::foreign;
 use crate::{Error, Result};
 
 /// The longest header text accepted, numpy's own limit.
@@ -19,6 +20,11 @@ const MAX_HEADER: usize = 10_000;
 const MAX_PREAMBLE: usize = 12;
 /// Brackets of a float array's header.
 const FLOAT_BRACKETS: usize = 3;
+
+/// Up to this many bytes rows are compared whole.
+const SMALL_FILE: usize = 64 << 20;
+/// Bytes compared at each of three places of a larger file's rows.
+const COMPARED: usize = 512;
 
 /// The float type of a file's elements, little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,8 +76,8 @@ pub struct NonFinite {
     pub region: usize,
     /// Column in the region, from 0.
     pub column: usize,
-    /// NaN, or an infinity (a finite f64 beyond f32 counts as one).
-    pub value: f32,
+    /// NaN, an infinity, or a finite f64 beyond f32.
+    pub value: f64,
 }
 
 /// A mapped `.npy` file of f16, f32 or f64 features, shape `[rows, regions, dim]`.
@@ -90,10 +96,12 @@ impl Features {
     /// No `.npy` file, another rank than 3, a zero dimension, Fortran order, big-endian, integer, object or
     /// structured elements, a file shorter or longer than its header says, or one that cannot be read.
     pub fn open(path: &Path) -> Result<Self> {
-        let about = std::fs::metadata(path).map_err(|e| Error::io("open the features", path, &e))?;
+        let about = std::fs::metadata(path)
+            .map_err(|e| packed(path).unwrap_or_else(|| Error::io("open the features", path, &e)))?;
         if !about.is_file() {
             return Err(Error::new("this is no regular file").at(path.display()).expected("a .npy file"));
         }
+        foreign::refuse(path)?;
         let file = File::open(path).map_err(|e| Error::io("open the features", path, &e))?;
         let head = read_head(&file).map_err(|e| Error::io("read the features", path, &e))?;
         let header = parse_header(&head).map_err(|e| e.at(path.display()))?;
@@ -173,12 +181,19 @@ impl Features {
         }
     }
 
-    /// Whether two rows are the same, byte for byte.
+    /// Whether two rows are the same, byte for byte; rows of large files are compared at their beginning, middle and
+    /// end, so that a file is not read whole for the question.
     ///
     /// # Errors
     /// A file that shrank since it was opened, a row past the end.
     pub fn same(&self, a: usize, b: usize) -> Result<bool> {
-        Ok(self.raw(a)? == self.raw(b)?)
+        let (a, b) = (self.raw(a)?, self.raw(b)?);
+        if self.len().saturating_mul(a.len()) <= SMALL_FILE {
+            return Ok(a == b);
+        }
+        let part = COMPARED.min(a.len());
+        let starts = [0, (a.len() - part) / 2, a.len() - part];
+        Ok(starts.iter().all(|&start| a[start..start + part] == b[start..start + part]))
     }
 
     /// Reads every row and returns the first bad value of each row that has one. `progress` gets the rows done.
@@ -197,7 +212,11 @@ impl Features {
         Ok(bad)
     }
 
-    fn raw(&self, row: usize) -> Result<&[u8]> {
+    /// A row as it is stored.
+    ///
+    /// # Errors
+    /// A file that shrank since it was opened, a row past the end.
+    pub(super) fn raw(&self, row: usize) -> Result<&[u8]> {
         if row >= self.len() {
             let n = self.len();
             return Err(Error::new(format!("row {row} of {n} features")).at(self.path.display()));
@@ -209,21 +228,42 @@ impl Features {
 
     fn non_finite(&self, row: usize, values: impl Iterator<Item = f32>) -> Option<NonFinite> {
         let (i, value) = values.enumerate().find(|(_, v)| !v.is_finite())?;
+        let value = match self.header.element {
+            Element::F64 => {
+                let bytes = self.raw(row).ok()?.as_chunks().0;
+                bytes.get(i).map_or(f64::NAN, |bytes| f64::from_le_bytes(*bytes))
+            }
+            _ => value.into(),
+        };
         Some(NonFinite { row, region: i / self.dim(), column: i % self.dim(), value })
     }
 
     fn non_finite_error(&self, bad: &NonFinite) -> Error {
         Error::of(crate::Kind::NonFinite, format!("the features hold {bad}"))
             .at(self.path.display())
-            .expected("finite numbers")
+            .expected(format!("numbers of at most {:e}", f32::MAX))
             .cure("run `crossweave check` on the folder for every such row, then extract those images again")
     }
 }
 
 impl std::fmt::Display for NonFinite {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} in row {}, region {}, column {}", self.value, self.row, self.region, self.column)
+        let beyond = if self.value.is_finite() { ", which is beyond f32," } else { "" };
+        let Self { row, region, column, value } = self;
+        write!(f, "{value:e}{beyond} in row {row}, region {region}, column {column}")
     }
+}
+
+/// For a file that is missing where its `.npz` is there: how to unpack it.
+pub(super) fn packed(path: &Path) -> Option<Error> {
+    let npz = path.with_extension("npz");
+    let (from, to) = (npz.display(), path.display());
+    npz.is_file().then(|| {
+        Error::new("the features are packed in an .npz file")
+            .at(&from)
+            .expected(&to)
+            .cure(format!("unpack them: unzip -p {from} > {to}"))
+    })
 }
 
 fn check_length(file: &File, path: &Path, expected: usize) -> Result<()> {
@@ -305,7 +345,7 @@ fn header_end(head: &[u8]) -> Result<usize> {
         Error::new("this is no .npy file")
             .expected("a file that starts with \\x93NUMPY")
             .found(found)
-            .cure("features are written with numpy.save")
+            .cure("write the array with numpy.save; of an .npz: unzip -p FILE.npz > FILE.npy")
     };
     let Some((magic, rest)) = head.split_at_checked(8) else {
         return Err(no_npy(&format!("{} bytes in all", head.len())));
@@ -361,7 +401,10 @@ fn element_of(dtype: &DType) -> Result<Element> {
         (TypeChar::Float, Endianness::Little, 4) => Ok(Element::F32),
         (TypeChar::Float, Endianness::Little, 8) => Ok(Element::F64),
         (TypeChar::Float, Endianness::Big, _) => wrong("big-endian numbers", float),
-        (TypeChar::Object, ..) => wrong("pickled Python objects", "stack the rows: numpy.stack(list(array))"),
+        (TypeChar::Object, ..) => wrong(
+            "pickled Python objects",
+            "stack the rows: numpy.stack(list(array)).astype('<f4'); rows of different lengths are cut or padded to one first",
+        ),
         (TypeChar::Int | TypeChar::Uint | TypeChar::Bool, ..) => wrong("integers", float),
         _ => wrong("elements of another type", float),
     }

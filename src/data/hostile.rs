@@ -10,7 +10,7 @@ use super::boxes::{pixels, sizes_of};
 use super::captions;
 use super::depends;
 use super::features::{Features, parse_header};
-use super::tokenizer::{WordPiece, build_vocab, parse_vocab, words};
+use super::tokenizer::{Settings, WordPiece, build_vocab, parse_vocab, words};
 use super::word_ids;
 use super::words::{Vocabulary, split};
 
@@ -202,7 +202,7 @@ proptest! {
             prop_assert!(short.ids.len() == 9 && (2..=9).contains(&short.length));
             prop_assert!(short.ids[0] == 2 && short.ids[short.length - 1] == 3);
             prop_assert!(short.ids[short.length..].iter().all(|&id| id == 0));
-            let whole = words(text);
+            let whole = words(text, Settings::default());
             if whole.iter().all(|word| word.chars().count() <= 100) {
                 let all = pieces.encode(text, 100_000);
                 prop_assert_eq!(all.length, whole.len() + 2, "every word is one piece");

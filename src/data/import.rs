@@ -1,6 +1,8 @@
 //! Turns other programs' weights into ours: original names, shapes checked against the configuration, floats
 //! as f32, and a report of what became of every tensor.
 
+mod shards;
+
 use crate::data::archive::shown;
 use crate::data::pytorch::Checkpoint;
 use crate::data::weights::{self, Dtype, Entry, Weights};
@@ -12,6 +14,8 @@ use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+
+pub use shards::Shards;
 
 /// Names and shapes of a model's weights.
 pub type Layout = Vec<(String, Vec<usize>)>;
@@ -28,11 +32,22 @@ pub enum Source {
     PyTorch(Checkpoint),
     /// A safetensors file.
     Safetensors(Weights),
+    /// Several files of one model, by the index that names them.
+    Shards(Shards),
 }
 
 impl Source {
-    /// Opens a file, by its content: a safetensors header, or else a PyTorch checkpoint.
+    /// Opens a file, by its content: a safetensors header, or else a PyTorch checkpoint; all files of a model that an
+    /// index or its shard stands for.
     pub fn open(path: &Path) -> Result<Self> {
+        if let Some(index) = shards::index_of(path)? {
+            return Shards::open(&index).map(Self::Shards);
+        }
+        Self::open_one(path)
+    }
+
+    /// Opens one file.
+    fn open_one(path: &Path) -> Result<Self> {
         let named = path.extension().is_some_and(|extension| extension == "safetensors");
         if named || has_json_header(path)? {
             return Weights::open(path).map(Self::Safetensors);
@@ -45,6 +60,7 @@ impl Source {
         match self {
             Self::PyTorch(checkpoint) => checkpoint.path(),
             Self::Safetensors(weights) => weights.path(),
+            Self::Shards(shards) => shards.path(),
         }
     }
 
@@ -53,6 +69,7 @@ impl Source {
         match self {
             Self::PyTorch(_) => "PyTorch",
             Self::Safetensors(_) => "safetensors",
+            Self::Shards(_) => "shards",
         }
     }
 
@@ -61,13 +78,16 @@ impl Source {
         match self {
             Self::PyTorch(checkpoint) => Box::new(checkpoint.shapes()),
             Self::Safetensors(weights) => Box::new(weights.shapes()),
+            Self::Shards(shards) => Box::new(shards.files().iter().flat_map(Self::shapes)),
         }
     }
 
-    /// The options beside the weights: the attributes of the authors' `opt`, or Lightning's hyper-parameters.
+    /// The options beside the weights: the attributes of the authors' `opt`, Lightning's hyper-parameters, or what others
+    /// call them.
     fn options(&self) -> Option<&Map<String, Json>> {
         let Self::PyTorch(checkpoint) = self else { return None };
-        ["opt", "hyper_parameters"].iter().find_map(|key| checkpoint.facts().get(*key)?.as_object())
+        let keys = ["opt", "hyper_parameters", "hparams", "args", "config"];
+        keys.iter().find_map(|key| checkpoint.facts().get(*key)?.as_object())
     }
 
     /// How far training had come: the numbers beside the weights.
@@ -77,6 +97,7 @@ impl Source {
                 let numbers = checkpoint.facts().iter().filter(|(_, value)| value.is_number());
                 numbers.map(|(key, value)| (key.clone(), value.to_string())).collect()
             }
+            Self::Shards(_) => HashMap::new(),
             Self::Safetensors(weights) => {
                 let numbers = weights.metadata().iter().filter(|(_, value)| value.parse::<f64>().is_ok());
                 numbers.map(|(key, value)| (key.clone(), value.clone())).collect()
@@ -88,6 +109,7 @@ impl Source {
     pub fn entry(&self, name: &str) -> Result<Entry<'_>> {
         let weights = match self {
             Self::PyTorch(checkpoint) => return checkpoint.entry(name),
+            Self::Shards(shards) => return shards.holding(name)?.entry(name),
             Self::Safetensors(weights) => weights,
         };
         let bytes = weights.bytes(name)?;
@@ -215,8 +237,9 @@ pub const BERT: StateDicts<'static> = StateDicts {
 };
 
 /// What any checkpoint may hold though the model does not ask for it: last parts of names.
-const EXTRAS: [(&str, &str); 2] = [
+const EXTRAS: [(&str, &str); 3] = [
     ("position_ids", "it only counts, and is not needed"),
+    ("token_type_ids", "it is all zeros, and is not needed"),
     ("num_batches_tracked", "it only counts batches, and is not needed"),
 ];
 
@@ -303,6 +326,23 @@ fn named(source: &Source, modules: &[&str]) -> Result<Prefixes> {
     Ok(modules.iter().map(|module| held.contains(module).then(|| format!("{prefix}{module}."))).collect())
 }
 
+/// What wrappers put before all names of what they wrap: DataParallel and its kin, and `torch.compile`.
+const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
+
+/// A module's prefix, and the wrappers that all names after it share.
+fn with_wrappers(source: &Source, mut prefix: String) -> String {
+    let wraps = |prefix: &str, wrapper: &str| {
+        source
+            .shapes()
+            .filter_map(|(name, _)| name.strip_prefix(prefix))
+            .all(|rest| rest.starts_with(wrapper))
+    };
+    while let Some(wrapper) = WRAPPERS.iter().find(|wrapper| wraps(&prefix, wrapper)) {
+        prefix += wrapper;
+    }
+    prefix
+}
+
 /// Whether a pattern of [`StateDicts`] matches a name: whole parts of it, from its beginning or to its end.
 fn matches(name: &str, pattern: &str) -> bool {
     let begins = name.strip_prefix(pattern).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
@@ -359,16 +399,11 @@ impl<'a> Plan<'a> {
                 return Err(error.at(source.path().display()).expected(expected).cure(cure));
             }
         }
-        // DataParallel puts `module.` before all names of what it wraps.
-        let wrapped = prefixes.iter().map(|prefix| {
-            let names = || source.shapes().filter_map(|(name, _)| name.strip_prefix(prefix.as_ref()?));
-            names().all(|rest| rest.starts_with("module."))
-        });
-        let wrapped: Vec<bool> = wrapped.collect();
+        let prefixes: Prefixes =
+            prefixes.into_iter().map(|prefix| Some(with_wrappers(source, prefix?))).collect();
         for (name, _) in source.shapes() {
             let found = prefixes.iter().enumerate().find_map(|(i, prefix)| {
                 let rest = name.strip_prefix(prefix.as_ref()?)?;
-                let rest = if wrapped[i] { rest.strip_prefix("module.")? } else { rest };
                 Some(modern(&format!("{}.{rest}", dicts.modules[i])))
             });
             let ignored = |new: &str| dicts.ignored.iter().find(|(pattern, _)| matches(new, pattern));

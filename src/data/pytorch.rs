@@ -10,6 +10,7 @@ mod container;
 mod tensor;
 
 use crate::data::archive::shown;
+use crate::data::foreign;
 use crate::data::pickle::{Id, Node, Object, Pickle};
 use crate::data::weights::{self, Dtype, Entry};
 use crate::{Error, Result};
@@ -56,6 +57,7 @@ impl Checkpoint {
     /// Opens a checkpoint and checks its container, its pickle and every tensor's place.
     pub fn open(path: &Path) -> Result<Self> {
         let io = |e| Error::io("open the checkpoint", path, &e);
+        foreign::refuse(path)?;
         let file = File::open(path).map_err(io)?;
         if file.metadata().map_err(io)?.len() == 0 {
             return Err(refusal("the file is empty").at(path.display()));
@@ -178,9 +180,10 @@ const HARMFUL: &str = "os posix nt subprocess commands popen2 pty sys socket shu
     code codeop webbrowser pickle cPickle _pickle marshal multiprocessing threading asyncio bdb pdb timeit \
     urllib http ftplib tempfile";
 
-/// Built-in classes that checkpoints name.
+/// Built-in classes that checkpoints name, and `getattr` and `type`, by which Python 3.11 pickles the members of enums: what they
+/// would return is no class that a name stands for, so nothing can be called by it.
 const HARMLESS: &str = "set frozenset dict list tuple int float complex bool str bytes bytearray slice range \
-    object unicode long xrange";
+    object unicode long xrange getattr type";
 
 /// Whether calling this would run code or touch the system: a file that asks for it is no checkpoint.
 fn runs_code(module: &str, name: &str) -> bool {

@@ -1,26 +1,31 @@
 //! BERT's WordPiece, as the published code splits captions, on the `tokenizers` crate's parts.
 //!
-//! Clean (control characters dropped), lower-case, accents stripped, split at whitespace and around punctuation,
-//! then greedy pieces. Two settings differ from the crate's defaults because the published code does: Chinese
-//! characters are not split apart, and a literal `[CLS]` in a caption is three ordinary pieces.
+//! Clean (control characters dropped), lower-case and accents stripped unless the tokenizer's files say otherwise
+//! ([`Settings`]), split at whitespace and around punctuation, then greedy pieces. Two settings differ from the crate's
+//! defaults because the published code does: Chinese characters are not split apart unless the files say so, and a
+//! literal `[CLS]` in a caption is three ordinary pieces.
+
+mod settings;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use tokenizers::models::wordpiece::WordPiece as Model;
-use tokenizers::normalizers::BertNormalizer;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::{
     Model as _, NormalizedString, Normalizer as _, OffsetReferential, OffsetType, PreTokenizedString,
     PreTokenizer as _,
 };
 
+use super::atomic;
 use super::captions::read_limited;
 use super::ragged::Ragged;
 use super::word_ids;
 use super::words::Vocabulary;
 use crate::host::Rng;
 use crate::{Error, Result};
+
+pub use settings::{Settings, WHOLE};
 
 /// The largest vocabulary file read; BERT's multilingual ones take 1 MB.
 const MAX_FILE: u64 = 64 << 20;
@@ -52,17 +57,37 @@ pub struct WordPiece {
     cls: u32,
     sep: u32,
     notices: Vec<String>,
+    settings: Settings,
+    said_by: &'static str,
 }
 
 impl WordPiece {
-    /// Reads a `vocab.txt`: one piece a line, its number from 0 being its id.
+    /// Reads a `vocab.txt`, one piece a line, its number from 0 being its id, or a `tokenizer.json`; how captions are
+    /// cleaned as the files beside it say ([`Settings::beside`]).
     ///
     /// # Errors
     /// A file that cannot be read, is not UTF-8, is past the limits (64 MB, 4 million pieces), or lacks `[CLS]`,
-    /// `[SEP]` or `[UNK]`.
+    /// `[SEP]` or `[UNK]`; settings that cannot be followed.
     pub fn open(path: &Path) -> Result<Self> {
-        let bytes = read_limited(path, MAX_FILE, "the vocabulary")?;
-        parse_vocab(&bytes).and_then(Self::from_vocab).map_err(|e| e.at(path.display()))
+        let vocab = if path.extension().is_some_and(|extension| extension == "json") {
+            settings::vocabulary(path, MAX_PIECES)?
+        } else {
+            let bytes = read_limited(path, MAX_FILE, "the vocabulary")?;
+            parse_vocab(&bytes).map_err(|e| e.at(path.display()))?
+        };
+        let (settings, said_by) = Settings::beside(path.parent().unwrap_or(Path::new("")), &vocab)?;
+        let pieces = Self::from_vocab(vocab).map_err(|e| e.at(path.display()))?;
+        Ok(Self { settings, said_by, ..pieces })
+    }
+
+    /// How captions are cleaned, and who says so.
+    pub fn settings(&self) -> (Settings, &'static str) {
+        (self.settings, self.said_by)
+    }
+
+    /// The same pieces for captions cleaned in another way.
+    pub fn with_settings(self, settings: Settings, said_by: &'static str) -> Self {
+        Self { settings, said_by, ..self }
     }
 
     /// A tokenizer from pieces in the order of their ids. Of equal pieces the last counts, as in the original.
@@ -95,7 +120,7 @@ impl WordPiece {
         };
         let model =
             Model::builder().vocab(ids).max_input_chars_per_word(MAX_WORD).build().map_err(internal)?;
-        Ok(Self { vocab, model, cls, sep, notices })
+        Ok(Self { vocab, model, cls, sep, notices, settings: Settings::default(), said_by: "BERT's default" })
     }
 
     /// Splits a caption: its first `max_words - 2` pieces between `[CLS]` and `[SEP]`, padded with 0 to
@@ -122,29 +147,21 @@ impl WordPiece {
         &self.notices
     }
 
-    /// Writes the vocabulary as [`WordPiece::open`] reads it, whole or not at all.
+    /// Writes `vocab.txt` and `tokenizer_config.json` as [`WordPiece::open`] reads them, each whole or not at all.
     ///
     /// # Errors
     /// A failed write.
-    pub fn save(&self, path: &Path) -> Result<()> {
-        let io = |e: std::io::Error| Error::io("write the vocabulary", path, &e);
-        let mut part = path.as_os_str().to_owned();
-        part.push(".part");
-        let part = Path::new(&part);
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        self.settings.save(folder)?;
         let text = self.vocab.iter().flat_map(|piece| [piece.as_str(), "\n"]).collect::<String>();
-        let written = std::fs::write(part, text).and_then(|()| std::fs::File::open(part)?.sync_all());
-        written.and_then(|()| std::fs::rename(part, path)).map_err(|e| {
-            // The first error is the one to report.
-            let _ = std::fs::remove_file(part);
-            io(e)
-        })
+        atomic::file(&folder.join(PIECES), |out| out.write_all(text.as_bytes()))
     }
 
     /// The ids of a caption without padding.
     fn ids(&self, text: &str, max_words: usize) -> Vec<u32> {
         let room = max_words.saturating_sub(2);
         let mut ids = vec![self.cls];
-        for word in words(text) {
+        for word in words(text, self.settings) {
             if ids.len() > room {
                 break;
             }
@@ -189,10 +206,9 @@ impl Tokenizer {
     /// # Errors
     /// A failed write.
     pub fn save(&self, folder: &Path) -> Result<()> {
-        let path = folder.join(self.file());
         match self {
-            Self::Pieces(pieces) => pieces.save(&path),
-            Self::Words(vocabulary) => vocabulary.save(&path),
+            Self::Pieces(pieces) => pieces.save(folder),
+            Self::Words(vocabulary) => vocabulary.save(&folder.join(self.file())),
         }
     }
 }
@@ -302,7 +318,7 @@ impl TokenTable {
 /// The same captions give the same vocabulary.
 pub fn build_vocab<S: AsRef<str>>(texts: &[S], size: usize) -> Vec<String> {
     let (mut pieces, mut whole) = (HashMap::new(), HashMap::new());
-    for word in texts.iter().flat_map(|text| words(text.as_ref())) {
+    for word in texts.iter().flat_map(|text| words(text.as_ref(), Settings::default())) {
         if word.chars().count() > MAX_WORD {
             continue;
         }
@@ -323,11 +339,9 @@ pub fn build_vocab<S: AsRef<str>>(texts: &[S], size: usize) -> Vec<String> {
 }
 
 /// A caption's words and punctuation marks, normalised.
-pub(super) fn words(text: &str) -> Vec<String> {
+pub(super) fn words(text: &str, settings: Settings) -> Vec<String> {
     let mut normal = NormalizedString::from(text);
-    BertNormalizer::new(true, false, Some(true), true)
-        .normalize(&mut normal)
-        .expect("this normalizer never fails");
+    settings.normalizer().normalize(&mut normal).expect("this normalizer never fails");
     let mut split = PreTokenizedString::from(normal);
     BertPreTokenizer.pre_tokenize(&mut split).expect("this splitter never fails");
     let parts = split.get_splits(OffsetReferential::Normalized, OffsetType::None);
@@ -399,13 +413,13 @@ mod tests {
             bytes.push(b'\n');
             let text = crate::data::captions::parse(&bytes, false).unwrap().texts.remove(0);
             if case["same_in_python3"] == Value::Bool(false) {
-                assert_eq!(words(&text), ["w1", "w2", "dog\u{1f600}cat"]);
+                assert_eq!(words(&text, Settings::default()), ["w1", "w2", "dog\u{1f600}cat"]);
                 newer += 1;
                 continue;
             }
             let basic: Vec<&str> =
                 case["basic"].as_array().unwrap().iter().map(|w| w.as_str().unwrap()).collect();
-            assert_eq!(words(&text), basic, "{text:?}");
+            assert_eq!(words(&text, Settings::default()), basic, "{text:?}");
             let tokens = pieces.encode(&text, max_words);
             assert_eq!(tokens.ids, numbers(&case["input_ids"]), "{text:?}");
             assert_eq!(tokens.length as u32, numbers(&case["mask"]).iter().sum::<u32>(), "{text:?}");
@@ -455,11 +469,10 @@ mod tests {
         }
         assert_eq!(build_vocab(&texts, 10).len(), 10);
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("vocab.txt");
-        pieces.save(&path).unwrap();
-        assert_eq!(WordPiece::open(&path).unwrap().vocab(), pieces.vocab());
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no other file is left");
-        assert!(pieces.save(&folder.path().join("no/vocab.txt")).is_err());
+        pieces.save(folder.path()).unwrap();
+        assert_eq!(WordPiece::open(&folder.path().join(PIECES)).unwrap().vocab(), pieces.vocab());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "no other file is left");
+        assert!(pieces.save(&folder.path().join("no")).is_err());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! The format (<https://github.com/huggingface/safetensors>) is a `u64` header length, a JSON header that
 //! gives each tensor's type, shape and byte range, and the little-endian bytes.
 
-use crate::data::atomic;
+use crate::data::{atomic, foreign};
 use crate::{Error, Kind, Result};
 use half::{bf16, f16};
 use memmap2::Mmap;
@@ -47,6 +47,7 @@ impl Weights {
     /// Opens a file and checks its header: sizes, offsets, and that they cover the file exactly.
     pub fn open(path: &Path) -> Result<Self> {
         let io = |e| Error::io("open the weights", path, &e);
+        foreign::refuse(path)?;
         let file = File::open(path).map_err(io)?;
         let length = file.metadata().map_err(io)?.len();
         if length < 8 {

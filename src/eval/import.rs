@@ -6,7 +6,7 @@ use serde_json::{Map, Value as Json};
 use super::model::saved;
 use crate::data::import::{self, Imported, Source, StateDicts};
 use crate::error::Result;
-use crate::nn::{ParamSpec, shapes};
+use crate::nn::{ParamSpec, bert, shapes};
 use crate::systems::{BERT, Checkpoint, Kind, Text};
 
 /// A system's weights and configuration: the options beside the weights, which `given` (BERT's configuration, or a
@@ -27,6 +27,9 @@ pub fn system<'a>(
         let whole = given.and_then(Json::as_object).filter(is_whole);
         for (option, value) in whole.into_iter().flatten() {
             options.entry(option).or_insert_with(|| value.clone());
+        }
+        if let Some(bert) = options.get(BERT).or(given) {
+            bert::check_family(bert)?;
         }
         if let (Some(bert), None) = (given, whole) {
             options.insert(BERT.into(), bert.clone());

@@ -1,5 +1,6 @@
 //! Evaluation: models in their folders, a split encoded once, all its pairs scored in tiles, ranks and ensembles.
 
+pub mod begun;
 pub mod encoded;
 pub mod import;
 pub mod model;

@@ -4,17 +4,18 @@
 //! words: `vocab.json`) and `model.safetensors` (a run's best weights so far).
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::begun::Begun;
 use crate::data::atomic;
 use crate::data::tokenizer::{PIECES, Tokenizer, WORDS, WordPiece};
 use crate::data::weights::{self, Dtype, Entry, Weights};
 use crate::data::words::Vocabulary;
 use crate::error::{Error, Result};
 use crate::nn::{ParamSpec, ParamValues, Params, Role, shapes};
-use crate::systems::{System, Text, kind};
+use crate::systems::{System, Text, kind, kinds};
 use crate::tensor::Device;
 
 /// The version of the folder's form.
@@ -75,21 +76,7 @@ impl Model {
     /// Missing files, an unknown system, a newer version, weights that do not fit the configuration or are not
     /// finite.
     pub fn open(folder: &Path, vocab: Option<&Path>, device: &Device) -> Result<Self> {
-        let (name, system) = read_system(folder)?;
-        let file = folder.join("model.safetensors");
-        if !file.exists() {
-            return Err(Error::new("there are no weights here").at(file.display()).cure(
-                "let the run reach its first validation, or import a checkpoint with the `import` program",
-            ));
-        }
-        let weights = Weights::open(&file)?;
-        weights.check_finite()?;
-        let tokenizer = open_tokenizer(folder, vocab, kind(&name)?.text)?;
-        let specs: Vec<ParamSpec> = saved(system.parameters()).collect();
-        weights::check(weights.path().display(), &shapes(&specs), weights.shapes())?;
-        let params = Params::new(&specs, device, &mut |spec| stored(&weights, &spec.name, spec))?;
-        check_vocab(&tokenizer, &*system)?;
-        Ok(Self { name, system, specs, params, tokenizer })
+        Stored::open(folder, vocab)?.on(device)
     }
 
     /// Whether a parameter is trained.
@@ -97,12 +84,13 @@ impl Model {
         self.specs.iter().any(|s| s.name == name && is_trained(s, with_text))
     }
 
-    /// Writes `config.json` and the vocabulary, the options of the run beside the configuration.
+    /// Writes `config.json` and the vocabulary, the run's options and what it was begun with beside the configuration.
     ///
     /// # Errors
     /// A file that cannot be written.
-    pub fn write_config(&self, folder: &Path, options: &Value) -> Result<()> {
-        let mut config = json!({"system": self.name, "version": VERSION, "options": options});
+    pub fn write_config(&self, folder: &Path, options: &Value, begun: &Begun) -> Result<()> {
+        let mut config =
+            json!({"system": self.name, "version": VERSION, "options": options, Begun::KEY: begun});
         if let (Some(to), Value::Object(from)) = (config.as_object_mut(), self.system.config()) {
             to.extend(from);
         }
@@ -128,6 +116,51 @@ impl Model {
         let values = self.values(|role| role != Role::Criterion)?;
         let entries: Vec<Entry> = values.iter().map(|(spec, v)| entry(spec, v)).collect();
         weights::write(path, &entries, &HashMap::from([("format".into(), "pt".into())]))
+    }
+}
+
+/// A model in its folder, opened and checked; its weights are on no device yet.
+pub struct Stored {
+    /// The system's name.
+    pub name: String,
+    /// The system.
+    pub system: Box<dyn System>,
+    specs: Vec<ParamSpec>,
+    weights: Weights,
+    /// What reads its captions.
+    pub tokenizer: Tokenizer,
+}
+
+impl Stored {
+    /// Opens a run's or an imported checkpoint's folder.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn open(folder: &Path, vocab: Option<&Path>) -> Result<Self> {
+        let (name, system) = read_system(folder)?;
+        let file = folder.join("model.safetensors");
+        if !file.exists() {
+            return Err(Error::new("there are no weights here").at(file.display()).cure(
+                "let the run reach its first validation, or import a checkpoint with the `import` program",
+            ));
+        }
+        let weights = Weights::open(&file)?;
+        weights.check_finite()?;
+        let tokenizer = open_tokenizer(folder, vocab, kind(&name)?.text)?;
+        let specs: Vec<ParamSpec> = saved(system.parameters()).collect();
+        weights::check(weights.path().display(), &shapes(&specs), weights.shapes())?;
+        check_vocab(&tokenizer, &*system)?;
+        Ok(Self { name, system, specs, weights, tokenizer })
+    }
+
+    /// The model, its weights on a device.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn on(self, device: &Device) -> Result<Model> {
+        let Self { name, system, specs, weights, tokenizer } = self;
+        let params = Params::new(&specs, device, &mut |spec| stored(&weights, &spec.name, spec))?;
+        Ok(Model { name, system, specs, params, tokenizer })
     }
 }
 
@@ -192,6 +225,34 @@ pub fn check_vocab(tokenizer: &Tokenizer, system: &dyn System) -> Result<()> {
             .cure("give the vocabulary that the model was trained with")),
         None => Ok(()),
     }
+}
+
+/// The folder of a run or of an imported checkpoint: a file inside means its folder.
+///
+/// # Errors
+/// Nothing there, or a file that is in no such folder: for weights of other programs, how to import them.
+pub fn run_folder(path: &Path) -> Result<PathBuf> {
+    if path.is_dir() {
+        return Ok(path.to_path_buf());
+    }
+    if !path.exists() {
+        return Err(Error::new("there is no such run").at(path.display()).cure(
+            "check the path; it is the folder that `crossweave train` named with --logger_name, or that `import` made",
+        ));
+    }
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if parent.join("config.json").is_file() && read_description(parent).is_ok() {
+        return Ok(parent.to_path_buf());
+    }
+    let names: Vec<&str> = kinds().iter().map(|kind| kind.name).collect();
+    Err(Error::new("this is a file, and no run's").at(path.display()).expected("the folder of a run").cure(
+        format!(
+            "if it is a checkpoint of {}, import it first: `cargo run --release --bin import -- SYSTEM {} OUT --config bert_config.json \
+             --vocab vocab.txt`, then give OUT",
+            names.join(" or "),
+            path.display()
+        ),
+    ))
 }
 
 /// A folder's configuration as JSON, checked for system and version.

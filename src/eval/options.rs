@@ -24,7 +24,7 @@ pub struct EvaluateOptions {
     pub data_path: Option<PathBuf>,
     /// The data folder [default: as in training]
     #[arg(long, value_name = "NAME", help_heading = MODEL)]
-    pub data_name: Option<String>,
+    pub data_name: Option<PathBuf>,
     /// The split
     #[arg(long, value_name = "NAME", default_value = "test", help_heading = MODEL)]
     pub split: String,
@@ -59,7 +59,7 @@ pub struct EvaluateOptions {
     /// Cuts the images into N folds and gives the mean: 5 on COCO's test is its 1K protocol
     #[arg(long, value_name = "N", help_heading = TABLE)]
     pub folds: Option<usize>,
-    /// Shows, for the first N captions, the images ranked first and why
+    /// Shows, for the first caption of each of the first N images, the images ranked first and why
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = TABLE)]
     pub show: usize,
     /// Prints one JSON object instead of the table

@@ -114,13 +114,7 @@ impl<'a, T: Score> Sims<'a, T> {
     ///
     /// Errors: `k` is 0 or does not divide the number of images.
     pub fn folds(&self, k: usize) -> Result<Vec<Self>> {
-        if k == 0 || !self.images.is_multiple_of(k) {
-            return Err(Error::new("the images do not divide into equal folds")
-                .at("--folds")
-                .expected(format!("a divisor of {} images", self.images))
-                .found(k)
-                .cure("choose another number of folds"));
-        }
+        check_folds(self.images, k)?;
         let images = self.images / k;
         let corner = |fold: usize| fold * images * (self.stride + self.captions_per_image);
         Ok((0..k).map(|fold| Self { scores: &self.scores[corner(fold)..], images, ..*self }).collect())
@@ -295,4 +289,20 @@ pub fn ensemble<T: Score>(members: &[&[T]]) -> Result<Vec<f64>> {
         *total /= members.len() as f64;
     }
     Ok(sum)
+}
+
+/// Whether so many images divide into folds.
+///
+/// # Errors
+/// They do not; a number of folds that is near is named.
+pub fn check_folds(images: usize, folds: usize) -> Result<()> {
+    if folds > 0 && images.is_multiple_of(folds) {
+        return Ok(());
+    }
+    let near = (1..=images).filter(|n| images.is_multiple_of(*n)).min_by_key(|n| n.abs_diff(folds));
+    Err(Error::new("the images do not divide into equal folds")
+        .at("--folds")
+        .expected(format!("a divisor of {images} images"))
+        .found(folds)
+        .cure(format!("use --folds {}, say", near.unwrap_or(1))))
 }

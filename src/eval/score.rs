@@ -1,13 +1,19 @@
 //! Scoring of a split with the weights of runs or imported checkpoints.
+//!
+//! Scoring COCO takes hours, so everything that can be known before is checked before: [`Members::open`] opens every
+//! member's weights, vocabulary and data, and holds them against each other and the options.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::begun::Begun;
 use super::encoded::{Encoded, Scored};
-use super::model::{Model, read_description};
+use super::model::{Model, Stored, read_description, run_folder};
 use super::sims::{Matrix, Scores};
-use super::{EvaluateOptions, Progress};
+use super::{EvaluateOptions, Progress, rank};
 use crate::data::dataset::{self, Dataset};
+use crate::data::identity::Identity;
+use crate::data::{ids, paths};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Options};
 use crate::systems::{Text, kind};
@@ -16,66 +22,196 @@ use crate::tensor::Device;
 /// Images shown for a caption.
 const SHOWN: usize = 3;
 
-/// Scores every pair of the split with each run, in the order of `options.runs`.
-///
-/// # Errors
-/// Bad input, a device that fails; [`crate::Kind::Interrupted`] when `stop` is set.
-pub fn score(
-    options: &EvaluateOptions,
-    stop: &AtomicBool,
-    tell: &mut dyn FnMut(Progress),
-) -> Result<Vec<Matrix>> {
-    let device = open(options)?;
-    options
-        .runs
-        .iter()
-        .map(|run| Split::open(options, run, &device, stop, tell)?.score(options, stop, tell))
-        .collect()
+/// The runs of an evaluation and their data, opened and checked; nothing is on a device yet.
+pub struct Members<'a> {
+    options: &'a EvaluateOptions,
+    all: Vec<Member>,
+    names: Option<Vec<String>>,
 }
 
-/// For the first `options.show` captions: the images ranked first and why, as text.
-///
-/// # Errors
-/// As [`score`].
-pub fn show(options: &EvaluateOptions, sims: &Matrix, stop: &AtomicBool) -> Result<String> {
-    let device = open(options)?;
-    let Some(run) = options.runs.first() else { return Ok(String::new()) };
-    let split = Split::open(options, run, &device, stop, &mut |_| ())?;
-    let names = image_names(&split.folder, &options.split);
-    let name = |i: usize| names.get(i).cloned().unwrap_or_else(|| format!("image {i}"));
-    let captions = split.data.captions();
-    let score = |image: usize, caption: usize| match &sims.scores {
-        Scores::F32(v) => f64::from(v[image * captions + caption]),
-        Scores::F64(v) => v[image * captions + caption],
-    };
-    let mut text = String::new();
-    // Captions of different images say more than those of one.
-    for shown in 0..options.show.min(split.data.images()) {
-        let caption = shown * split.data.captions_per_image();
-        let own = split.data.image_of(caption);
-        text += &format!("\n\"{}\" ({})\n", split.data.text(caption), name(own));
-        let mut order: Vec<usize> = (0..split.data.images()).collect();
-        order.sort_by(|a, b| score(*b, caption).total_cmp(&score(*a, caption)).then(b.cmp(a)));
-        for (rank, image) in order.iter().take(SHOWN).enumerate() {
-            let why = split.encoded.explain(&split.model, &device, *image, caption)?.unwrap_or_default();
-            let own = if *image == own { "*" } else { " " };
-            let line =
-                format!("  {}.{own} {:<24} {:.3}  {why}", rank + 1, name(*image), score(*image, caption));
-            text += &format!("{}\n", line.trim_end());
+struct Member {
+    run: PathBuf,
+    folder: PathBuf,
+    data: Dataset,
+}
+
+impl<'a> Members<'a> {
+    /// Opens everything that scoring will read.
+    ///
+    /// # Errors
+    /// Files that are missing or wrong; members of different widths, images or captions; folds that do not divide
+    /// the images; with `--show`, names that do not match the images.
+    pub fn open(options: &'a EvaluateOptions, tell: &mut dyn FnMut(Progress)) -> Result<Self> {
+        let mut member = |run: &PathBuf| Member::open(options, run, tell);
+        let all: Vec<Member> = options.runs.iter().map(&mut member).collect::<Result<_>>()?;
+        let Some(first) = all.first() else { return Ok(Self { options, all, names: None }) };
+        for member in &all[1..] {
+            one_data(first, member)?;
         }
+        if let Some(folds) = options.folds {
+            rank::check_folds(first.data.images(), folds)?;
+        }
+        let names = match options.show {
+            0 => None,
+            _ => ids::names(&first.folder, &options.split, first.data.images(), first.data.captions())?,
+        };
+        Ok(Self { options, all, names })
     }
-    let legend = match split.model.system.explanation() {
-        "" => String::new(),
-        words => format!("; {words}"),
-    };
-    Ok(format!("{text}\n* the caption's own image{legend}\n"))
+
+    /// The data folders, each once.
+    pub fn folders(&self) -> Vec<&Path> {
+        let mut folders: Vec<&Path> = self.all.iter().map(|member| member.folder.as_path()).collect();
+        folders.dedup();
+        folders
+    }
+
+    /// Scores every pair of the split with each run in turn; `done` has the matrices of those that were scored whole
+    /// whatever happens to the others.
+    ///
+    /// # Errors
+    /// What the device reports, features that hold no numbers; [`crate::Kind::Interrupted`] when `stop` is set.
+    pub fn score(
+        &self,
+        stop: &AtomicBool,
+        tell: &mut dyn FnMut(Progress),
+        done: &mut Vec<Matrix>,
+    ) -> Result<()> {
+        let device = open(self.options)?;
+        let stopped = || stop.load(Ordering::Relaxed);
+        for member in &self.all {
+            let (model, encoded) = member.encoded(self.options, &device, stop)?;
+            let scores = encoded.score(&model, &device, self.options.tile, &stopped, tell)?;
+            done.push(Matrix {
+                images: member.data.images(),
+                captions_per_image: member.data.captions_per_image(),
+                scores: Scores::F32(scores),
+            });
+        }
+        Ok(())
+    }
+
+    /// For the first `options.show` captions: the images ranked first and why, as text.
+    ///
+    /// # Errors
+    /// As [`Members::score`].
+    pub fn show(&self, sims: &Matrix, stop: &AtomicBool) -> Result<String> {
+        let Some(member) = self.all.first() else { return Ok(String::new()) };
+        let (device, data) = (open(self.options)?, &member.data);
+        let (model, encoded) = member.encoded(self.options, &device, stop)?;
+        let name = |i: usize| match &self.names {
+            Some(names) => names[i].clone(),
+            None => format!("image {i}"),
+        };
+        let captions = data.captions();
+        let score = |image: usize, caption: usize| match &sims.scores {
+            Scores::F32(v) => f64::from(v[image * captions + caption]),
+            Scores::F64(v) => v[image * captions + caption],
+        };
+        let mut text = String::new();
+        // Captions of different images say more than those of one.
+        for shown in 0..self.options.show.min(data.images()) {
+            let caption = shown * data.captions_per_image();
+            let own = data.image_of(caption);
+            text += &format!("\n\"{}\" ({})\n", data.text(caption), name(own));
+            let mut order: Vec<usize> = (0..data.images()).collect();
+            order.sort_by(|a, b| score(*b, caption).total_cmp(&score(*a, caption)).then(b.cmp(a)));
+            for (rank, image) in order.iter().take(SHOWN).enumerate() {
+                let why = encoded.explain(&model, &device, *image, caption)?.unwrap_or_default();
+                let own = if *image == own { "*" } else { " " };
+                let line =
+                    format!("  {}.{own} {:<24} {:.3}  {why}", rank + 1, name(*image), score(*image, caption));
+                text += &format!("{}\n", line.trim_end());
+            }
+        }
+        let legend = match model.system.explanation() {
+            "" => String::new(),
+            words => format!("; {words}"),
+        };
+        Ok(format!("{text}\n* the caption's own image{legend}\n"))
+    }
 }
 
-/// The images' names, from `{split}_ids.txt` where the folder has it.
-fn image_names(folder: &Path, split: &str) -> Vec<String> {
-    let path = folder.join(format!("{split}_ids.txt"));
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    text.lines().map(|l| l.trim().to_string()).collect()
+impl Member {
+    fn open(options: &EvaluateOptions, run: &Path, tell: &mut dyn FnMut(Progress)) -> Result<Self> {
+        let run = run_folder(run)?;
+        let stored = Stored::open(&run, options.vocab.as_deref())?;
+        let (folder, remembered) = data_folder(options, &run)?;
+        let wanted = dataset::Options {
+            captions_per_image: options.captions_per_image,
+            words: kind(&stored.name)?.text == Text::Words,
+            ..Default::default()
+        };
+        let mut data = Dataset::open(&folder, &options.split, &wanted).map_err(|e| match remembered {
+            true if !folder.is_dir() => {
+                e.found(format!("no such folder; it is where {} had its data in training", run.display()))
+            }
+            _ => e,
+        })?;
+        let inputs = stored.system.inputs();
+        data.prepare(&inputs, &stored.tokenizer)?;
+        tell(Progress::Notice(data.describe()));
+        data.notices().iter().for_each(|n| tell(Progress::Notice(n.clone())));
+        if data.dim() != inputs.dim {
+            return Err(Error::new("the features have another width than the model")
+                .at(folder.display())
+                .expected(inputs.dim)
+                .found(data.dim())
+                .cure("give the features that the model was trained on: --data_path, --data_name"));
+        }
+        let begun = Begun::of_run(&read_description(&run)?).unwrap_or_default();
+        if let Some(train) = begun.data.get("train").filter(|train| train.regions != data.regions()) {
+            let (own, trained) = (data.regions(), train.regions);
+            tell(Progress::Notice(format!("{own} regions an image, where training had {trained}")));
+        }
+        if let Some(before) = begun.data.get(&options.split) {
+            let differences = before.differences(&Identity::of(&data)?);
+            if !differences.is_empty() {
+                let split = &options.split;
+                tell(Progress::Notice(format!(
+                    "{}: the {split} split is not as it was when {} was trained: {}",
+                    folder.display(),
+                    run.display(),
+                    differences.join(", ")
+                )));
+            }
+        }
+        Ok(Self { run, folder, data })
+    }
+
+    /// The model on the device, and the split encoded by it.
+    fn encoded(
+        &self,
+        options: &EvaluateOptions,
+        device: &Device,
+        stop: &AtomicBool,
+    ) -> Result<(Model, Encoded)> {
+        let model = Model::open(&self.run, options.vocab.as_deref(), device)?;
+        let tokens = self.data.tokens(&model.tokenizer, model.system.inputs().max_words)?;
+        let scored = Scored { folds: options.folds.is_some(), before: 0 };
+        let stop = || stop.load(Ordering::Relaxed);
+        let encoded = Encoded::new(&model, &self.data, &tokens, None, scored, device, &stop)?;
+        Ok((model, encoded))
+    }
+}
+
+/// Whether two members score the same images and captions: features may differ.
+fn one_data(first: &Member, other: &Member) -> Result<()> {
+    let differ = |expected: String, found: String| {
+        Err(Error::new("the members of the ensemble have different data")
+            .at(other.folder.display())
+            .expected(format!("{expected}, as {} has", first.folder.display()))
+            .found(found)
+            .cure("give all of them the same data: --data_path, --data_name, --split"))
+    };
+    let sizes = |m: &Member| format!("{} images, {} captions", m.data.images(), m.data.captions());
+    if sizes(first) != sizes(other) {
+        return differ(sizes(first), sizes(other));
+    }
+    let pairs = first.data.texts().iter().zip(other.data.texts());
+    match pairs.enumerate().find(|(_, (a, b))| a != b) {
+        Some((caption, (a, b))) => differ(format!("\"{a}\" as caption {caption}"), format!("\"{b}\"")),
+        None => Ok(()),
+    }
 }
 
 fn open(options: &EvaluateOptions) -> Result<Device> {
@@ -86,77 +222,23 @@ fn open(options: &EvaluateOptions) -> Result<Device> {
     })?))
 }
 
-/// A split encoded with a run's weights.
-struct Split<'a> {
-    model: Model,
-    data: Dataset,
-    encoded: Encoded,
-    folder: PathBuf,
-    device: &'a Device,
-}
-
-impl<'a> Split<'a> {
-    fn open(
-        options: &EvaluateOptions,
-        run: &Path,
-        device: &'a Device,
-        stop: &AtomicBool,
-        tell: &mut dyn FnMut(Progress),
-    ) -> Result<Self> {
-        let model = Model::open(run, options.vocab.as_deref(), device)?;
-        let folder = data_folder(options, run)?;
-        let wanted = dataset::Options {
-            captions_per_image: options.captions_per_image,
-            words: kind(&model.name)?.text == Text::Words,
-            ..Default::default()
-        };
-        let mut data = Dataset::open(&folder, &options.split, &wanted)?;
-        let inputs = model.system.inputs();
-        data.prepare(&inputs, &model.tokenizer)?;
-        tell(Progress::Notice(data.describe()));
-        data.notices().iter().for_each(|n| tell(Progress::Notice(n.clone())));
-        if data.dim() != inputs.dim {
-            return Err(Error::new("the features have another width than the model")
-                .at(folder.display())
-                .expected(inputs.dim)
-                .found(data.dim()));
-        }
-        let tokens = data.tokens(&model.tokenizer, inputs.max_words)?;
-        let scored = Scored { folds: options.folds.is_some(), before: 0 };
-        let stop = || stop.load(Ordering::Relaxed);
-        let encoded = Encoded::new(&model, &data, &tokens, None, scored, device, &stop)?;
-        Ok(Self { model, data, encoded, folder, device })
-    }
-
-    fn score(
-        &self,
-        options: &EvaluateOptions,
-        stop: &AtomicBool,
-        tell: &mut dyn FnMut(Progress),
-    ) -> Result<Matrix> {
-        let stopped = || stop.load(Ordering::Relaxed);
-        let scores = self.encoded.score(&self.model, self.device, options.tile, &stopped, tell)?;
-        Ok(Matrix {
-            images: self.data.images(),
-            captions_per_image: self.data.captions_per_image(),
-            scores: Scores::F32(scores),
-        })
-    }
-}
-
-/// The data's folder: as the options say, else as in the run's training.
-fn data_folder(options: &EvaluateOptions, run: &Path) -> Result<PathBuf> {
+/// The data's folder: as the options say, else as in the run's training; and whether the run remembers it.
+fn data_folder(options: &EvaluateOptions, run: &Path) -> Result<(PathBuf, bool)> {
     let description = read_description(run)?;
     let trained = |name: &str| {
-        let own = description["options"][name].as_str().or_else(|| description[name].as_str());
-        own.map(PathBuf::from)
+        paths::from_json(&description["options"][name]).or_else(|| paths::from_json(&description[name]))
     };
     let path = options.data_path.clone().or_else(|| trained("data_path"));
-    let name = options.data_name.clone().map(PathBuf::from).or_else(|| trained("data_name"));
+    let name = options.data_name.clone().or_else(|| trained("data_name"));
+    let remembered = options.data_path.is_none() || options.data_name.is_none();
     match (path, name) {
-        (Some(path), Some(name)) => Ok(path.join(name)),
-        _ => Err(Error::new("the run does not say what data it was trained on")
+        (Some(path), Some(name)) => Ok((path.join(name), remembered)),
+        (path, _) => Err(Error::new("the folder does not say what data it was trained on")
             .at(run.display())
-            .cure("give --data_path and --data_name")),
+            .expected("--data_path DIR --data_name NAME: the data are in DIR/NAME")
+            .cure(match path {
+                None => "give --data_path and --data_name",
+                Some(_) => "give --data_name too",
+            })),
     }
 }

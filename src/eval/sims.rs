@@ -5,9 +5,9 @@ use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use super::rank::{self, Metrics, Sims};
-use crate::data::atomic;
+use crate::data::atomic::Pending;
 use crate::data::features::{Element, float_array, read_head};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 
 /// Numbers converted at a time.
 const CHUNK: usize = 1 << 16;
@@ -60,7 +60,23 @@ impl Matrix {
         let mut reader = BufReader::new(file);
         reader.seek(SeekFrom::Start(start as u64)).map_err(io)?;
         let scores = numbers(&mut reader, element, images * captions).map_err(io)?;
-        Ok(Self { images, captions_per_image: captions / images, scores })
+        let opened = Self { images, captions_per_image: captions / images, scores };
+        match opened.non_finite() {
+            None => Ok(opened),
+            Some(at) => Err(Error::of(Kind::NonFinite, "a similarity is NaN or infinite")
+                .at(path.display())
+                .expected("a finite score for every pair")
+                .found(format!("image {}, caption {}", at / captions, at % captions))
+                .cure("save the matrix again, of weights and features without such numbers")),
+        }
+    }
+
+    /// The place of the first score that is no finite number.
+    fn non_finite(&self) -> Option<usize> {
+        match &self.scores {
+            Scores::F32(v) => v.iter().position(|v| !v.is_finite()),
+            Scores::F64(v) => v.iter().position(|v| !v.is_finite()),
+        }
     }
 
     /// Saves the matrix as `.npy`, atomically.
@@ -68,12 +84,20 @@ impl Matrix {
     /// # Errors
     /// The file cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
+        self.save_to(Pending::begin(path)?)
+    }
+
+    /// Saves the matrix to a file whose place was found writable.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save_to(&self, file: Pending) -> Result<()> {
         let (kind, captions) = match self.scores {
             Scores::F32(_) => ("<f4", self.captions()),
             Scores::F64(_) => ("<f8", self.captions()),
         };
         let header = npy_header(kind, &[self.images, captions]);
-        atomic::file(path, |out| {
+        file.write(|out| {
             out.write_all(&header)?;
             match &self.scores {
                 Scores::F32(v) => write_chunks(out, v, |x| x.to_le_bytes()),

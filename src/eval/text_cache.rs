@@ -3,10 +3,11 @@
 //! A cache is a `.npy` array `[captions, words, hidden]` of f32. What it was computed from is part of its name,
 //! so a file of other weights, captions or lengths is never taken up; it appears whole or not at all.
 
-use std::fs::File;
-use std::hash::{DefaultHasher, Hasher};
-use std::io::{self, Read};
+use std::hash::Hasher;
+use std::io;
 use std::path::{Path, PathBuf};
+
+use xxhash_rust::xxh3::Xxh3;
 
 use super::Progress;
 use super::encoded::interrupted;
@@ -16,6 +17,7 @@ use crate::data::atomic;
 use crate::data::batches::{BatchPlan, assemble};
 use crate::data::dataset::Dataset;
 use crate::data::features::Features;
+use crate::data::identity;
 use crate::data::tokenizer::TokenTable;
 use crate::error::{Error, Kind, Result};
 use crate::host::Inputs;
@@ -25,8 +27,6 @@ use crate::tensor::{Device, Tensor};
 
 /// Captions encoded at a time.
 const ENCODE: usize = 64;
-/// Bytes hashed at a time.
-const CHUNK: usize = 1 << 16;
 
 /// A split's captions to be encoded.
 pub struct Captions<'a> {
@@ -158,33 +158,17 @@ fn states(
 /// What states follow from: the encoder's weights and configuration, and the captions' tokens (thus the
 /// vocabulary and the captions' length), besides this program.
 fn key(bert: &Path, tokens: &TokenTable) -> Result<u64> {
-    // The default keys are fixed; another algorithm in a later Rust makes files anew, no more.
-    let mut hasher = DefaultHasher::new();
+    let mut hasher = Xxh3::new();
     hasher.write(env!("CARGO_PKG_VERSION").as_bytes());
     for name in ["model.safetensors", "config.json"] {
-        hash_file(&bert.join(name), &mut hasher)?;
+        hasher.write(identity::file(&bert.join(name), "the text encoder")?.as_bytes());
     }
     hasher.write_usize(tokens.words());
     for caption in 0..tokens.len() {
         hasher.write_usize(tokens.length(caption));
         tokens.ids(caption).iter().for_each(|id| hasher.write_u32(*id));
     }
-    Ok(hasher.finish())
-}
-
-fn hash_file(path: &Path, hasher: &mut DefaultHasher) -> Result<()> {
-    let io = |e| Error::io("read the text encoder", path, &e);
-    let mut file = File::open(path).map_err(io)?;
-    let (mut chunk, mut length) = (vec![0; CHUNK], 0);
-    loop {
-        let n = file.read(&mut chunk).map_err(io)?;
-        if n == 0 {
-            hasher.write_usize(length);
-            return Ok(());
-        }
-        hasher.write(&chunk[..n]);
-        length += n;
-    }
+    Ok(hasher.digest())
 }
 
 /// Removes the split's caches of other encoders or captions: they are large, and nothing will read them.

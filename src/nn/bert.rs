@@ -66,6 +66,22 @@ fn tiny() -> f64 {
     1e-12
 }
 
+/// Whether a configuration is one of BERT's own form: others share its names and not its maths.
+///
+/// # Errors
+/// It says that it is not.
+pub fn check_family(json: &serde_json::Value) -> Result<()> {
+    for (option, wanted) in [("model_type", "bert"), ("position_embedding_type", "absolute")] {
+        if let Some(found) = json[option].as_str().filter(|found| *found != wanted) {
+            return Err(Error::new("this is the configuration of another family of encoders")
+                .expected(format!("{option} {wanted}"))
+                .found(format!("{option} {found}"))
+                .cure("give a BERT: bert-base-uncased, say"));
+        }
+    }
+    Ok(())
+}
+
 impl Config {
     /// Whether the sizes make an encoder.
     ///
@@ -104,6 +120,7 @@ impl Config {
     /// # Errors
     /// An option that is missing or of another type, and as [`Config::check`].
     pub fn read(json: &serde_json::Value) -> Result<Self> {
+        check_family(json)?;
         let config = Self::deserialize(json)
             .map_err(|e| Error::new(format!("the BERT configuration is not understood: {e}")))?;
         config.check()?;

@@ -149,13 +149,16 @@ impl Checkpoint<'_> {
                 "give it: --config bert_config.json (of the folder that --bert_path named in training)",
             ));
         }
-        match needed.iter().find(|option| !config.contains_key(**option)) {
-            Some(option) => Err(Error::new(format!(
-                "the checkpoint's options do not say `{option}`, which no weight tells"
-            ))
-            .cure(format!("give it as it was in training: --set {option}=VALUE"))),
-            None => Ok(Json::Object(config)),
+        let unknown: Vec<&str> = needed.iter().copied().filter(|o| !config.contains_key(*o)).collect();
+        if unknown.is_empty() {
+            return Ok(Json::Object(config));
         }
+        let settings: Vec<String> = unknown.iter().map(|option| format!("--set {option}=VALUE")).collect();
+        Err(Error::new(format!(
+            "the checkpoint's options do not say `{}`, which no weight tells",
+            unknown.join("`, `")
+        ))
+        .cure(format!("give what they were in training: {}", settings.join(" "))))
     }
 }
 

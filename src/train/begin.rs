@@ -40,7 +40,8 @@ pub fn fresh(options: &TrainOptions, data: &Dataset, device: &Device) -> Result<
         BertInit::Pretrained => {
             let folder = &options.run.bert_path;
             let weights = open_bert(folder)?;
-            let config: bert::Config = read_json(&folder.join("config.json"))?;
+            let path = folder.join("config.json");
+            let config = bert::Config::read(&read_json(&path)?).map_err(|e| e.at(path.display()))?;
             let pieces = WordPiece::open(&folder.join("vocab.txt"))?;
             (Tokenizer::Pieces(pieces), TextSide::Bert(config), Some(weights))
         }

@@ -14,7 +14,8 @@ const LONGEST_LINE: u64 = 1 << 20;
 /// A run of a million logged steps stays below.
 const LARGEST_FILE: u64 = 1 << 30;
 
-/// An open metrics file. Every row is on disk, whole, when [`MetricsLog::append`] returns.
+/// An open metrics file. Every row is the system's, whole, when [`MetricsLog::append`] returns: a killed process loses
+/// none. [`MetricsLog::sync`] keeps them from a power failure too.
 #[derive(Debug)]
 pub struct MetricsLog {
     path: PathBuf,
@@ -54,6 +55,14 @@ impl MetricsLog {
         }
         let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.flush());
         written.map_err(|e| Error::io("write the metrics file", &self.path, &e))
+    }
+
+    /// Forces all rows to the disk.
+    ///
+    /// # Errors
+    /// The disk does not take them.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(|e| Error::io("write the metrics file", &self.path, &e))
     }
 
     /// Where the file is.

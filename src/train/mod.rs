@@ -2,7 +2,9 @@
 
 pub mod begin;
 pub mod checkpoint;
+mod checks;
 pub mod event;
+mod lock;
 pub mod metrics;
 pub mod options;
 mod recovery;

@@ -12,7 +12,9 @@ use clap::{Args, Command, FromArgMatches, ValueEnum};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
+use crate::data::paths;
 use crate::error::{Error, Result};
+use crate::eval::model::run_folder;
 use crate::eval::precisions;
 use crate::gpu::Precision;
 use crate::systems::{DEFAULT, Kind, Options, Rates, Text, kind};
@@ -64,7 +66,7 @@ pub enum Select {
 }
 
 /// What decides a run's numbers besides the system's own options: it stays for the run's life.
-#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Args, Clone, Debug, PartialEq, Serialize)]
 #[command(rename_all = "verbatim")]
 pub struct FixedOptions {
     /// The system to train; `--system NAME --help` shows its options
@@ -85,6 +87,7 @@ pub struct FixedOptions {
     pub bert_init: BertInit,
     /// A BERT configuration for random weights
     #[arg(long = "bert-config", value_name = "FILE", help_heading = TEXT)]
+    #[serde(serialize_with = "paths::serialize_some")]
     pub bert_config: Option<PathBuf>,
     /// Layers of a random BERT [default: 2]
     #[arg(long = "bert-layers", value_name = "N", help_heading = TEXT)]
@@ -119,7 +122,6 @@ pub struct FixedOptions {
     pub dev_limit: Option<usize>,
     /// The split that the best checkpoint is chosen on
     #[arg(long = "dev-split", value_name = "NAME", default_value = "dev", help_heading = RULES)]
-    #[serde(default = "dev")]
     pub dev_split: String,
     /// What the best checkpoint is chosen by
     #[arg(long, value_enum, default_value_t = Select::Rsum, help_heading = RULES)]
@@ -140,23 +142,22 @@ pub struct FixedOptions {
     pub tile: Option<usize>,
 }
 
-fn dev() -> String {
-    "dev".into()
-}
-
 /// What may change when a run goes on.
-#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Args, Clone, Debug, PartialEq, Serialize)]
 #[command(rename_all = "verbatim")]
 pub struct RunOptions {
     /// The run's folder: weights, configuration, metrics, TensorBoard events, curves
     #[arg(long, value_name = "DIR", default_value = "runs/runX", help_heading = RUN)]
+    #[serde(serialize_with = "paths::serialize")]
     pub logger_name: PathBuf,
     /// The folder that holds the data folders
     #[arg(long, value_name = "DIR", default_value = "/data", help_heading = DATA)]
+    #[serde(serialize_with = "paths::serialize")]
     pub data_path: PathBuf,
     /// The data folder: {train,dev,test}_ims.npy and _caps.txt
     #[arg(long, value_name = "NAME", default_value = "precomp", help_heading = DATA)]
-    pub data_name: String,
+    #[serde(serialize_with = "paths::serialize_name")]
+    pub data_name: PathBuf,
     /// Numbers of a region's features, for data that must have so many [default: as many as the data have]
     #[arg(long, value_name = "N", help_heading = DATA)]
     pub img_dim: Option<usize>,
@@ -168,6 +169,7 @@ pub struct RunOptions {
     pub workers: usize,
     /// An imported BERT: model.safetensors, config.json, vocab.txt
     #[arg(long, value_name = "DIR", default_value = "./", help_heading = TEXT)]
+    #[serde(serialize_with = "paths::serialize")]
     pub bert_path: PathBuf,
 
     /// Passes over the training captions
@@ -302,7 +304,8 @@ impl TrainOptions {
 
     /// All options as a run's folder keeps them; none of BERT's where there is none.
     pub fn stored(&self) -> Json {
-        let mut all = plain(&self.run);
+        // A run that goes on is where it is, whatever --logger_name says.
+        let mut all = plain(&RunOptions { logger_name: self.run_folder(), ..self.run.clone() });
         all.extend(plain(&self.fixed));
         if self.kind.text == Text::Words {
             of_bert().iter().for_each(|id| drop(all.remove(id.as_str())));
@@ -343,13 +346,13 @@ impl TrainOptions {
                 .found(&self.fixed.system)
                 .cure("write --system out"));
         }
-        let paths = [&self.run.logger_name, &self.run.data_path, &self.run.bert_path];
-        let others = self.fixed.bert_config.as_deref().into_iter().chain(self.own.vocabulary());
-        let paths = paths.into_iter().map(PathBuf::as_path).chain(others);
-        if let Some(path) = paths.into_iter().find(|p| p.to_str().is_none()) {
-            return Err(Error::new("a run cannot keep a path that is no UTF-8 text")
+        if let Some(resumed) = &self.run.resume {
+            self.run.resume = Some(run_folder(resumed)?);
+        }
+        if let Some(path) = self.own.vocabulary().filter(|path| path.to_str().is_none()) {
+            return Err(Error::new("a run cannot keep the path of a vocabulary that is no UTF-8 text")
                 .at(path.display())
-                .cure("rename the folder, or go into it and give a relative path"));
+                .cure("copy the file to another name"));
         }
         self.check_sizes()?;
         self.check_numbers()?;

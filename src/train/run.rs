@@ -9,24 +9,26 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::checkpoint::{self, State};
+use super::checks::{Splits, now, refuse_run, resumed_with};
+use super::lock::Lock;
 use super::metrics::{self, MetricsLog};
 use super::options::{BertDropout, Select, TrainOptions};
 use super::recovery::Recovery;
 use super::tensorboard::EventWriter;
 use super::{Ending, Event, begin};
 use crate::data::batches::{Batch, Sampler, SamplerOptions};
-use crate::data::dataset::{self, Dataset};
+use crate::data::dataset::Dataset;
 use crate::data::prefetch::{Placed, Prefetch};
 use crate::data::tokenizer::TokenTable;
 use crate::error::{Error, Kind, Result};
 use crate::eval::encoded::{Encoded, Scored, training_tile};
-use crate::eval::model::{Model, is_trained, read_description};
+use crate::eval::model::{Model, is_trained};
 use crate::eval::rank::{Metrics, Sims};
 use crate::eval::text_cache::{Captions, TextCache};
 use crate::gpu::{Gpu, Options};
 use crate::nn::optim::{Optimizer, take_buffers};
 use crate::ops::{concat, write};
-use crate::systems::{self, Items, Loss, Pass, Step, Text};
+use crate::systems::{self, Items, Loss, Pass, Step};
 use crate::tensor::{Device, Tape, Tensor};
 
 /// Values that a step gives at most: the loss, the squared norm of its gradient, its terms.
@@ -71,61 +73,9 @@ fn attempt(options: &TrainOptions, stop: &AtomicBool, tell: &mut dyn FnMut(Event
     Ok(())
 }
 
-/// The split that is trained on and the one that checkpoints are chosen on.
-struct Splits {
-    train: Dataset,
-    dev: Dataset,
-}
-
-impl Splits {
-    /// Opens both and checks that they fit each other and the options.
-    fn open(options: &TrainOptions) -> Result<Self> {
-        let folder = options.data_folder();
-        let open = |split: &str, limit| {
-            let captions_per_image = options.fixed.captions_per_image;
-            let (strict, words) = (options.run.strict, options.kind.text == Text::Words);
-            let wanted = dataset::Options { captions_per_image, strict, limit, words };
-            Dataset::open(&folder, split, &wanted)
-        };
-        let train = open("train", None)?;
-        let dev = open(&options.fixed.dev_split, options.fixed.dev_limit)?;
-        if train.dim() != dev.dim() {
-            return Err(Error::new("the splits' features have different widths")
-                .at(folder.display())
-                .expected(train.dim())
-                .found(dev.dim()));
-        }
-        match options.run.img_dim.filter(|n| *n != train.dim()) {
-            Some(asked) => Err(Error::new("the features have another width than --img_dim says")
-                .at(folder.display())
-                .expected(asked)
-                .found(train.dim())
-                .cure("leave out --img_dim to take the data's width, or give the data meant")),
-            None => Ok(Self { train, dev }),
-        }
-    }
-
-    /// Checks both against the model, says what they are, and gives their captions as the model reads them.
-    fn prepare(&mut self, model: &Model, tell: &mut dyn FnMut(Event)) -> Result<[TokenTable; 2]> {
-        let inputs = model.system.inputs();
-        for set in [&mut self.train, &mut self.dev] {
-            set.prepare(&inputs, &model.tokenizer)?;
-            tell(Event::notice(set.describe()));
-            set.notices().iter().for_each(|n| tell(Event::notice(n.clone())));
-        }
-        let tokens = |set: &Dataset| set.tokens(&model.tokenizer, inputs.max_words);
-        Ok([tokens(&self.train)?, tokens(&self.dev)?])
-    }
-}
-
 /// A fresh model, or that of the run to go on with, whose weights are to be loaded yet.
 fn model_of(options: &TrainOptions, data: &Dataset, device: &Device) -> Result<Model> {
     let folder = options.run_folder();
-    if options.run.resume.is_some() {
-        options.goes_on(&read_description(&folder)?["options"]).map_err(|e| e.at(folder.display()))?;
-    } else {
-        refuse_run(&folder)?;
-    }
     let mut model = begin::fresh(options, data, device)?;
     if options.run.resume.is_some() {
         model.resume(&folder)?;
@@ -166,6 +116,8 @@ struct Pending {
 struct Session<'a> {
     options: &'a TrainOptions,
     stop: &'a AtomicBool,
+    /// Held as long as the run is written.
+    _lock: Option<Lock>,
     device: Device,
     folder: PathBuf,
     model: Model,
@@ -197,15 +149,44 @@ impl<'a> Session<'a> {
         stop: &'a AtomicBool,
         tell: &mut dyn FnMut(Event),
     ) -> Result<Self> {
-        let mut splits = Splits::open(options)?;
+        let folder = options.run_folder();
+        let resumes = options.run.resume.is_some();
+        let mut lock = if resumes { Lock::take(&folder)? } else { None };
+        let mut splits = Splits::open(options, tell)?;
+        let begun = if resumes { Some(resumed_with(options)?) } else { None };
+        if !resumes {
+            refuse_run(&folder)?;
+        }
         let mut model = model_of(options, &splits.train, &device)?;
         let [tokens, dev_tokens] = splits.prepare(&model, tell)?;
         let Splits { train, dev } = splits;
+        let begun = match begun {
+            Some(begun) => begun,
+            None => now(options, &*model.system, &model.tokenizer)?,
+        };
         let sizes = (train.regions(), tokens.words());
         let (optimizer, state) = state_of(options, &mut model, sizes, &device)?;
         let inputs = model.system.inputs();
-        let folder = options.run_folder();
-        std::fs::create_dir_all(&folder).map_err(|e| Error::io("make the run's folder", &folder, &e))?;
+        let sampling = SamplerOptions {
+            boxes_again: inputs.boxes_again.map(|_| train.captions_per_row()),
+            ..SamplerOptions::new(&inputs, options.fixed.batch_size, options.fixed.seed)
+        };
+        let tokens = Arc::new(tokens);
+        let sampler = Sampler::new(train.captions_per_image(), tokens.clone(), sampling)?;
+        // All that is read is sound. Everything that is written comes next, before any long work.
+        if !resumes {
+            std::fs::create_dir_all(&folder).map_err(|e| Error::io("make the run's folder", &folder, &e))?;
+            lock = Lock::take(&folder)?;
+            refuse_run(&folder)?;
+        }
+        let resumed_at = resumes.then_some(state.step);
+        let log = MetricsLog::open(&folder.join("metrics.jsonl"), resumed_at)?;
+        model.write_config(&folder, &options.stored(), &begun)?;
+        if !resumes {
+            // From here on the run can be resumed, whenever it is killed.
+            checkpoint::save(&folder, &model, &optimizer, &state, options.trains_text())?;
+        }
+        let events = EventWriter::create(&folder, resumed_at.map(|s| s + 1))?;
         let states = if options.fixed.cache_text {
             let mut open = |split, data, tokens| {
                 let captions = Captions { split, data, tokens };
@@ -217,26 +198,11 @@ impl<'a> Session<'a> {
         } else {
             None
         };
-        let sampling = SamplerOptions {
-            boxes_again: inputs.boxes_again.map(|_| train.captions_per_row()),
-            ..SamplerOptions::new(&inputs, options.fixed.batch_size, options.fixed.seed)
-        };
-        let sampler = Sampler::new(train.captions_per_image(), Arc::new(tokens), sampling)?;
         let steps_per_epoch = sampler.steps_per_epoch();
         let described = train.describe();
         let (epoch, step) = (state.step / steps_per_epoch, state.step % steps_per_epoch);
         let ahead = options.run.workers.max(1);
         let batches = Prefetch::start(Arc::new(train), inputs, sampler, epoch, step, ahead)?;
-        let resumed_at = options.run.resume.is_some().then_some(state.step);
-        if resumed_at.is_none() {
-            model.write_config(&folder, &options.stored())?;
-            // From here on the run can be resumed, whenever it is killed.
-            checkpoint::save(&folder, &model, &optimizer, &state, options.trains_text())?;
-        }
-        let log = MetricsLog::open(&folder.join("metrics.jsonl"), resumed_at)?;
-        if resumed_at.is_some() {
-            model.write_config(&folder, &options.stored())?;
-        }
         let trained = model.specs.iter().filter(|s| is_trained(s, options.trains_text()));
         tell(Event::Start {
             run: folder.clone(),
@@ -250,8 +216,9 @@ impl<'a> Session<'a> {
         Ok(Self {
             options,
             stop,
+            _lock: lock,
             log,
-            events: EventWriter::create(&folder, resumed_at.map(|s| s + 1))?,
+            events,
             seconds_before: state.seconds,
             begun_at: state.step,
             results: device.full([HISTORY, RESULTS], 0.0),
@@ -301,6 +268,10 @@ impl<'a> Session<'a> {
             self.validate(tell)?;
         }
         while self.state.step < self.steps() {
+            // A run that was killed between its last checkpoint and its end has nothing left to do.
+            if self.is_at_step_limit() {
+                return Ok(Ending::StepLimit);
+            }
             let placed = self.batches.next_batch()?;
             self.step(&placed)?;
             let full = self.pending.len() == HISTORY;
@@ -328,13 +299,17 @@ impl<'a> Session<'a> {
         let over = |limit: f64| self.seconds() > limit;
         if self.stop.load(Ordering::Relaxed) {
             Some(Ending::Interrupted)
-        } else if self.options.run.max_steps.is_some_and(|n| self.state.step >= n) {
+        } else if self.is_at_step_limit() {
             Some(Ending::StepLimit)
         } else if self.options.run.time_limit.is_some_and(over) {
             Some(Ending::TimeLimit)
         } else {
             None
         }
+    }
+
+    fn is_at_step_limit(&self) -> bool {
+        self.options.run.max_steps.is_some_and(|n| self.state.step >= n)
     }
 
     fn seconds(&self) -> f64 {
@@ -531,7 +506,12 @@ impl<'a> Session<'a> {
         self.events.scalars(step, &scalars)
     }
 
+    /// Writes the state, the last of what a moment leaves on the disk: the rows of metrics are forced there first, and so
+    /// are, by their own replacement, better weights. Power may fail anywhere between. Rows past the state that is then
+    /// the last are cut when the run goes on and written again, bit for bit; weights that are newer than the state are
+    /// those that the same steps and the same validation write again. A state never refers to what is not there yet.
     fn save(&mut self, tell: &mut dyn FnMut(Event)) -> Result<()> {
+        self.log.sync()?;
         self.state.seconds = self.seconds();
         checkpoint::save(
             &self.folder,
@@ -556,14 +536,4 @@ fn nonfinite(p: &Pending, folder: &Path) -> Error {
         .at(format!("step {}", p.step))
         .found(format!("captions {} ..", p.ids))
         .cure(cure)
-}
-
-/// One run a folder.
-fn refuse_run(folder: &Path) -> Result<()> {
-    if !folder.join(checkpoint::FILE).exists() && !folder.join("metrics.jsonl").exists() {
-        return Ok(());
-    }
-    Err(Error::new("this folder holds a run already")
-        .at(folder.display())
-        .cure(format!("give another --logger_name, or go on with --resume {}", folder.display())))
 }

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Command};
+use clap_lex::OsStrExt;
 
 use super::{FixedOptions, RULES, RunOptions, TEXT, clash};
 use crate::error::{Error, Result};
@@ -110,17 +111,18 @@ pub fn value_of(args: &[OsString], option: &str) -> Option<OsString> {
     let mut found = None;
     let mut args = args.iter();
     while let Some(arg) = args.next() {
-        let text = arg.to_string_lossy();
-        let Some(rest) = text.strip_prefix("--") else { continue };
-        let (name, value) = rest.split_once('=').map_or((rest, None), |(name, value)| (name, Some(value)));
-        if name.len() >= 3 && option.starts_with(&name.to_lowercase()) {
+        let Some(rest) = arg.strip_prefix("--") else { continue };
+        let (name, value) = rest.split_once("=").map_or((rest, None), |(name, value)| (name, Some(value)));
+        let name = name.to_string_lossy().to_lowercase();
+        if name.len() >= 3 && option.starts_with(&name) {
             found = value.map(OsString::from).or_else(|| args.next().cloned());
         }
     }
     found
 }
 
-/// Gives every option of a command its other spelling: `data_path` and `data-path`, lower case too.
+/// Gives every option of a command its other spelling: `data_path` and `data-path`, lower case too. A negative number is
+/// a value, so that where it is wrong the error names the option.
 pub fn both_spellings(command: Command) -> Command {
     command.mut_args(|arg| {
         let Some(long) = arg.get_long().map(str::to_owned) else { return arg };
@@ -136,6 +138,7 @@ pub fn both_spellings(command: Command) -> Command {
                 }
             }
         }
-        arg.aliases(others)
+        let takes_values = arg.get_action().takes_values();
+        arg.aliases(others).allow_negative_numbers(takes_values)
     })
 }
