@@ -168,7 +168,7 @@ impl Codegen {
 
     /// Everything about the plan that the text depends on: structure, never sizes.
     pub(super) fn hash(&self, hash: &mut impl Hasher) {
-        (self.lane, self.dims.len(), &self.vector_bindings).hash(hash);
+        (self.lane, self.dims.len(), &self.vector_bindings, self.counts_in_floats()).hash(hash);
         for input in &self.inputs {
             (input.binding, input.load).hash(hash);
             for s in input.steps.iter().chain([&input.axis]) {
@@ -212,6 +212,12 @@ impl Codegen {
         }
     }
 
+    /// Whether every invocation's number is a float: their division is much faster than that of integers, which neither
+    /// CPUs nor GPUs do in one step.
+    fn counts_in_floats(&self) -> bool {
+        self.invocations() < 1 << 22
+    }
+
     /// Statements that split `i` into coordinates `c0, c1, ..` of the output.
     pub(super) fn coordinates(&self, first_param: usize, index: &str) -> String {
         let mut text = String::new();
@@ -226,7 +232,15 @@ impl Codegen {
             if k == 0 {
                 let _ = writeln!(text, "    let c0 = rest{times};");
             } else {
-                let _ = writeln!(text, "    let c{k} = (rest % {n}){times};\n    rest /= {n};");
+                let q = if self.counts_in_floats() {
+                    format!("quotient(rest, {n})")
+                } else {
+                    format!("rest / {n}")
+                };
+                let _ = writeln!(
+                    text,
+                    "    let q{k} = {q};\n    let c{k} = (rest - q{k} * {n}){times};\n    rest = q{k};"
+                );
             }
         }
         text

@@ -357,6 +357,9 @@ pub(super) fn cases() -> Vec<Case> {
         case("map", "permuted", &[&[3, 5, 8], &[8, 3, 5]], POINT, |x| {
             map(vec![x[0].view().permute(&[2, 0, 1]), x[1].view()], |x| &x[0] * &x[1])
         }),
+        case("map", "places that floats divide", &[&[3, 700_001]], POINT, |x| {
+            map(vec![x[0].view().permute(&[1, 0]).pad(1, 1, 1)], |x| &x[0] * 2.0)
+        }),
         case("map", "sliced and padded", &[&[4, 12], &[4, 6]], POINT, |x| {
             map(vec![x[0].view().slice(1, 3, 8), x[1].view().pad(1, 2, 0)], |x| &x[0] * 2.0 + &x[1] * &x[0])
         }),

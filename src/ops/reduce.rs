@@ -158,14 +158,18 @@ impl Reduce {
                 _ => "acc",
             };
             let times = if codegen.lane == Lane::Axis { "4u" } else { "1u" };
+            let per = param(4);
+            let (chunk, index) = match chunks {
+                1 => ("0u".to_owned(), "i".to_owned()),
+                _ => (format!("i / {per}"), format!("i % {per}")),
+            };
             let body = format!(
-                "    let chunk = i / {per};\n{coordinates}    var acc = T({start});\n    \
+                "    let chunk = {chunk};\n{coordinates}    var acc = T({start});\n    \
                  let end = min(chunk * {len} + {len}, {all});\n    \
                  for (var first = chunk * {len}; first < end; first += {PART}u) {{\n    var part = T({start});\n    \
                  for (var step = first; step < min(first + {PART}u, end); step++) {{\n    let n = step * {times};\n\
                  {loads}{formula}    part = {join};\n    }}\n    acc = {join_parts};\n    }}\n    y[i] = ({fold}) * bitcast<f32>({factor});",
-                per = param(4),
-                coordinates = codegen.coordinates(FIRST, &format!("i % {}", param(4))),
+                coordinates = codegen.coordinates(FIRST, &index),
                 len = param(2),
                 all = param(1),
                 loads = codegen.loads(FIRST, |_| true),
