@@ -25,14 +25,14 @@ struct Command {
     /// authors (with those of the BERT it was trained on), or plain tensors, each under its own name
     #[arg(value_parser = PossibleValuesParser::new(whats()))]
     what: String,
-    /// The weights, or a folder that holds model.safetensors or pytorch_model.bin
+    /// The weights, the index of several files, or a folder that holds model.safetensors, pytorch_model.bin or their index
     file: PathBuf,
     /// The folder to make
     out: PathBuf,
     /// The configuration [default: bert_config.json or config.json beside FILE]
     #[arg(long)]
     config: Option<PathBuf>,
-    /// The vocabulary: pieces, or the words that the captions' ids mean [default: vocab.txt or vocab.json beside FILE]
+    /// The vocabulary: pieces, or the words that the captions' ids mean [default: vocab.txt, tokenizer.json or vocab.json beside FILE]
     #[arg(long)]
     vocab: Option<PathBuf>,
     /// An option that a system's checkpoint does not say, or says wrong, under the authors' name: direction=i2t

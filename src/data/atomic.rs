@@ -41,7 +41,7 @@ impl Pending {
         Ok(Self { named: path.to_path_buf(), path: target, temporary, file })
     }
 
-    /// Writes the file through `fill`, as [`file`] does.
+    /// Writes the file through `fill`, as [`file()`] does.
     ///
     /// # Errors
     /// A write that fails, as on a full disk; a former file is then as it was.

@@ -209,10 +209,14 @@ mod tests {
         let c = parse(b"caf\xc3\nall is well here\n\xff\xfe dog \xc3( cat\n\n", false).unwrap();
         assert_eq!(c.texts, ["caf", "all is well here", " dog ( cat", ""]);
         assert_eq!(c.notices[0], "1 empty caption: line 4");
+        assert_eq!(c.notices[1], "2 captions with invalid UTF-8 (bytes dropped): lines 1, 3");
+    }
+
+    #[test]
+    fn a_caption_of_spaces_of_any_kind_is_empty_and_stays() {
         let c = parse("a\n\u{a0}\n\u{3000} \u{200b}\n\u{a0}b\n".as_bytes(), false).unwrap();
         assert_eq!(c.notices, ["2 empty captions: lines 2, 3"]);
         assert_eq!(c.texts[1], "\u{a0}", "a caption stays as it is read");
-        assert_eq!(c.notices[1], "2 captions with invalid UTF-8 (bytes dropped): lines 1, 3");
     }
 
     #[test]

@@ -61,7 +61,13 @@ pub fn scan(
     captions_per_image: Option<usize>,
     progress: &mut dyn FnMut(&Progress<'_>),
 ) -> Result<Report> {
-    std::fs::read_dir(folder).map_err(|e| Error::io("list the data folder", folder, &e))?;
+    std::fs::read_dir(folder).map_err(|e| {
+        let error = Error::io("list the data folder", folder, &e);
+        match folder.parent().filter(|_| folder.is_file()) {
+            Some(parent) => error.cure(format!("give the folder that holds this file: {}", parent.display())),
+            None => error,
+        }
+    })?;
     let found = splits(folder);
     let mut report = Report::default();
     if found.is_empty() {

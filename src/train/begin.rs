@@ -112,6 +112,9 @@ fn open_bert(folder: &Path) -> Result<Weights> {
         return Ok(weights);
     }
     let error = Error::new("there is no imported BERT here").at(folder.display());
+    if let Some(parent) = folder.parent().filter(|_| folder.is_file()) {
+        return Err(error.found("a file").cure(format!("give its folder: --bert_path {}", parent.display())));
+    }
     let theirs = folder.join("pytorch_model.bin");
     Err(if theirs.exists() {
         error.cure(format!(
