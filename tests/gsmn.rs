@@ -120,6 +120,16 @@ fn a_stopped_run_goes_on_bit_for_bit_and_is_evaluated_beside_others() {
     tiny.run("train --resume stopped").with(0);
     assert_eq!(tiny.steps("stopped"), whole);
 
+    // The authors' two folders: one for logs, one for checkpoints, which is the run's.
+    tiny.run(&training("log", "--model_name parted --max-steps 3")).with(0);
+    assert!(tiny.path("parted/model.safetensors").exists() && !tiny.path("parted/metrics.jsonl").exists());
+    let said = tiny.run(&training("log", "--model_name other")).with(2);
+    assert!(said.err.contains("another run's logs"), "{}", said.err);
+    tiny.run("train --resume parted").with(0);
+    assert_eq!(tiny.steps("log"), whole);
+    assert!(tiny.path("log/curves.svg").exists() && !tiny.path("log/model.safetensors").exists());
+    assert_eq!(sims(&tiny, "parted", "").len(), 6 * 30);
+
     tiny.run(&training("sparse", "--is_sparse --max-steps 3")).with(0);
     tiny.run(&Tiny::training("dime", "--max-steps 2")).with(0);
     let [dense, sparse, dime] = ["whole", "sparse", "dime"].map(|run| sims(&tiny, run, ""));

@@ -102,7 +102,9 @@ pub fn of_run(folder: &Path) -> Result<Vec<OsString>> {
     };
     let argument = |(name, value): (&String, &Json)| match value {
         // The width is in the model's configuration; older runs have the authors' default here, whatever it was.
-        _ if ["resume", "logger_name", "img_dim"].contains(&name.as_str()) => None,
+        _ if ["resume", "img_dim"].contains(&name.as_str()) => None,
+        // The run is where it is found; its logs may have a folder of their own.
+        _ if name == "logger_name" && options.get("model_name").is_none_or(Json::is_null) => None,
         _ if paths::from_json(value).is_some() => {
             let mut argument = OsString::from(format!("--{name}="));
             argument.push(paths::from_json(value)?);

@@ -163,7 +163,7 @@ fn moving(event: &Event) -> Option<String> {
 /// The text of an event that stays on the screen.
 fn lasting(event: &Event) -> String {
     match event {
-        Event::Start { run, device, data, parameters, epochs, steps, resumed_at } => {
+        Event::Start { run, device, data, parameters, epochs, steps, resumed_at, .. } => {
             let from = resumed_at.map_or(String::new(), |step| format!(", going on from step {step}"));
             let run = run.display();
             format!(

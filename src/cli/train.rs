@@ -34,8 +34,8 @@ pub fn run(options: TrainOptions) -> Result<Verdict> {
     let mut reporter = Reporter::new();
     let mut folder = None;
     let trained = run::train(options, stop, &mut |event| {
-        if let Event::Start { run, .. } = &event {
-            folder = Some(run.clone());
+        if let Event::Start { logs, .. } = &event {
+            folder = Some(logs.clone());
         }
         let validated = matches!(event, Event::Validation { .. });
         reporter.tell(event);
@@ -53,7 +53,7 @@ pub fn run(options: TrainOptions) -> Result<Verdict> {
 
 /// Draws the run's curves anew. Training goes on without them: a failure is only told.
 fn draw(folder: &Path) {
-    let drawn = metrics::read(&folder.join("metrics.jsonl")).and_then(|rows| {
+    let drawn = metrics::read(&folder.join(metrics::FILE)).and_then(|rows| {
         let curve = |(key, label): &(&str, &str)| Curve::from_rows(&rows, key, *label);
         let losses: Vec<Curve> = losses(&rows).iter().map(|(key, label)| curve(&(key, label))).collect();
         let recalls: Vec<Curve> = RECALLS.iter().map(curve).collect();

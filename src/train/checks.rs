@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::options::TrainOptions;
-use super::{Event, checkpoint};
+use super::{Event, checkpoint, metrics};
 use crate::data::dataset::{self, Dataset};
 use crate::data::tokenizer::{TokenTable, Tokenizer};
 use crate::data::weights::listing;
@@ -102,12 +102,20 @@ pub(super) fn now(options: &TrainOptions, system: &dyn System, tokenizer: &Token
     Begun::now(&options.data_folder(), &wanted, &system.inputs(), tokenizer, frozen)
 }
 
-/// One run a folder.
-pub(super) fn refuse_run(folder: &Path) -> Result<()> {
-    if !folder.join(checkpoint::FILE).exists() && !folder.join("metrics.jsonl").exists() {
-        return Ok(());
+/// One run a folder, and one run's logs.
+pub(super) fn refuse_run(options: &TrainOptions) -> Result<()> {
+    let (folder, logs) = (options.run_folder(), options.log_folder());
+    let held = |folder: &Path| folder.join(checkpoint::FILE).exists() || folder.join(metrics::FILE).exists();
+    if held(&folder) {
+        let option = if folder == logs { "--logger_name" } else { "--model_name" };
+        return Err(Error::new("this folder holds a run already")
+            .at(folder.display())
+            .cure(format!("give another {option}, or go on with --resume {}", folder.display())));
     }
-    Err(Error::new("this folder holds a run already")
-        .at(folder.display())
-        .cure(format!("give another --logger_name, or go on with --resume {}", folder.display())))
+    if held(&logs) {
+        return Err(Error::new("this folder holds another run's logs")
+            .at(logs.display())
+            .cure("give another --logger_name"));
+    }
+    Ok(())
 }

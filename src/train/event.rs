@@ -27,6 +27,8 @@ pub enum Event {
     Start {
         /// The run's folder.
         run: PathBuf,
+        /// Where its metrics and curves are.
+        logs: PathBuf,
         /// The adapter's name.
         device: String,
         /// The training split, in words.

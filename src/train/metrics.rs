@@ -8,6 +8,9 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 
+/// The file's name.
+pub const FILE: &str = "metrics.jsonl";
+
 /// No line that Crossweave writes comes near.
 const LONGEST_LINE: u64 = 1 << 20;
 

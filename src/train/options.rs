@@ -150,6 +150,11 @@ pub struct RunOptions {
     #[arg(long, value_name = "DIR", default_value = "runs/runX", help_heading = RUN)]
     #[serde(serialize_with = "paths::serialize")]
     pub logger_name: PathBuf,
+    /// A folder of its own for weights, checkpoints and configuration; it is the run's then [default: that of
+    /// --logger_name]
+    #[arg(long, value_name = "DIR", help_heading = RUN)]
+    #[serde(serialize_with = "paths::serialize_some")]
+    pub model_name: Option<PathBuf>,
     /// The folder that holds the data folders
     #[arg(long, value_name = "DIR", default_value = "/data", help_heading = DATA)]
     #[serde(serialize_with = "paths::serialize")]
@@ -289,7 +294,13 @@ impl TrainOptions {
 
     /// The run's folder: the one to go on with, else the one to begin.
     pub fn run_folder(&self) -> PathBuf {
-        self.run.resume.as_ref().unwrap_or(&self.run.logger_name).clone()
+        let run = &self.run;
+        run.resume.as_ref().or(run.model_name.as_ref()).unwrap_or(&run.logger_name).clone()
+    }
+
+    /// Where metrics, events and curves go.
+    pub fn log_folder(&self) -> PathBuf {
+        if self.run.model_name.is_some() { self.run.logger_name.clone() } else { self.run_folder() }
     }
 
     /// Whether all that reads text is trained.
@@ -305,7 +316,11 @@ impl TrainOptions {
     /// All options as a run's folder keeps them; none of BERT's where there is none.
     pub fn stored(&self) -> Json {
         // A run that goes on is where it is, whatever --logger_name says.
-        let mut all = plain(&RunOptions { logger_name: self.run_folder(), ..self.run.clone() });
+        let mut all = plain(&RunOptions {
+            logger_name: self.log_folder(),
+            model_name: self.run.model_name.as_ref().map(|_| self.run_folder()),
+            ..self.run.clone()
+        });
         all.extend(plain(&self.fixed));
         if self.kind.text == Text::Words {
             of_bert().iter().for_each(|id| drop(all.remove(id.as_str())));

@@ -155,7 +155,7 @@ impl<'a> Session<'a> {
         let mut splits = Splits::open(options, tell)?;
         let begun = if resumes { Some(resumed_with(options)?) } else { None };
         if !resumes {
-            refuse_run(&folder)?;
+            refuse_run(options)?;
         }
         let mut model = model_of(options, &splits.train, &device)?;
         let [tokens, dev_tokens] = splits.prepare(&model, tell)?;
@@ -177,16 +177,18 @@ impl<'a> Session<'a> {
         if !resumes {
             std::fs::create_dir_all(&folder).map_err(|e| Error::io("make the run's folder", &folder, &e))?;
             lock = Lock::take(&folder)?;
-            refuse_run(&folder)?;
+            refuse_run(options)?;
         }
+        let logs = options.log_folder();
+        std::fs::create_dir_all(&logs).map_err(|e| Error::io("make the folder of the logs", &logs, &e))?;
         let resumed_at = resumes.then_some(state.step);
-        let log = MetricsLog::open(&folder.join("metrics.jsonl"), resumed_at)?;
+        let log = MetricsLog::open(&logs.join(metrics::FILE), resumed_at)?;
         model.write_config(&folder, &options.stored(), &begun)?;
         if !resumes {
             // From here on the run can be resumed, whenever it is killed.
             checkpoint::save(&folder, &model, &optimizer, &state, options.trains_text())?;
         }
-        let events = EventWriter::create(&folder, resumed_at.map(|s| s + 1))?;
+        let events = EventWriter::create(&logs, resumed_at.map(|s| s + 1))?;
         let states = if options.fixed.cache_text {
             let mut open = |split, data, tokens| {
                 let captions = Captions { split, data, tokens };
@@ -206,6 +208,7 @@ impl<'a> Session<'a> {
         let trained = model.specs.iter().filter(|s| is_trained(s, options.trains_text()));
         tell(Event::Start {
             run: folder.clone(),
+            logs,
             device: device.gpu().map_or_else(|| "host".into(), |g| g.facts().name.clone()),
             data: described,
             parameters: trained.map(|s| s.shape.len()).sum(),

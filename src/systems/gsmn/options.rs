@@ -28,7 +28,7 @@ pub struct Options {
 #[derive(Args, Clone, Debug, PartialEq)]
 #[command(rename_all = "verbatim", next_help_heading = "GSMN: the data")]
 struct WordOptions {
-    /// The folder of {data_name}_vocab.json [default: ./vocab/, else the data's folder]
+    /// The folder of {data_name}_vocab.json [default: the data's folder, else ./vocab/]
     #[arg(long, value_name = "DIR")]
     vocab_path: Option<PathBuf>,
 }

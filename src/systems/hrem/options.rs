@@ -76,9 +76,6 @@ struct IdleOptions {
     /// Does nothing here (see --device)
     #[arg(long = "gpu-id", value_name = "N")]
     gpu_id: Option<String>,
-    /// Does nothing here (see --logger_name)
-    #[arg(long, value_name = "DIR")]
-    model_name: Option<String>,
 }
 
 fn out_of_range(option: &str, expected: &str, found: impl ToString) -> Error {
@@ -107,11 +104,6 @@ impl super::super::Options for Options {
                 "similarities are saved where they are asked for",
             ),
             ("--gpu-id", self.idle.gpu_id.is_some(), "--device picks the adapter"),
-            (
-                "--model_name",
-                self.idle.model_name.is_some(),
-                "checkpoints are in the folder of --logger_name",
-            ),
         ];
         let given = idle.iter().filter(|(_, given, _)| *given);
         Ok(given.map(|(option, _, why)| format!("{option} does nothing: {why}")).collect())
