@@ -118,6 +118,7 @@ fn options_and_folders_that_contradict_leave_no_run() {
         tiny.run(&format!("{pretrained} bert")),
         &["--bin import -- bert", "pytorch_model.bin", "--bert_path OUT"],
     );
+    refused(tiny.run(&format!("{pretrained} bert/pytorch_model.bin")), &["a file", "--bert_path bert"]);
     refused(tiny.run(&format!("{pretrained} none")), &["none", "model.safetensors", "--bert-init random"]);
     refused(tiny.run("train --resume run"), &["run", "no such run", "cure"]);
     assert!(!tiny.path("run").exists());
@@ -366,8 +367,11 @@ fn what_an_evaluation_needs_is_checked_before_it_scores() {
         refused(said, parts);
     }
     // A file inside a run means the run.
-    let table = tiny.run("evaluate good/model.safetensors").with(0).out;
-    assert!(table.contains("test of") && table.contains("data/tiny: 6 images"), "{table}");
+    std::fs::copy(tiny.features("test"), tiny.features("testall")).expect("copied");
+    std::fs::copy(tiny.captions("test"), tiny.captions("testall")).expect("copied");
+    let said = tiny.run("evaluate good/model.safetensors").with(0);
+    assert!(said.out.contains("test of") && said.out.contains("data/tiny: 6 images"), "{}", said.out);
+    assert!(said.err.contains("--split testall scores that one"), "{}", said.err);
     std::fs::rename(tiny.path("data"), tiny.path("moved")).expect("renamed");
     let memory = "it is where good had its data";
     refused(tiny.run("evaluate good"), &["data/tiny", memory, "--data_path DIR --data_name NAME"]);

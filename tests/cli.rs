@@ -158,6 +158,10 @@ fn check_tells_a_sound_folder_from_a_broken_one() {
     assert_eq!(status, 1, "{out}");
     assert!(out.contains("299 captions") && out.contains("row 59, region 35, column 63"), "{out}");
     assert_eq!(run(&["check", "/no/such/folder"]).0, 2);
+    refused(
+        &["check", &format!("{EMOJITINY}/dev_caps.txt")],
+        &["give the folder that holds this file", EMOJITINY],
+    );
 }
 
 fn fixture(name: &str) -> Weights {

@@ -52,7 +52,8 @@ pub(super) fn check(fixture: &Fixture, kind: Kind, device: &Device) -> Result<Ve
     let mut rows =
         family(fixture, "out.", "data", Rules::new(device, None), &boxes, |n| n.starts_with("bbox_"));
 
-    let scored: [(&str, &dyn Fn(usize) -> (usize, usize)); 3] = [
+    type BoxOf<'a> = &'a dyn Fn(usize) -> (usize, usize);
+    let scored: [(&str, BoxOf); 3] = [
         ("out.sims_with_correct_boxes", &|image| (image, 1)),
         ("out.sims_fold5_strided_boxes", &|image| seen(image * row)),
         ("out.sims_no_fold_boxes_of_caption_i", &seen),
