@@ -5,6 +5,7 @@ mod alias;
 mod attention;
 mod backward;
 mod codegen;
+mod cosines;
 mod cross_attention;
 mod dropout;
 #[cfg(test)]
@@ -27,6 +28,7 @@ mod write;
 pub use adam::{AdamState, AdamStep, adam, sum_of_squares};
 pub use alias::stack;
 pub use backward::Grads;
+pub use cosines::{cosines, mean_cosines};
 pub use cross_attention::{CrossAttention, QueryNorm, WordAxis};
 pub use gru::gru;
 pub use map::{add, concat, map, materialize};

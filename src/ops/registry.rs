@@ -245,6 +245,7 @@ pub fn cases() -> Vec<Case> {
         super::gru::cases(),
         super::reduce::cases(),
         super::matmul::cases(),
+        super::cosines::cases(),
         super::cross_attention::cases(),
         super::attention::cases(),
         super::softmax::cases(),

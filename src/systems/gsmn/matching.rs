@@ -10,7 +10,8 @@ use super::graph::{KERNELS, within, within_views};
 use super::{Config, Run};
 use crate::nn::Scope;
 use crate::ops::{
-    Act, CrossAttention, Expr, QueryNorm, WordAxis, add, concat, map, materialize, recompute, sum_of,
+    Act, CrossAttention, Expr, QueryNorm, WordAxis, add, concat, cosines, map, materialize, mean_cosines,
+    recompute, sum_of,
 };
 use crate::systems::{Form, Items};
 use crate::tensor::{Tensor, Viewed};
@@ -304,7 +305,11 @@ fn by_contexts(weights: &Tensor, x: &Tensor, of: &Tensor, blocks: usize) -> Tens
     let [outer, nodes, _] = dims(weights);
     let width = x.shape()[2] / blocks;
     let means = weights.matmul(x, false, false).reshape([outer, nodes * blocks, width]);
-    let own = of.reshape([nodes * blocks, width]).view().repeat(0, outer);
+    let own = of.reshape([nodes * blocks, width]);
+    if ![&means, &own].iter().any(|x| x.is_tracked()) {
+        return cosines(&means, &own, EPS).reshape([outer, nodes, blocks]);
+    }
+    let own = own.view().repeat(0, outer);
     let dot = sum_of(vec![means.view(), own], 2, |x| &x[0] * &x[1]);
     let square = sum_of(vec![means.view()], 2, |x| &x[0] * &x[0]);
     let own = squares(of, blocks).reshape([nodes * blocks]).view().repeat(0, outer);
@@ -324,6 +329,12 @@ fn by_grams(
 ) -> Tensor {
     let [outer, all, context] = dims(weights);
     let grams = x.head_scores(x, blocks, 1.0);
+    if ![weights, &dots.tensor, x, of].iter().any(|x| x.is_tracked()) {
+        let squares = squares(of, blocks);
+        if let Some(fused) = mean_cosines(weights, &dots, &grams, &squares, EPS) {
+            return fused;
+        }
+    }
     let mixed = weights.reshape([outer, 1, all, context]).matmul(&grams, false, false);
     let square = sum_of(vec![mixed.view(), weights.view().repeat(1, blocks)], 3, |x| &x[0] * &x[1]);
     let each = weights.reshape([outer, items, nodes, context]);
