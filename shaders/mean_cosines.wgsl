@@ -75,6 +75,8 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     let to = (outer * p.fours * 4u + node) * p.blocks + block;
     for (var n = 0u; n < 4u; n++) {
         let both = square[n] * squares[(node + n) * p.blocks + block];
-        y[to + n * p.blocks] = products[n] / select(p.eps, sqrt(both), both > p.eps * p.eps);
+        let cosine = products[n] / select(p.eps, sqrt(both), both > p.eps * p.eps);
+        // Where the mean's terms cancel, rounding may leave less of its square than there is.
+        y[to + n * p.blocks] = clamp(cosine, -1.0, 1.0);
     }
 }

@@ -2,7 +2,9 @@
 
 mod tiny;
 
+use crossweave::eval::encoded::check_batch;
 use crossweave::eval::sims::{Matrix, Scores};
+use crossweave::gpu::{Gpu, Options};
 use crossweave::host::{Rng, ratios};
 use crossweave::nn::Params;
 use crossweave::systems::{Form, Items, Pass, System, kind};
@@ -163,8 +165,28 @@ fn faithful_scores_are_of_the_boxes_that_the_published_code_reads() {
     assert!(config.contains("\"faithful\": true"));
     std::fs::copy(tiny.path("ours/model.safetensors"), tiny.path("theirs/model.safetensors"))
         .expect("copied");
+    let far = |a: &[f32], b: &[f32]| a.iter().zip(b).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
     let (ours, theirs) = (sims(&tiny, "ours", ""), sims(&tiny, "theirs", ""));
-    assert!(ours.iter().zip(&theirs).any(|(a, b)| (a - b).abs() > 1e-3), "other boxes, other scores");
+    let (own, strided) = (sims(&tiny, "ours", "--folds 2"), sims(&tiny, "theirs", "--folds 2"));
+    assert_eq!(ours, own, "an image has its own boxes, folds or not");
+    assert!(far(&ours, &theirs) > 1e-3, "other boxes, other scores");
+    assert!(
+        far(&own, &strided) > 1e-3,
+        "in folds an image keeps its own boxes, divided again and again all the same"
+    );
+}
+
+#[test]
+fn a_batch_that_no_adapter_binds_is_named_before_work() {
+    let smallest = Options { default_limits: true, ..Options::default() };
+    let device = Device::Gpu(Gpu::open(&smallest).expect("the tests need an adapter"));
+    let config = json!({"embed_size": 1024, "bi_gru": true, "img_dim": 64, "vocab_size": 30});
+    let system = (kind("gsmn").expect("a system").open)(&config).expect("a configuration");
+    check_batch(&*system, 128, 30, &device).expect("captions of 30 words fit");
+    let error = check_batch(&*system, 128, 60, &device).expect_err("128 captions of 60 words").to_string();
+    assert!(error.contains("--batch_size 68"), "{error}");
+    let error = check_batch(&*system, 1, 6000, &device).expect_err("one of 6000 words").to_string();
+    assert!(error.contains("shorten"), "{error}");
 }
 
 #[test]

@@ -105,7 +105,8 @@ fn wrong(values: &[f32], drawn: Drawn) -> Option<String> {
         Uniform(bound) => (bound / 3f64.sqrt(), bound, 1.8),
         Above(bound) => {
             let all = values.iter().all(|v| (0.0..=bound).contains(&f64::from(*v)));
-            return (!all).then(|| format!("not all between 0 and {bound}"));
+            let vary = values.iter().any(|v| *v != values[0]);
+            return (!all || !vary).then(|| format!("not all between 0 and {bound}"));
         }
         Normal(deviation) => (deviation, 6.0 * deviation, 3.0),
     };

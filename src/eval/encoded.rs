@@ -8,7 +8,7 @@ use crate::data::dataset::Dataset;
 use crate::data::tokenizer::TokenTable;
 use crate::error::{Error, Kind, Result};
 use crate::gpu::Class;
-use crate::host::{Columns, Inputs};
+use crate::host::Columns;
 use crate::systems::{Items, Pass, System};
 use crate::tensor::Device;
 
@@ -52,10 +52,8 @@ impl Encoded {
     ) -> Result<Self> {
         let system = &*model.system;
         let pass = Pass::evaluation(model.params.root());
-        let own = system.inputs();
-        // A column that is cut to a tile's longest caption has rows of one length until then.
-        let inputs = Inputs { pad_to_max: own.pad_to_max || system.padded_column().is_some(), ..own };
-        let reads = own.boxes_again.map_or_else(Vec::new, |batch| {
+        let inputs = system.inputs();
+        let reads = inputs.boxes_again.map_or_else(Vec::new, |batch| {
             BoxRead::of_split(data, batch, scored.folds, 2 * scored.before as usize)
         });
         let batch = |captions, images: Vec<usize>| {
@@ -68,13 +66,24 @@ impl Encoded {
             let batch = batch(Vec::new(), (start..data.images().min(start + ENCODE)).collect())?;
             all.images.extend(system.images(&pass, &Items::upload(&batch.images, device)).to_host()?);
         }
-        for start in (0..data.captions()).step_by(ENCODE) {
-            let batch = batch((start..data.captions().min(start + ENCODE)).collect(), Vec::new())?;
+        let (mut start, mut most) = (0, ENCODE);
+        while start < data.captions() {
+            let batch = batch((start..data.captions().min(start + most)).collect(), Vec::new())?;
             let mut items = Items::upload(&batch.captions, device);
             if let Some(states) = states {
                 items = items.with("states", states.upload(&batch.caption_ids, batch.words, device)?);
             }
-            all.captions.extend(system.captions(&pass, &items).to_host()?);
+            let encoded = match system.captions(&pass, &items).to_host() {
+                Err(e) if e.kind() == Kind::OutOfMemory && most > 1 => {
+                    most = most.div_ceil(2);
+                    continue;
+                }
+                other => other?,
+            };
+            // Columns that a tile will cut to its longest caption have rows of one length until then.
+            let names = system.padded_columns().iter();
+            all.captions.extend(names.fold(encoded, |all, name| all.lengthened(name, tokens.words())));
+            start += batch.caption_ids.len();
         }
         Ok(all)
     }
@@ -87,23 +96,22 @@ impl Encoded {
     /// The captions `[at]` on the device; where padding does not count, cut to the longest of them.
     fn caption_tile(&self, system: &dyn System, at: &[usize], device: &Device) -> Items {
         let captions = self.captions.select(at);
-        Items::upload(
-            &match system.padded_column() {
-                Some(name) => {
-                    let longest = captions.at("lengths").values.iter().fold(0.0f32, |most, l| most.max(*l));
-                    let most = captions.at(name).row[0];
-                    captions.shortened(name, (longest as usize).next_multiple_of(4).min(most))
-                }
-                None => captions,
-            },
-            device,
-        )
+        let names = system.padded_columns();
+        if names.is_empty() {
+            return Items::upload(&captions, device);
+        }
+        let longest = captions.at("lengths").values.iter().fold(0.0f32, |most, l| most.max(*l));
+        let cut = |captions: Columns, name: &&str| {
+            let most = captions.at(name).row[0];
+            captions.shortened(name, (longest as usize).next_multiple_of(4).min(most))
+        };
+        Items::upload(&names.iter().fold(captions, cut), device)
     }
 
     /// The captions in the order they are scored: by length where a tile is cut to its longest.
     fn order(&self, system: &dyn System) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.captions.len()).collect();
-        if system.padded_column().is_some() {
+        if !system.padded_columns().is_empty() {
             let lengths = &self.captions.at("lengths").values;
             order.sort_by(|a, b| lengths[*b].total_cmp(&lengths[*a]));
         }
@@ -181,8 +189,29 @@ impl Encoded {
     }
 }
 
-/// Captions (of so many words at most) scored at a time in a training step, so that no tensor of the pairs exceeds what the adapter
-/// binds.
+/// Whether the captions of a batch, of so many words at most, can be encoded at once.
+///
+/// # Errors
+/// A tensor that would exceed what the adapter binds.
+pub fn check_batch(system: &dyn System, captions: usize, words: usize, device: &Device) -> Result<()> {
+    let values = 4 * system.caption_values(words);
+    let limit = device.gpu().map_or(usize::MAX, |g| g.facts().max_binding as usize);
+    if captions.saturating_mul(values) <= limit {
+        return Ok(());
+    }
+    let most = limit / values;
+    let error = Error::new("a batch of captions as long as the longest is more than this adapter can bind")
+        .at("--batch_size")
+        .expected(format!("at most {most} captions of {words} words"))
+        .found(captions);
+    Err(match most {
+        0 => error.cure("leave out or shorten the longest captions"),
+        _ => error.cure(format!("give --batch_size {most}, or shorten the longest captions")),
+    })
+}
+
+/// Captions scored at a time in a training step, of so many words at most, so that no tensor of the pairs exceeds what
+/// the adapter binds.
 pub fn training_tile(
     system: &dyn System,
     images: usize,

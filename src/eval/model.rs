@@ -43,6 +43,17 @@ impl Model {
     /// # Errors
     /// Another configuration, as from changed data or another text encoder; other words; no vocabulary there.
     pub fn resume(&mut self, folder: &Path) -> Result<()> {
+        let text = kind(&self.name)?.text;
+        let tokenizer = open_tokenizer(folder, None, text)?;
+        if let (Tokenizer::Words(own), Tokenizer::Words(begun)) = (&self.tokenizer, &tokenizer)
+            && own != begun
+        {
+            return Err(Error::new("the vocabulary is not the one that the run was begun with")
+                .at(folder.display())
+                .expected(format!("the {} words of {WORDS}", begun.size()))
+                .found(format!("other words, {} in all", own.size()))
+                .cure("leave out --vocab_path to go on with the run's own, or begin a new run"));
+        }
         let (_, begun) = read_system(folder)?;
         let [own, begun] = [self.system.config(), begun.config()];
         if own != begun {
@@ -50,23 +61,17 @@ impl Model {
                 let fields = of.as_object().into_iter().flatten().filter(|(name, v)| other[*name] != **v);
                 fields.map(|(name, v)| format!("{name} {v}")).collect::<Vec<_>>().join(", ")
             };
-            return Err(Error::new("the data or the text encoder are not those that the run was begun with")
+            let (what, cure) = match text {
+                Text::Bert { .. } => ("the data or the text encoder", "its own data and --bert_path"),
+                Text::Words => ("the data", "its own data"),
+            };
+            return Err(Error::new(format!("{what} are not those that the run was begun with"))
                 .at(folder.display())
                 .expected(differing(&begun, &own))
                 .found(differing(&own, &begun))
-                .cure("give the run its own data and --bert_path, or begin a new run"));
+                .cure(format!("give the run {cure}, or begin a new run")));
         }
-        let begun = open_tokenizer(folder, None, kind(&self.name)?.text)?;
-        if let (Tokenizer::Words(own), Tokenizer::Words(begun)) = (&self.tokenizer, &begun)
-            && own != begun
-        {
-            return Err(Error::new("the vocabulary is not the one that the run was begun with")
-                .at(folder.display())
-                .expected(format!("the {} words of {WORDS}", begun.size()))
-                .found(format!("other words, {} in all", own.size()))
-                .cure("give the run its own data and --vocab_path, or begin a new run"));
-        }
-        self.tokenizer = begun;
+        self.tokenizer = tokenizer;
         check_vocab(&self.tokenizer, &*self.system)
     }
 

@@ -1,5 +1,5 @@
 //! Cosines of rows, and of blocks of vectors with means of others, in one pass each. They have no gradient of their own:
-//! where one is asked, [`crate::systems`] composes them.
+//! where one is asked, they are composed.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -173,7 +173,8 @@ impl Op for MeanCosines {
             let product: f64 = (0..context).map(|k| weights[k] * x[1].data[at + k * strides[4]]).sum();
             let row = |k: usize| (0..context).map(|l| weights[l] * gram[k * context + l]).sum::<f64>();
             let square: f64 = (0..context).map(|k| weights[k] * row(k)).sum();
-            *value = cosine(product, square.max(0.0) * x[3].data[n * blocks + b], self.eps);
+            let cosine = cosine(product, square.max(0.0) * x[3].data[n * blocks + b], self.eps);
+            *value = cosine.clamp(-1.0, 1.0);
         }
         y
     }

@@ -349,6 +349,11 @@ pub(super) fn cases() -> Vec<Case> {
         case("map", "kinks", &[&[7, 32], &[7, 32]], POINT, |x| {
             x[0].map2(&x[1], |a, b| a.max(b) + a.min(0.5) + b.leaky_relu(0.1) + a.abs() * b.sign())
         }),
+        case("map", "angles", &[&[7, 32], &[7, 32]], POINT, |x| x[0].map2(&x[1], |a, b| a.atan2(b))),
+        case("map", "angles on the axes and at the origin", &[&[64], &[64]], POINT, |x| {
+            x[0].map2(&x[1], |a, b| a.atan2(b))
+        })
+        .all(Values::Grid),
         case("map", "bias over rows", &[&[37, 36], &[36]], POINT, |x| x[0].map2(&x[1], |a, b| a * b + b)),
         case("map", "a scalar and a column", &[&[5, 3, 8], &[], &[3, 1]], POINT, |x| {
             x[0].map3(&x[1], &x[2], |a, s, c| a * s + c / (s * s + 1.0))

@@ -179,6 +179,10 @@ pub(super) fn cases() -> Vec<Case> {
         case("l2norm", "plus eps", &[&[4, 7, 5]], sums(12), |x| x[0].l2norm_plus(1, 1e-8)),
         case("l2norm", "zero rows", &[&[4, 1]], sums(12), |x| x[0].map(Expr::relu).l2norm(-1, 1e-12))
             .all(Values::Extreme),
+        case("l2norm", "zero rows, plus eps", &[&[4, 1]], sums(12), |x| {
+            x[0].map(Expr::relu).l2norm_plus(-1, 1e-8)
+        })
+        .all(Values::Extreme),
         case("standardize", "long rows", &[&[9, 768]], sums(768), |x| x[0].standardize(-1, 1e-12)),
         case("standardize", "rows", &[&[9, 64]], sums(64), |x| x[0].standardize(-1, 1e-12)).bench(),
         case("standardize", "odd rows", &[&[9, 37]], sums(64), |x| x[0].standardize(-1, 1e-5)),

@@ -54,10 +54,16 @@ pub trait System {
     /// decides the size of a tile. 0 where one product scores all pairs.
     fn pair_values(&self, regions: usize, words: usize) -> usize;
 
-    /// The column of encoded captions whose rows need only reach to the longest caption of a tile, where padding
-    /// does not change a score; the column `lengths` says how long each is.
-    fn padded_column(&self) -> Option<&'static str> {
-        None
+    /// The columns of encoded captions whose rows need only reach to the longest caption of a batch or a tile, where
+    /// padding does not change a score; the column `lengths` says how long each is.
+    fn padded_columns(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// The values of a caption's largest tensor while it is encoded, for one of so many words: what bounds a batch. 0
+    /// where nothing is known to.
+    fn caption_values(&self, _: usize) -> usize {
+        0
     }
 
     /// The form that training takes.

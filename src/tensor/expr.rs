@@ -280,7 +280,7 @@ fn derivative(e: &Expr, i: usize, seen: &mut HashMap<*const Node, Expr>) -> Expr
                 Binary::Max => pick(&a.greater(b), da, db),
                 Binary::Min => pick(&b.greater(a), da, db),
                 Binary::Greater => 0.0.into(),
-                Binary::Atan2 => (da * b - db * a) / (a * a + b * b),
+                Binary::Atan2 => (da * b - db * a) / (a * a + b * b).max(f64::from(f32::MIN_POSITIVE)),
             }
         }
         Node::Select(c, a, b) => pick(c, derivative(a, i, seen), derivative(b, i, seen)),

@@ -6,7 +6,7 @@ use super::options::{BertInit, TrainOptions};
 use crate::data::dataset::Dataset;
 use crate::data::tokenizer::{Tokenizer, WORDS, WordPiece, build_vocab};
 use crate::data::weights::{self, Weights};
-use crate::data::words::{self, Vocabulary};
+use crate::data::words::Vocabulary;
 use crate::error::{Error, Result};
 use crate::eval::model::{Model, check_vocab, read_json, stored};
 use crate::nn::{ParamSpec, Params, Role, begin_values, bert};
@@ -72,12 +72,11 @@ pub fn fresh(options: &TrainOptions, data: &Dataset, device: &Device) -> Result<
     Ok(Model { name: options.kind.name.to_string(), system, specs, params, tokenizer })
 }
 
-/// The data's vocabulary; that of the run to go on with where the data have none any more.
+/// The data's vocabulary; a run that goes on has its own, unless another is given.
 fn vocabulary(options: &TrainOptions) -> Result<Vocabulary> {
-    let (data, given) = (options.data_folder(), options.own.vocabulary());
-    match &options.run.resume {
-        Some(run) if words::find(&data, given).is_none() => Vocabulary::open(&run.join(WORDS)),
-        _ => Vocabulary::of_data(&data, given),
+    match (&options.run.resume, options.own.vocabulary()) {
+        (Some(run), None) => Vocabulary::open(&run.join(WORDS)),
+        (_, given) => Vocabulary::of_data(&options.data_folder(), given),
     }
 }
 

@@ -21,7 +21,7 @@ use crate::data::dataset::Dataset;
 use crate::data::prefetch::{Placed, Prefetch};
 use crate::data::tokenizer::TokenTable;
 use crate::error::{Error, Kind, Result};
-use crate::eval::encoded::{Encoded, Scored, training_tile};
+use crate::eval::encoded::{Encoded, Scored, check_batch, training_tile};
 use crate::eval::model::{Model, is_trained};
 use crate::eval::rank::{Metrics, Sims};
 use crate::eval::text_cache::{Captions, TextCache};
@@ -91,15 +91,16 @@ fn state_of(
     (regions, words): (usize, usize),
     device: &Device,
 ) -> Result<(Optimizer, State)> {
+    let (inputs, batch) = (model.system.inputs(), options.fixed.batch_size);
+    let captions = batch * (1 + inputs.extra_captions);
+    check_batch(&*model.system, captions, words, device)?;
     let mut optimizer = Optimizer::default();
     if options.run.resume.is_some() {
         let folder = options.run_folder();
         let state = checkpoint::load(&folder, model, &mut optimizer, options.trains_text())?;
         return Ok((optimizer, state));
     }
-    let (inputs, batch) = (model.system.inputs(), options.fixed.batch_size);
     let images = batch * (1 + inputs.extra_images);
-    let captions = batch * (1 + inputs.extra_captions);
     let fits = training_tile(&*model.system, images, captions, regions, words, device);
     Ok((optimizer, State::begin(options.fixed.tile.unwrap_or(fits))))
 }

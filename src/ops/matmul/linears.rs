@@ -64,12 +64,12 @@ impl Linears {
         self.maps
     }
 
-    /// What each map reads and gives.
+    /// The numbers that each map gives.
     pub(in crate::ops) fn outputs(&self) -> usize {
         self.weight[0]
     }
 
-    /// What each map reads.
+    /// The numbers that each map reads.
     pub(in crate::ops) fn width(&self) -> usize {
         self.weight[1]
     }

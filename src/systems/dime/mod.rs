@@ -100,8 +100,8 @@ impl System for Dime {
         rows * widest
     }
 
-    fn padded_column(&self) -> Option<&'static str> {
-        self.config.options.mask_padding.then_some("words")
+    fn padded_columns(&self) -> &'static [&'static str] {
+        if self.config.options.mask_padding { &["words"] } else { &[] }
     }
 
     fn form(&self) -> Form {

@@ -113,7 +113,11 @@ fn yes() -> bool {
 }
 
 fn out_of_range(option: &str, expected: &str, found: impl ToString) -> Error {
-    Error::new("the value is out of range").at(option).expected(expected).found(found.to_string())
+    Error::new("the value is out of range")
+        .at(format!("--{option}"))
+        .expected(expected)
+        .found(found.to_string())
+        .cure(format!("give another --{option}"))
 }
 
 impl ModelOptions {
@@ -144,7 +148,7 @@ impl ModelOptions {
         let [width, blocks] = self.blocks();
         if !self.embed_size.is_multiple_of(width) {
             return Err(Error::new("the blocks do not divide the embedding")
-                .at("num_block")
+                .at("--num_block")
                 .expected(format!("embed_size {} / num_block to divide it", self.embed_size))
                 .found(format!("{} / {} = {width}", self.embed_size, self.num_block))
                 .cure("give another --num_block or --embed_size"));

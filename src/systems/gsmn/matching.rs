@@ -126,8 +126,7 @@ fn weight_normed(at: &Scope) -> [Tensor; 2] {
 
 fn of_tile(run: &Run, heads: &Heads, images: &Items, captions: &Items) -> Tensor {
     let words = captions.at("words");
-    // A tile is cut to its longest caption in one column only.
-    let own = captions.get("own").map(|own| materialize(own.view().slice(1, 0, words.shape()[1])));
+    let own = captions.get("own").cloned();
     let sides = [images.at("regions"), images.at("kernels"), words, captions.at("lengths")];
     match run.pass.form {
         Form::Composed => composed(run, heads, sides, own.as_ref()),
@@ -341,5 +340,8 @@ fn by_grams(
     let dot = sum_of(vec![dots, each.view().repeat(1, blocks)], 4, |x| &x[0] * &x[1]);
     let own = squares(of, blocks).view().repeat(0, outer);
     let last = |x: &Tensor| x.view().permute(&[0, 2, 1]);
-    map(vec![last(&dot.reshape([outer, blocks, all])), last(&square), own], |x| cosine(&x[0], &x[1] * &x[2]))
+    // Where the mean's terms cancel, rounding may leave less of its square than there is: a cosine has its bounds.
+    map(vec![last(&dot.reshape([outer, blocks, all])), last(&square), own], |x| {
+        cosine(&x[0], &x[1] * &x[2]).max(-1.0).min(1.0)
+    })
 }

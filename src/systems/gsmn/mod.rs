@@ -77,8 +77,14 @@ impl System for Gsmn {
         matching::pair_values(&self.config, regions, words)
     }
 
-    fn padded_column(&self) -> Option<&'static str> {
-        Some("words")
+    fn padded_columns(&self) -> &'static [&'static str] {
+        if self.config.options.is_sparse { &["words", "own"] } else { &["words"] }
+    }
+
+    /// What the recurrent units keep of each word for their gradients.
+    fn caption_values(&self, words: usize) -> usize {
+        let options = &self.config.options;
+        4 * options.embed_size * words * if options.bi_gru { 2 } else { 1 }
     }
 
     fn loss(&self, pass: &Pass, images: &Items, captions: &Items, _: &Batch) -> Loss {
@@ -101,18 +107,19 @@ impl System for Gsmn {
         let noting = Pass::evaluation(pass.scope.clone()).computed(Form::Composed, usize::MAX).tapped(&taps);
         matching::scores(&self.run(&noting), image, caption);
         let words = caption.at("lengths").to_vec()?[0] as usize;
-        let side = |name: &str, node: &str, most: usize| {
+        let side = |name: &str, node: &str, most: usize, first: usize| {
             let values = |what: &str| {
                 taps.get(&format!("{name}.{what}")).expect("both sides note their scores").to_vec()
             };
             let nodes = values("nodes")?;
             let best = (0..most.min(nodes.len())).max_by(|a, b| nodes[*a].total_cmp(&nodes[*b]));
-            Ok(format!("{node}s {:.2} ({node} {})", values("scores")?[0], best.unwrap_or(0) + 1))
+            Ok(format!("{node}s {:.2} ({node} {})", values("scores")?[0], best.unwrap_or(0) + first))
         };
-        Ok(Some(format!("{} | {}", side("i2t", "region", usize::MAX)?, side("t2i", "word", words)?)))
+        Ok(Some(format!("{} | {}", side("i2t", "region", usize::MAX, 1)?, side("t2i", "word", words, 0)?)))
     }
 
     fn explanation(&self) -> &'static str {
-        "what regions and words add to the score, and which of them matches best"
+        "what regions and words add to the score, and which of them matches best, counted from 1 (0 is the mark before the \
+         words)"
     }
 }

@@ -43,6 +43,19 @@ pub(super) struct ScheduleOptions {
     pub(super) lr_update: u64,
 }
 
+impl ScheduleOptions {
+    fn check(&self) -> Result<()> {
+        match self.lr_update {
+            0 => Err(Error::new("the number is out of range")
+                .at("--lr_update")
+                .expected("at least 1")
+                .found(0)
+                .cure("give an --lr_update past --num_epochs to keep the learning rate")),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Default for ScheduleOptions {
     fn default() -> Self {
         Self { lr_update: 15 }
@@ -52,19 +65,15 @@ impl Default for ScheduleOptions {
 impl super::super::Options for Options {
     fn check(&self, _: bool) -> Result<Vec<String>> {
         self.model.check()?;
-        if self.schedule.lr_update == 0 {
-            return Err(Error::new("the number is out of range")
-                .at("--lr_update")
-                .expected("at least 1")
-                .found(0));
-        }
+        self.schedule.check()?;
         Ok(Vec::new())
     }
 
-    fn common(&self, _: bool) -> Vec<(&'static str, String)> {
-        [("batch_size", "128"), ("log_step", "100"), ("val_step", "15000")]
-            .map(|(name, value)| (name, value.to_string()))
-            .to_vec()
+    fn common(&self, faithful: bool) -> Vec<(&'static str, String)> {
+        let ours = [("batch_size", "128"), ("log_step", "100"), ("val_step", "15000")];
+        let theirs = [("dev_limit", "5000")];
+        let all = ours.into_iter().chain(theirs.into_iter().filter(|_| faithful));
+        all.map(|(name, value)| (name, value.to_string())).collect()
     }
 
     fn all(&self) -> Json {
@@ -97,12 +106,14 @@ impl super::super::Options for Options {
 }
 
 /// The options that a weight's shape tells: the weight and its axis.
-const TOLD: [(&str, &str, usize); 5] = [
+const TOLD: [(&str, &str, usize); 7] = [
     ("embed_size", "img_enc.fc.weight", 0),
     ("img_dim", "img_enc.fc.weight", 1),
     ("vocab_size", "txt_enc.embed.weight", 0),
     ("word_dim", "txt_enc.embed.weight", 1),
     ("hid_dim", "i2t_match_G.out_1.weight_v", 0),
+    ("out_dim", "i2t_match_G.out_2.weight_v", 0),
+    ("feat_dim", "i2t_match_G.graph_convolution_1.conv_weights.0.weight", 1),
 ];
 
 /// The options without which scores are others, and that no shape tells.
@@ -124,7 +135,8 @@ impl Family for Options {
         let schedule = ScheduleOptions::deserialize(config).map_err(not_understood)?;
         let config = Config::deserialize(config).map_err(not_understood)?;
         config.check()?;
-        Ok(Box::new(Gsmn { config, lr_update: schedule.lr_update.max(1) }))
+        schedule.check()?;
+        Ok(Box::new(Gsmn { config, lr_update: schedule.lr_update }))
     }
 
     fn import(checkpoint: Checkpoint) -> Result<Json> {
