@@ -1,12 +1,13 @@
 // y[o, n, b] = q c / max(|q| |c|, eps) of block b of a node's vector q and of the mean c = sum over k of a[k] x_k of its
 // context, from the products d[k] of the node's block with those of the context and their Gram matrix: q c is the sum of
-// a[k] d[k], |c|^2 that of a[k] gram[k, l] a[l]. An invocation owns a block of four nodes, element q of their weights in
-// registers; those past the context's end are 0.
+// a[k] d[k], |c|^2 that of a[k] gram[k, l] a[l]. An invocation owns a block of four nodes, the fours q of their weights in
+// registers; where there are subgroups, one owns nodes of one block and its invocations load the Gram matrix for each
+// other.
 struct Params {
-    count: u32, // outer * blocks * nodes / 4
+    count: u32, // invocations: outer * blocks * padded
     fours: u32, // nodes / 4
+    padded: u32, // the same, up to whole subgroups
     blocks: u32,
-    quads: u32, // context / 4
     each: u32, // nodes of an item
     of_outer: u32, // where dots are, by their strides over the outer axis,
     of_block: u32, // over blocks,
@@ -24,58 +25,86 @@ struct Params {
 
 //: variant
 const BY_NODE = false; // whether four neighbours in dots are nodes, not context
+const QUADS = 1u; // context / 4
+const LANES = 1u; // invocations that load for each other
+const SHARES = 4u; // fours that each loads, of four rows of a Gram matrix
 const q = 0u; // the four of the context that is repeated
+const j = 0u; // the share that is repeated
 //: end
 
+// Four of a Gram matrix, from the invocation that loaded them.
+//: share
+fn share(x: vec4<f32>, lane: u32) -> vec4<f32> { return x; }
+//: end
+
+// Weights of four nodes at four places in the context, a vector a place.
+fn turned(at: u32) -> mat4x4<f32> {
+    return transpose(
+        mat4x4<f32>(weights[at], weights[at + QUADS], weights[at + 2u * QUADS], weights[at + 3u * QUADS]));
+}
+
+// Products of four nodes' block with four of the context, a vector a place.
+fn products(at: u32) -> mat4x4<f32> {
+    let step = select(p.of_node, p.of_context, BY_NODE);
+    let x = mat4x4<f32>(
+        dots[at / 4u], dots[(at + step) / 4u], dots[(at + 2u * step) / 4u], dots[(at + 3u * step) / 4u]);
+    if BY_NODE {
+        return x;
+    }
+    return transpose(x);
+}
+
+fn weighted(a: mat4x4<f32>, x: mat4x4<f32>) -> vec4<f32> {
+    return a[0] * x[0] + a[1] * x[1] + a[2] * x[2] + a[3] * x[3];
+}
+
+//: entry
 @compute @workgroup_size(GROUP)
 fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+    let lane = 0u;
+//: end
     let i = linear_id(id, groups);
     if i >= p.count {
         return;
     }
-    let node = i % p.fours * 4u;
-    let block = i / p.fours % p.blocks;
-    let outer = i / p.fours / p.blocks;
-    let first = (outer * p.fours * 4u + node) * p.quads;
+    let node = 4u * min(i % p.padded, p.fours - 1u);
+    let block = i / p.padded % p.blocks;
+    let outer = i / p.padded / p.blocks;
+    let first = (outer * p.fours * 4u + node) * QUADS;
     let at = outer * p.of_outer + block * p.of_block + node / p.each * p.of_item + node % p.each * p.of_node;
-    var products = vec4<f32>(0.0);
+    var product = vec4<f32>(0.0);
 //: each q
-    // Four nodes' weights, then turned: each vector is of one place in the context.
-    let here_q = q < p.quads;
-    let place_q = first + min(q, p.quads - 1u);
-    let m_q = transpose(mat4x4<f32>(
-        weights[place_q], weights[place_q + p.quads], weights[place_q + 2u * p.quads], weights[place_q + 3u * p.quads]));
-    let a_q = select(vec4<f32>(0.0), m_q[0], here_q);
-    let b_q = select(vec4<f32>(0.0), m_q[1], here_q);
-    let c_q = select(vec4<f32>(0.0), m_q[2], here_q);
-    let d_q = select(vec4<f32>(0.0), m_q[3], here_q);
-    let from_q = at + 4u * min(q, p.quads - 1u) * p.of_context;
-    if BY_NODE {
-        products += a_q * dots[from_q / 4u] + b_q * dots[(from_q + p.of_context) / 4u]
-            + c_q * dots[(from_q + 2u * p.of_context) / 4u] + d_q * dots[(from_q + 3u * p.of_context) / 4u];
-    } else {
-        let n_q = transpose(mat4x4<f32>(dots[from_q / 4u], dots[(from_q + p.of_node) / 4u],
-            dots[(from_q + 2u * p.of_node) / 4u], dots[(from_q + 3u * p.of_node) / 4u]));
-        products += a_q * n_q[0] + b_q * n_q[1] + c_q * n_q[2] + d_q * n_q[3];
-    }
+    let a_q = turned(first + q);
+    product += weighted(a_q, products(at + 4u * q * p.of_context));
 //: end
-    let gram = (outer * p.blocks + block) * 4u * p.quads * p.quads;
+    let gram = (outer * p.blocks + block) * 4u * QUADS * QUADS;
     var square = vec4<f32>(0.0);
-    for (var k = 0u; k < 4u * p.quads; k++) {
-        var mixed = vec4<f32>(0.0);
-//: each q
-        let g_q = grams[gram + k * p.quads + min(q, p.quads - 1u)];
-        mixed += a_q * g_q.x + b_q * g_q.y + c_q * g_q.z + d_q * g_q.w;
+    for (var k = 0u; k < QUADS; k++) {
+        // Four rows of the Gram matrix.
+        var rows: array<vec4<f32>, SHARES>;
+//: each j
+        rows[j] = grams[gram + 4u * k * QUADS + min(j * LANES + lane, 4u * QUADS - 1u)];
 //: end
-        let part = k % 4u;
-        let own = first + k / 4u;
-        square += mixed * vec4<f32>(weights[own][part], weights[own + p.quads][part],
-            weights[own + 2u * p.quads][part], weights[own + 3u * p.quads][part]);
+        var mixed: mat4x4<f32>;
+//: each q
+        let r_q = share(rows[q / LANES], q % LANES);
+        let s_q = share(rows[(QUADS + q) / LANES], (QUADS + q) % LANES);
+        let t_q = share(rows[(2u * QUADS + q) / LANES], (2u * QUADS + q) % LANES);
+        let u_q = share(rows[(3u * QUADS + q) / LANES], (3u * QUADS + q) % LANES);
+        mixed[0] += a_q[0] * r_q.x + a_q[1] * r_q.y + a_q[2] * r_q.z + a_q[3] * r_q.w;
+        mixed[1] += a_q[0] * s_q.x + a_q[1] * s_q.y + a_q[2] * s_q.z + a_q[3] * s_q.w;
+        mixed[2] += a_q[0] * t_q.x + a_q[1] * t_q.y + a_q[2] * t_q.z + a_q[3] * t_q.w;
+        mixed[3] += a_q[0] * u_q.x + a_q[1] * u_q.y + a_q[2] * u_q.z + a_q[3] * u_q.w;
+//: end
+        square += weighted(turned(first + k), mixed);
+    }
+    if i % p.padded >= p.fours {
+        return;
     }
     let to = (outer * p.fours * 4u + node) * p.blocks + block;
     for (var n = 0u; n < 4u; n++) {
         let both = square[n] * squares[(node + n) * p.blocks + block];
-        let cosine = products[n] / select(p.eps, sqrt(both), both > p.eps * p.eps);
+        let cosine = product[n] / select(p.eps, sqrt(both), both > p.eps * p.eps);
         // Where the mean's terms cancel, rounding may leave less of its square than there is.
         y[to + n * p.blocks] = clamp(cosine, -1.0, 1.0);
     }

@@ -149,7 +149,7 @@ fn a_run_keeps_its_vocabulary() {
     );
     // Without any, the run's own is taken.
     std::fs::remove_file(elsewhere.join("tiny_vocab.json")).expect("removed");
-    train_words(&tiny, "run", &resume).expect("it goes on");
+    train_words(&tiny, "run", &format!("--resume {}", tiny.path("run").display())).expect("it goes on");
     // Ids of a vocabulary that the data bring along are not read as another's.
     std::fs::write(&own, text.replace("\"ram\"", "\"no ram\"")).expect("written");
     let error = scores(&tiny, "run", &[]).expect_err("another vocabulary").to_string();

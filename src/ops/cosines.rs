@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::codegen::{each, fill};
 use super::registry::{Case, POINT, Values, case, sums};
-use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, MAX_LOOP, Words};
+use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Style, Words};
 use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
 use crate::tensor::{Cost, Op, Tensor, View, Viewed, compute};
@@ -15,6 +15,10 @@ const MEANS: Kernel = Kernel { name: "mean_cosines", text: include_str!("../../s
 const FOUR: &str = "alias T = vec4<f32>;\nfn fold(x: T) -> f32 { return x.x + x.y + x.z + x.w; }";
 const ONE: &str = "alias T = f32;\nfn fold(x: T) -> f32 { return x; }";
 
+/// A kernel's beginning where a subgroup's invocations load for each other.
+const ENTRY: &str = "@compute @workgroup_size(GROUP)
+fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(subgroup_invocation_id) lane: u32) {";
 /// Fours of the context that an invocation holds in registers at most.
 const MOST: usize = 16;
 
@@ -137,26 +141,25 @@ impl Op for MeanCosines {
         let [outer, blocks, items, nodes, context] = self.sizes();
         let (_, strides) = self.dots.strides();
         let (fours, quads) = (items * nodes / 4, context / 4);
-        let (unrolled, by_node) = (quads.next_multiple_of(2), strides[4] != 1);
-        let count = outer * blocks * fours;
-        let text = || {
-            let variant = format!("const BY_NODE = {by_node};");
-            each(&fill(MEANS.text, &[("variant", &variant)]), "q", unrolled)
-        };
+        let plan = Plan::of(gpu, quads, strides[4] != 1);
+        #[cfg(test)]
+        super::gates::planned("mean_cosines", &plan);
+        let padded = fours.next_multiple_of(plan.lanes);
+        let count = outer * blocks * padded;
         let mut hash = DefaultHasher::new();
-        (unrolled, by_node).hash(&mut hash);
+        plan.hash(&mut hash);
         gpu.dispatch(&Launch {
             kernel: MEANS,
-            body: Some((hash.finish(), &text)),
+            body: Some((hash.finish(), &|| plan.source())),
             constants: &[],
             reads: x,
             writes: &[y],
             params: Words::default()
-                .sizes(&[count, fours, blocks, quads, nodes])
+                .sizes(&[count, fours, padded, blocks, nodes])
                 .sizes(&strides)
                 .floats(&[self.eps as f32]),
             grid: Grid::Heavy(count),
-            loops: context.min(MAX_LOOP),
+            loops: quads,
         });
     }
 
@@ -187,20 +190,59 @@ impl Op for MeanCosines {
     }
 }
 
+/// A kernel's variant.
+#[derive(Clone, Copy, Debug, Hash)]
+struct Plan {
+    /// Invocations that load for each other.
+    lanes: usize,
+    /// Whether four neighbours in the products are nodes, not context.
+    by_node: bool,
+    /// Fours of the context.
+    unrolled: usize,
+}
+
+impl Plan {
+    fn of(gpu: &Gpu, unrolled: usize, by_node: bool) -> Self {
+        let lanes = gpu.facts().lanes().filter(|_| gpu.style() == Style::Subgroup).unwrap_or(1);
+        Self { lanes, by_node, unrolled }
+    }
+
+    fn source(&self) -> String {
+        let Self { lanes, by_node, unrolled } = *self;
+        let shares = (4 * unrolled).div_ceil(lanes);
+        let variant = format!(
+            "const BY_NODE = {by_node};\nconst QUADS = {unrolled}u;\nconst LANES = {lanes}u;\nconst SHARES = {shares}u;"
+        );
+        let mut parts = vec![("variant", variant.as_str())];
+        if lanes > 1 {
+            parts.extend([("share", ""), ("entry", ENTRY)]);
+        }
+        let text = each(&each(&fill(MEANS.text, &parts), "q", unrolled), "j", shares);
+        if lanes > 1 { text.replace(" share(", " subgroupBroadcast(") } else { text }
+    }
+}
+
+#[cfg(test)]
+pub(super) fn variants(gpu: &Gpu) -> Vec<super::gates::Variant> {
+    let plans = (1..=MOST).flat_map(|n| [false, true].map(|by_node| Plan::of(gpu, n, by_node)));
+    plans.map(|plan| super::gates::Variant::new("mean_cosines", &plan, plan.source())).collect()
+}
+
 pub(super) fn cases() -> Vec<Case> {
     // Vectors of 2 blocks of width 4: of 3 items with 4 nodes each, and of the context.
     fn means(x: &[Tensor], by_node: bool) -> Tensor {
         let (outer, context) = (x[0].shape()[0], x[0].shape()[2]);
-        let (nodes, others) = (x[1].reshape([1, 12, 8]), &x[2]);
+        let (nodes, others) = (x[1].reshape([1, 12, 8]), x[2].reshape([1, outer * context, 8]));
         let dots = if by_node {
-            let turned = others.head_scores(&x[1].reshape([3, 4, 8]), 2, 1.0);
-            turned.reshape([3, 2, outer, context, 4]).view().permute(&[2, 1, 0, 4, 3])
+            let dots = others.head_scores(&nodes, 2, 1.0).reshape([2, outer, context, 3, 4]);
+            dots.view().permute(&[1, 0, 3, 4, 2])
         } else {
-            nodes.head_scores(others, 2, 1.0).reshape([outer, 2, 3, 4, context]).view()
+            let dots = nodes.head_scores(&others, 2, 1.0).reshape([2, 3, 4, outer, context]);
+            dots.view().permute(&[3, 0, 1, 2, 4])
         };
         let squares =
             super::sum_of(vec![x[1].reshape([24, 4]).view()], 1, |x| &x[0] * &x[0]).reshape([12, 2]);
-        let grams = others.head_scores(others, 2, 1.0);
+        let grams = x[2].head_scores(&x[2], 2, 1.0);
         mean_cosines(&x[0], &dots, &grams, &squares, 1e-8).expect("in fours")
     }
     vec![

@@ -176,19 +176,18 @@ impl Tensor {
         apply(MatMul { batch, ..MatMul::plain([m, n, k], [a, b_layout, c], shape) }, &[self, b])
     }
 
-    /// Attention scores by heads: q `[n, r, heads*d]` (or `[1, ..]`, the same for all), k `[n, l, heads*d]`, the result
-    /// `[n, heads, r, l]` is `scale * q kᵀ` of each head's contiguous channels.
+    /// Attention scores by heads: q `[n, r, heads*d]`, k `[n, l, heads*d]`, the result `[n, heads, r, l]` is
+    /// `scale * q kᵀ` of each head's contiguous channels.
     #[track_caller]
     pub fn head_scores(&self, k: &Self, heads: usize, scale: f64) -> Self {
         let (q, s) = (self.shape(), k.shape());
         assert!(
-            [1, s[0]].contains(&q[0]) && q[2] == s[2] && q[2] % heads == 0,
+            q[0] == s[0] && q[2] == s[2] && q[2] % heads == 0,
             "head_scores: {q} with {s}, {heads} heads"
         );
-        let (n, r, l, width) = (s[0], q[1], s[1], q[2]);
+        let (n, r, l, width) = (q[0], q[1], s[1], q[2]);
         let d = width / heads;
-        let of_item = if q[0] == n { r * width } else { 0 };
-        let a = Layout { batch: [of_item, d], sum: 0, row: width, col: 1 };
+        let a = Layout { batch: [r * width, d], sum: 0, row: width, col: 1 };
         let b = Layout { batch: [l * width, d], sum: 0, row: 1, col: width };
         let c = Layout { batch: [heads * r * l, r * l], sum: 0, row: l, col: 1 };
         let op = MatMul::plain([r, l, d], [a, b, c], Shape::new(&[n, heads, r, l]));

@@ -234,21 +234,20 @@ fn fast(
     let ([i, r, d], [c, n, _]) = (dims(regions), dims(words));
     let [width, blocks] = config.options.blocks();
     let grams = |context: usize| context < width;
-    let all_words = words.reshape([1, c * n, d]);
-    // Of blocks, [images, blocks, captions * words, regions].
-    let dots = (grams(r) || grams(n)).then(|| all_words.head_scores(regions, blocks, 1.0));
+    let (all_words, all_regions) = (words.reshape([1, c * n, d]), regions.reshape([1, i * r, d]));
+    let dots = (grams(r) || grams(n))
+        .then(|| all_words.head_scores(&all_regions, blocks, 1.0).reshape([blocks, c, n, i, r]));
     let affinity = match &dots {
-        Some(dots) => dots.sum(1),
-        None => all_words.matmul(regions, false, true),
+        Some(dots) => dots.sum(0),
+        None => all_words.matmul(&all_regions, false, true).reshape([c, n, i, r]),
     };
-    let affinity = affinity.reshape([i, c, n, r]);
 
-    let scores = materialize(affinity.view().permute(&[1, 0, 3, 2])).reshape([1, c * i, r, n]);
+    let scores = materialize(affinity.view().permute(&[0, 2, 3, 1])).reshape([1, c * i, r, n]);
     let lens = materialize(lengths.view().repeat(1, i)).reshape([c * i]);
     let weights = attention(config, WordAxis::Context).weights(&scores, Some(&lens)).reshape([c, i * r, n]);
     let m = match dots.as_ref().filter(|_| grams(n)) {
         Some(dots) => {
-            let dots = dots.reshape([i, blocks, c, n, r]).view().permute(&[2, 1, 0, 4, 3]);
+            let dots = dots.view().permute(&[1, 0, 3, 4, 2]);
             by_grams(&weights, [i, r], dots, words, regions, blocks)
         }
         None => by_contexts(&weights, words, regions, blocks),
@@ -260,11 +259,11 @@ fn fast(
     let [w, b] = &heads.image.first;
     let image = heads.image.score(&hidden.linear(w, Some(b), Act::Tanh).mean(1)).reshape([c, i]);
 
-    let weights =
-        attention(config, WordAxis::Queries).weights(&affinity, Some(lengths)).reshape([i, c * n, r]);
+    let scores = materialize(affinity.view().permute(&[2, 0, 1, 3]));
+    let weights = attention(config, WordAxis::Queries).weights(&scores, Some(lengths)).reshape([i, c * n, r]);
     let m = match dots.as_ref().filter(|_| grams(r)) {
         Some(dots) => {
-            let dots = dots.reshape([i, blocks, c, n, r]).view();
+            let dots = dots.view().permute(&[3, 0, 1, 2, 4]);
             by_grams(&weights, [c, n], dots, regions, words, blocks)
         }
         None => by_contexts(&weights, regions, words, blocks),
