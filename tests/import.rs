@@ -153,6 +153,11 @@ fn every_gsmn_checkpoint_is_exact() {
         let config = &imported.config;
         assert_eq!((&config["system"], &config["num_block"]), (&json!("gsmn"), &json!(4)));
         assert_eq!((&config["lambda_softmax"], &config["bi_gru"]), (&json!(20.0), &json!(true)));
+        for (setting, part) in [("nonsense", "no such option"), ("hid_dim", "the weights say otherwise")] {
+            let error =
+                system(gsmn, &source, None, &[(setting.into(), json!(64))]).err().expect(setting).to_string();
+            assert!(error.contains(part) && error.contains(&format!("--set {setting}")), "{error}");
+        }
         // Released weights were trained and evaluated with boxes that are divided again and again.
         assert!((gsmn.open)(config).expect("a system").inputs().boxes_again.is_some());
     }

@@ -171,7 +171,7 @@ fn files_that_disagree_or_hold_nonsense_say_so_and_check_says_it_too() {
     };
     let line = |line: &str| format!("1,4,2\n{line}\n1,2\n1,2\n1,2\n").into_bytes();
     let pickled = |body: &[u8]| array("|O", "1,", body);
-    let cases: [(&str, Vec<u8>, &[&str]); 29] = [
+    let cases: [(&str, Vec<u8>, &[&str]); 30] = [
         ("precaps_stan.txt", line(""), &["no words", "line 2", "1,2"]),
         ("precaps_stan.txt", line("1,x,2"), &["no number", "line 2", "\"x\""]),
         ("precaps_stan.txt", line("1,4,2,"), &["no number", "line 2"]),
@@ -181,6 +181,7 @@ fn files_that_disagree_or_hold_nonsense_say_so_and_check_says_it_too() {
         ("precaps_stan.txt", b"1,2\n".to_vec(), &["another number of captions", "expected: 5", "found: 1"]),
         ("caps.json", b"[[[0,1]]]".to_vec(), &["another number of captions", "expected: 5", "found: 1"]),
         ("caps.json", b"[[[0,1]], [[0]]]".to_vec(), &["not understood", "caption 2"]),
+        ("ims_bbx.npy", box_file(good.map(|v| v / 80.0)), &["no pixels", "multiply"]),
         ("ims_bbx.npy", with(2, f32::NAN), &["NaN", "row 0, region 0"]),
         ("ims_bbx.npy", with(6, 40.6), &["outside its image", "row 0, region 1", "40 x 80", "40.6"]),
         ("ims_bbx.npy", with(0, -0.6), &["outside its image", "region 0"]),
@@ -231,6 +232,14 @@ fn files_that_disagree_or_hold_nonsense_say_so_and_check_says_it_too() {
         let mut data = Dataset::open(folder.0.path(), "dev", &WORDS).unwrap();
         let without = Inputs { images: &["images"], ..inputs() };
         data.prepare(&without, &Tokenizer::Words(vocabulary())).unwrap();
+    }
+    // A scan names every line.
+    let folder = Folder::new(1);
+    fs::copy(format!("{EMOJITINY}/emojitiny_precomp_vocab.json"), folder.file("x_vocab.json")).unwrap();
+    folder.write("dev_precaps_stan.txt", b"1,x\n1,5000\n\n1,2\n1,2\n");
+    let problems = scan(folder.0.path(), None, &mut |_| ()).unwrap().problems.join("\n");
+    for line in 1..=3 {
+        assert!(problems.contains(&format!("line {line}")), "{problems}");
     }
     // Half a pixel outside is rounding.
     let folder = Folder::new(1);

@@ -94,7 +94,7 @@ fn run(command: &Command) -> Result<()> {
         Some(path) if words => {
             let system = (kind(&command.what)?.open)(&imported.config)?;
             let tokenizer = Tokenizer::Words(Vocabulary::open(&path)?);
-            check_vocab(&tokenizer, &*system)?;
+            check_vocab(&tokenizer, &*system).map_err(|e| e.at(path.display()))?;
             Some(tokenizer)
         }
         Some(path) => Some(Tokenizer::Pieces(read_pieces(&path, &imported.config)?)),
@@ -104,7 +104,8 @@ fn run(command: &Command) -> Result<()> {
     write(&command.out, &imported, tokenizer.as_ref())?;
     let tokens = match &tokenizer {
         Some(Tokenizer::Pieces(pieces)) => of_pieces(pieces, &imported.config),
-        _ => String::new(),
+        Some(Tokenizer::Words(words)) => of_words(words, &imported.config),
+        None => String::new(),
     };
     show(&format!(
         "read     {} ({})\n{}{tokens}wrote    {}\n",
@@ -222,6 +223,17 @@ fn read_pieces(path: &Path, config: &Json) -> Result<WordPiece> {
 fn rows(config: &Json) -> Option<usize> {
     let bert = config.get(systems::BERT).unwrap_or(config);
     bert["vocab_size"].as_u64().and_then(|rows| usize::try_from(rows).ok())
+}
+
+/// What the report says of a vocabulary of words that is no more than a part of the model's.
+fn of_words(words: &Vocabulary, config: &Json) -> String {
+    match config["vocab_size"].as_u64().filter(|rows| words.size() as u64 != *rows) {
+        Some(rows) => format!(
+            "notice   the weights have {rows} words, the vocabulary {}: is it the one that the model was trained with?\n",
+            words.size()
+        ),
+        None => String::new(),
+    }
 }
 
 /// What the report says of a vocabulary.

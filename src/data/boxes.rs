@@ -56,6 +56,16 @@ impl Boxes {
     /// Files that are missing, hold no such arrays, or are of another shape than the features.
     pub fn read_files(boxes: &Path, sizes: &Path, features: &Features) -> Result<Self> {
         let (rows, regions) = (features.len(), features.regions());
+        let forms = [
+            (boxes, "a box of each region, x1, y1, x2, y2 in pixels: [images, regions, 4]"),
+            (sizes, "each image's size: fields image_w and image_h, in pixels"),
+        ];
+        if let Some((missing, form)) = forms.into_iter().find(|(path, _)| !path.exists()) {
+            return Err(Error::new("a file that the model reads beside the features is missing")
+                .at(missing.display())
+                .expected(form)
+                .cure("put it there; it comes from the detector that the features come from"));
+        }
         let pixels = pixels(&read_limited(boxes, MAX_FILE, "the boxes")?, [rows, regions, 4])
             .map_err(|e| e.at(boxes.display()))?;
         let read = sizes_of(&read_limited(sizes, MAX_FILE, "the images' sizes")?);
@@ -66,6 +76,12 @@ impl Boxes {
                 .expected(rows)
                 .found(read.len())
                 .cure("take the sizes and the features of one data set"));
+        }
+        if rows > 0 && pixels.iter().all(|value| *value <= 1.0) {
+            return Err(Error::new("the boxes are no pixels: none is past 1")
+                .at(boxes.display())
+                .expected("x1, y1, x2, y2 in pixels, which are divided by the image's size here")
+                .cure("multiply them by their images' sizes again"));
         }
         let (path, sizes_path) = (boxes.to_path_buf(), sizes.to_path_buf());
         Ok(Self { path, sizes_path, regions, pixels, sizes: read })

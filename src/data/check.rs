@@ -153,6 +153,7 @@ fn scan_split(
             report.problems.push(other_count(&path, found, captions).to_string());
         }
     }
+    report.notices.extend(incomplete(folder, split, vocabulary.is_some()));
     let features = features?;
     scan_boxes(&file(BOXES), &file(SIZES), &features, report);
     scan_rows(&features, report, |done| progress(&Progress { split, done, rows: features.len() }));
@@ -187,6 +188,20 @@ fn scan_rows(features: &Features, report: &mut Report, progress: impl FnMut(usiz
     }
 }
 
+/// What is missing of the files of systems that read words and boxes, where a split has some of them.
+fn incomplete(folder: &Path, split: &str, vocabulary: bool) -> Option<String> {
+    let there = |name: &&&str| folder.join(format!("{split}{name}")).exists();
+    let (held, missing): (Vec<&str>, Vec<&str>) = [WORD_IDS, PAIRS, BOXES, SIZES].iter().partition(there);
+    let missing = missing.iter().map(|name| format!("{split}{name}"));
+    let missing: Vec<String> = missing
+        .chain((!vocabulary).then(|| "*_vocab.json (unless --vocab_path names its folder)".into()))
+        .collect();
+    let incomplete = !held.is_empty() && !missing.is_empty();
+    incomplete.then(|| {
+        format!("{split}: for systems that read words and boxes there is no {}", missing.join(", no "))
+    })
+}
+
 /// The folder's vocabulary of whole words, if it has one.
 fn scan_vocabulary(folder: &Path, report: &mut Report) -> Option<Vocabulary> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -200,9 +215,14 @@ fn scan_ids(path: &Path, vocabulary: Option<&Vocabulary>, report: &mut Report) -
     if !path.exists() {
         return None;
     }
-    let rows = word_ids::read(path).map_err(|e| report.problems.push(e.to_string())).ok()?;
-    let checked = vocabulary.map_or(Ok(()), |vocabulary| word_ids::check(&rows, vocabulary, path));
-    report.problems.extend(checked.err().map(|e| e.to_string()));
+    let mut wrong = Vec::new();
+    let rows =
+        word_ids::scan(path, &mut |e| wrong.push(e)).map_err(|e| report.problems.push(e.to_string())).ok()?;
+    wrong.extend(vocabulary.into_iter().flat_map(|vocabulary| word_ids::past(&rows, vocabulary, path)));
+    report.problems.extend(wrong.iter().take(ROWS_LISTED).map(ToString::to_string));
+    if wrong.len() > ROWS_LISTED {
+        report.problems.push(format!("{}: {} captions are wrong in all", path.display(), wrong.len()));
+    }
     Some(rows.len())
 }
 

@@ -145,6 +145,15 @@ impl Dataset {
         if inputs.captions.contains(&"depends") {
             self.pairs = self.open_pairs()?;
         }
+        if let (Tokenizer::Words(vocabulary), None) = (tokenizer, &self.ids) {
+            let all: Vec<u32> = self.texts.iter().flat_map(|text| vocabulary.encode(text)).collect();
+            let unknown = all.iter().filter(|id| **id == words::UNKNOWN).count();
+            if unknown > 0 {
+                let words = all.len() - 2 * self.texts.len();
+                self.notices
+                    .push(format!("{unknown} of {words} words are not in the vocabulary: read as <unk>"));
+            }
+        }
         self.check_words(tokenizer)
     }
 

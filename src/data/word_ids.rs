@@ -18,11 +18,26 @@ pub(super) const MAX_WORDS: usize = 1000;
 /// A file that cannot be read or is past the limits (1 GB, 1,000 ids a caption), a caption without ids, an id that
 /// is no number.
 pub fn read(path: &Path) -> Result<Ragged<u32>> {
+    let mut first = None;
+    let rows = scan(path, &mut |e| {
+        first.get_or_insert(e);
+    })?;
+    first.map_or(Ok(rows), Err)
+}
+
+/// As [`read`], but what is wrong with a line is told, and the line counts as a caption without words.
+///
+/// # Errors
+/// A file that cannot be read or is past the limits.
+pub fn scan(path: &Path, tell: &mut dyn FnMut(Error)) -> Result<Ragged<u32>> {
     let bytes = read_limited(path, MAX_FILE, "the captions' word ids")?;
     let mut rows = Ragged::default();
     let body = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
     for (i, line) in body.split(|&b| b == b'\n').enumerate() {
-        rows.push(parse(line.trim_ascii()).map_err(|e| e.at(format!("{}, line {}", path.display(), i + 1)))?);
+        rows.push(parse(line.trim_ascii()).unwrap_or_else(|e| {
+            tell(e.at(format!("{}, line {}", path.display(), i + 1)));
+            Vec::new()
+        }));
     }
     Ok(rows)
 }
@@ -59,13 +74,21 @@ pub(super) fn too_long() -> Error {
 /// # Errors
 /// An id past the vocabulary; the first is named.
 pub fn check(rows: &Ragged<u32>, vocabulary: &Vocabulary, path: &Path) -> Result<()> {
+    past(rows, vocabulary, path).next().map_or(Ok(()), Err)
+}
+
+/// The captions with an id past the vocabulary, of each the first.
+pub fn past<'a>(
+    rows: &'a Ragged<u32>,
+    vocabulary: &'a Vocabulary,
+    path: &'a Path,
+) -> impl Iterator<Item = Error> + 'a {
     let past = |row: &[u32]| row.iter().copied().find(|id| *id as usize >= vocabulary.size());
-    match rows.rows().zip(1..).find_map(|(row, line)| Some((line, past(row)?))) {
-        None => Ok(()),
-        Some((line, id)) => Err(Error::new("a word id is past the vocabulary")
+    rows.rows().zip(1..).filter_map(move |(row, line)| Some((line, past(row)?))).map(move |(line, id)| {
+        Error::new("a word id is past the vocabulary")
             .at(format!("{}, line {line}", path.display()))
             .expected(format!("ids below {}, the vocabulary's words", vocabulary.size()))
             .found(id)
-            .cure("give the vocabulary that the ids were made with: --vocab_path DIR in training, --vocab FILE after it")),
-    }
+            .cure("give the vocabulary that the ids were made with: --vocab_path DIR in training, --vocab FILE after it")
+    })
 }

@@ -32,7 +32,8 @@ const MAX_WORDS: usize = 4_000_000;
 const SPECIAL: [&str; 4] = ["<pad>", "<start>", "<end>", "<unk>"];
 const START: u32 = 1;
 const END: u32 = 2;
-const UNKNOWN: u32 = 3;
+/// The id of a word that the vocabulary does not have.
+pub const UNKNOWN: u32 = 3;
 
 /// Marks that are words wherever they are.
 const ALONE: &str =

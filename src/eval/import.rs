@@ -5,7 +5,7 @@ use serde_json::{Map, Value as Json};
 
 use super::model::saved;
 use crate::data::import::{self, Imported, Source, StateDicts};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nn::{ParamSpec, bert, shapes};
 use crate::systems::{BERT, Checkpoint, Kind, Text};
 
@@ -37,6 +37,7 @@ pub fn system<'a>(
         options.extend(settings.iter().cloned());
         let mut config = (kind.import)(Checkpoint { options, text: kind.text, shape })?;
         config["system"] = kind.name.into();
+        settings.iter().try_for_each(|setting| is_heeded(kind, setting, &config))?;
         Ok(config)
     };
     let layout = |config: &Json| {
@@ -44,4 +45,21 @@ pub fn system<'a>(
         Ok(shapes(&specs))
     };
     import::model(source, &dicts, config, layout)
+}
+
+/// Whether a setting is an option of the system, and what the weights leave open.
+fn is_heeded(kind: Kind, (name, value): &(String, Json), config: &Json) -> Result<()> {
+    let option =
+        || (kind.augment)(clap::Command::new("")).get_arguments().any(|arg| arg.get_id() == name.as_str());
+    if !option() && (kind.open)(config)?.config().get(name).is_none() {
+        return Err(Error::new(format!("--set {name}: {} has no such option", kind.name))
+            .cure(format!("`crossweave train --system {} --help` lists those that there are", kind.name)));
+    }
+    if config[name] == *value {
+        return Ok(());
+    }
+    Err(Error::new(format!("--set {name}: the weights say otherwise"))
+        .expected(&config[name])
+        .found(value)
+        .cure("leave it out"))
 }

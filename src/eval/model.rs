@@ -238,11 +238,19 @@ pub fn check_vocab(tokenizer: &Tokenizer, system: &dyn System) -> Result<()> {
 /// Nothing there, or a file that is in no such folder: for weights of other programs, how to import them.
 pub fn run_folder(path: &Path) -> Result<PathBuf> {
     if path.is_dir() {
-        return Ok(path.to_path_buf());
+        let holds = |folder: &Path| folder.join("config.json").is_file();
+        let entries = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+        return match entries.filter(|entry| holds(entry)).min().filter(|_| !holds(path)) {
+            Some(run) => Err(Error::new("this folder is no run but holds one")
+                .at(path.display())
+                .cure(format!("give {}", run.display()))),
+            None => Ok(path.to_path_buf()),
+        };
     }
     if !path.exists() {
         return Err(Error::new("there is no such run").at(path.display()).cure(
-            "check the path; it is the folder that `crossweave train` named with --logger_name, or that `import` made",
+            "check the path; it is the folder that `crossweave train` named with --model_name, or else with --logger_name, \
+             or that `import` made",
         ));
     }
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
