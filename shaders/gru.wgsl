@@ -5,14 +5,7 @@ fn sigmoid(x: T) -> T { return 1.0 / (1.0 + exp(-x)); }
 fn safe_tanh(x: T) -> T { return tanh(x); }
 //: end
 override keep: bool = true; // whether a gradient will be asked
-struct Params {
-    count: u32, // directions * captions * width
-    width: u32, // of a state, in T
-    captions: u32,
-    words: u32,
-    directions: u32,
-    step: u32,
-}
+//: use gru_units
 @group(0) @binding(0) var<storage, read> gates: array<T>; // [captions, words, directions, 3, width]
 @group(0) @binding(1) var<storage, read> maps: array<T>; // [directions, captions, 3, width], of the state before
 @group(0) @binding(2) var<storage, read> lens: array<f32>; // [captions]
@@ -27,26 +20,20 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     if i >= p.count {
         return;
     }
-    let unit = i % p.width;
-    let caption = i / p.width % p.captions;
-    let direction = i / p.width / p.captions;
-    let len = min(u32(lens[caption]), p.words);
-    let inside = p.step < len;
-    let word = select(p.step, len - 1u - p.step, inside && direction == 1u);
-    let place = (caption * p.words + word) * p.directions + direction;
-    let gate = 3u * place * p.width + unit;
-    let row = (direction * p.captions + caption) * 3u * p.width + unit;
-    let state = ((direction * (p.words + 1u) + p.step) * p.captions + caption) * p.width + unit;
+    let own = unit_of(i);
+    let gate = 3u * own.place * p.width + own.unit;
+    let row = (own.direction * p.captions + own.caption) * 3u * p.width + own.unit;
+    let state = ((own.direction * (p.words + 1u) + p.step) * p.captions + own.caption) * p.width + own.unit;
     let before = states[state];
     let reset = sigmoid(gates[gate] + maps[row]);
     let update = sigmoid(gates[gate + p.width] + maps[row + p.width]);
     let mapped = maps[row + 2u * p.width];
     let fresh = safe_tanh(gates[gate + 2u * p.width] + reset * mapped);
-    let after = select(T(0.0), fresh + update * (before - fresh), inside);
+    let after = select(T(0.0), fresh + update * (before - fresh), own.inside);
     states[state + p.captions * p.width] = after;
-    y[place * p.width + unit] = after;
+    y[own.place * p.width + own.unit] = after;
     if keep {
-        let to = ((direction * p.words + p.step) * p.captions + caption) * 4u * p.width + unit;
+        let to = ((own.direction * p.words + p.step) * p.captions + own.caption) * 4u * p.width + own.unit;
         kept[to] = reset;
         kept[to + p.width] = update;
         kept[to + 2u * p.width] = fresh;

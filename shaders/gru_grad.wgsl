@@ -2,14 +2,7 @@
 //: type
 alias T = f32;
 //: end
-struct Params {
-    count: u32, // directions * captions * width
-    width: u32, // of a state, in T
-    captions: u32,
-    words: u32,
-    directions: u32,
-    step: u32,
-}
+//: use gru_units
 @group(0) @binding(0) var<storage, read> kept: array<T>; // [directions, words, captions, 4, width], by step
 @group(0) @binding(1) var<storage, read> states: array<T>; // [directions, 1 + words, captions, width], by step
 @group(0) @binding(2) var<storage, read> g: array<T>; // [captions, words, directions, width]
@@ -26,35 +19,29 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     if i >= p.count {
         return;
     }
-    let unit = i % p.width;
-    let caption = i / p.width % p.captions;
-    let direction = i / p.width / p.captions;
-    let len = min(u32(lens[caption]), p.words);
-    let inside = p.step < len;
-    let word = select(p.step, len - 1u - p.step, inside && direction == 1u);
-    let place = (caption * p.words + word) * p.directions + direction;
-    let at = (direction * p.words + p.step) * p.captions + caption;
-    let first = 4u * at * p.width + unit;
+    let own = unit_of(i);
+    let at = (own.direction * p.words + p.step) * p.captions + own.caption;
+    let first = 4u * at * p.width + own.unit;
     let reset = kept[first];
     let update = kept[first + p.width];
     let fresh = kept[first + 2u * p.width];
     let mapped = kept[first + 3u * p.width];
-    let before = states[(at + direction * p.captions) * p.width + unit];
+    let before = states[(at + own.direction * p.captions) * p.width + own.unit];
     var d = T(0.0);
-    if inside {
-        d = g[place * p.width + unit];
-        if p.step + 1u < len {
+    if own.inside {
+        d = g[own.place * p.width + own.unit];
+        if p.step + 1u < own.len {
             d += through[i] + past[i];
         }
     }
     let d_update = d * (before - fresh) * update * (1.0 - update);
     let d_fresh = d * (1.0 - update) * (1.0 - fresh * fresh);
     let d_reset = d_fresh * mapped * reset * (1.0 - reset);
-    let gate = 3u * place * p.width + unit;
+    let gate = 3u * own.place * p.width + own.unit;
     gates[gate] = d_reset;
     gates[gate + p.width] = d_update;
     gates[gate + 2u * p.width] = d_fresh;
-    let row = 3u * at * p.width + unit;
+    let row = 3u * at * p.width + own.unit;
     maps[row] = d_reset;
     maps[row + p.width] = d_update;
     maps[row + 2u * p.width] = d_fresh * reset;

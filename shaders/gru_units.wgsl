@@ -1,0 +1,28 @@
+// What the kernels of gated recurrent units share: which unit of which state an invocation owns.
+struct Params {
+    count: u32, // directions * captions * width
+    width: u32, // of a state, in T
+    captions: u32,
+    words: u32,
+    directions: u32,
+    step: u32,
+}
+
+struct Unit {
+    unit: u32,
+    caption: u32,
+    direction: u32,
+    len: u32, // words of the caption
+    inside: bool, // whether the step is within them
+    place: u32, // of the step's word and direction: the second one begins at the caption's end
+}
+
+fn unit_of(i: u32) -> Unit {
+    let caption = i / p.width % p.captions;
+    let direction = i / p.width / p.captions;
+    let len = min(u32(lens[caption]), p.words);
+    let inside = p.step < len;
+    let word = select(p.step, len - 1u - p.step, inside && direction == 1u);
+    let place = (caption * p.words + word) * p.directions + direction;
+    return Unit(i % p.width, caption, direction, len, inside, place);
+}
