@@ -20,8 +20,9 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     if i >= p.count {
         return;
     }
-    let own = unit_of(i);
-    let gate = 3u * own.place * p.width + own.unit;
+    let own = unit_of(i, p);
+    let word = word_of(own, lens[own.caption], p);
+    let gate = 3u * word.place * p.width + own.unit;
     let row = (own.direction * p.captions + own.caption) * 3u * p.width + own.unit;
     let state = ((own.direction * (p.words + 1u) + p.step) * p.captions + own.caption) * p.width + own.unit;
     let before = states[state];
@@ -29,9 +30,9 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     let update = sigmoid(gates[gate + p.width] + maps[row + p.width]);
     let mapped = maps[row + 2u * p.width];
     let fresh = safe_tanh(gates[gate + 2u * p.width] + reset * mapped);
-    let after = select(T(0.0), fresh + update * (before - fresh), own.inside);
+    let after = select(T(0.0), fresh + update * (before - fresh), word.inside);
     states[state + p.captions * p.width] = after;
-    y[own.place * p.width + own.unit] = after;
+    y[word.place * p.width + own.unit] = after;
     if keep {
         let to = ((own.direction * p.words + p.step) * p.captions + own.caption) * 4u * p.width + own.unit;
         kept[to] = reset;

@@ -19,7 +19,8 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     if i >= p.count {
         return;
     }
-    let own = unit_of(i);
+    let own = unit_of(i, p);
+    let word = word_of(own, lens[own.caption], p);
     let at = (own.direction * p.words + p.step) * p.captions + own.caption;
     let first = 4u * at * p.width + own.unit;
     let reset = kept[first];
@@ -28,16 +29,16 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     let mapped = kept[first + 3u * p.width];
     let before = states[(at + own.direction * p.captions) * p.width + own.unit];
     var d = T(0.0);
-    if own.inside {
-        d = g[own.place * p.width + own.unit];
-        if p.step + 1u < own.len {
+    if word.inside {
+        d = g[word.place * p.width + own.unit];
+        if p.step + 1u < word.len {
             d += through[i] + past[i];
         }
     }
     let d_update = d * (before - fresh) * update * (1.0 - update);
     let d_fresh = d * (1.0 - update) * (1.0 - fresh * fresh);
     let d_reset = d_fresh * mapped * reset * (1.0 - reset);
-    let gate = 3u * own.place * p.width + own.unit;
+    let gate = 3u * word.place * p.width + own.unit;
     gates[gate] = d_reset;
     gates[gate + p.width] = d_update;
     gates[gate + 2u * p.width] = d_fresh;

@@ -12,17 +12,21 @@ struct Unit {
     unit: u32,
     caption: u32,
     direction: u32,
+}
+
+fn unit_of(i: u32, p: Params) -> Unit {
+    return Unit(i % p.width, i / p.width % p.captions, i / p.width / p.captions);
+}
+
+struct Word {
     len: u32, // words of the caption
     inside: bool, // whether the step is within them
     place: u32, // of the step's word and direction: the second one begins at the caption's end
 }
 
-fn unit_of(i: u32) -> Unit {
-    let caption = i / p.width % p.captions;
-    let direction = i / p.width / p.captions;
-    let len = min(u32(lens[caption]), p.words);
+fn word_of(own: Unit, length: f32, p: Params) -> Word {
+    let len = min(u32(length), p.words);
     let inside = p.step < len;
-    let word = select(p.step, len - 1u - p.step, inside && direction == 1u);
-    let place = (caption * p.words + word) * p.directions + direction;
-    return Unit(i % p.width, caption, direction, len, inside, place);
+    let word = select(p.step, len - 1u - p.step, inside && own.direction == 1u);
+    return Word(len, inside, (own.caption * p.words + word) * p.directions + own.direction);
 }
