@@ -136,10 +136,11 @@ fn valid(text: &str) -> Result<(), String> {
 fn fixtures() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     let entries = std::fs::read_dir(folder).expect("the fixtures").map(|e| e.expect("an entry").path());
+    let systems = crate::systems::kinds().into_iter().map(|kind| kind.name);
+    let families: Vec<&str> = systems.chain(["bert", "loss", "adam"]).collect();
     let runs = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        name.ends_with(".safetensors")
-            && ["dime_", "hrem_", "gsmn_", "bert_", "loss_", "adam_"].iter().any(|f| name.starts_with(f))
+        name.ends_with(".safetensors") && families.iter().any(|f| name.starts_with(&format!("{f}_")))
     };
     let mut all: Vec<PathBuf> = entries.filter(runs).collect();
     all.sort();
