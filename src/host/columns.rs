@@ -121,15 +121,21 @@ impl Columns {
 /// What a model reads of an image and of a caption, and how training varies it: batches are built from it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Inputs {
-    /// The columns it reads of an image: `images` (features `[regions, dim]`), `image_lengths` (regions), `bboxes`
+    /// The columns it reads of an image: `image` (a picture `[3, image_size, image_size]`), `images` (features `[regions, dim]`), `image_lengths` (regions), `bboxes`
     /// `[regions, 4]` (x1, y1, x2, y2 as shares of the image's width and height).
     pub images: &'static [&'static str],
-    /// The columns it reads of a caption: `input_ids` or `captions` (ids), `attention_mask`, `lengths` or `cap_lens` (how
+    /// The columns it reads of a caption: `input_ids` or `captions` (ids), `attention_mask` or `input_mask`, `lengths` or `cap_lens` (how
     /// many ids), `depends` `[pairs, 2]` (head and dependent, the root's own pair first) with `depends_len` (pairs, at
     /// least one).
     pub captions: &'static [&'static str],
-    /// Width of a region's features.
+    /// Width of a region's features; 0 where pictures are read.
     pub dim: usize,
+    /// Width and height of a picture as it is read; 0 where features are.
+    pub image_size: usize,
+    /// Training reads random crops of pictures, half of them mirrored.
+    pub crop: bool,
+    /// Pictures are read as they are stored, whatever their EXIF orientation says.
+    pub as_stored: bool,
     /// Pieces of a caption at most, its two marks included; captions in whole words are never cut.
     pub max_words: usize,
     /// Ids of whole words that it has rows for; 0 for a system with a text encoder.

@@ -67,6 +67,15 @@ pub struct Encoders {
     pub faithful: bool,
 }
 
+/// What a system reads of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Images {
+    /// Features of its regions, which another program made.
+    Features,
+    /// The picture itself.
+    Pictures,
+}
+
 /// What a system reads of a caption.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Text {
@@ -172,6 +181,8 @@ pub trait Family: Options + Args + 'static {
     const EXAMPLES: &'static str = "";
     /// The state dicts in the list `model` of an authors' checkpoint, in order.
     const MODULES: &'static [&'static str];
+    /// What it reads of an image.
+    const IMAGES: Images = Images::Features;
     /// What it reads of a caption.
     const TEXT: Text;
 
@@ -199,6 +210,8 @@ pub struct Kind {
     pub examples: &'static str,
     /// The state dicts in the list `model` of an authors' checkpoint, in order.
     pub modules: &'static [&'static str],
+    /// What it reads of an image.
+    pub images: Images,
     /// What it reads of a caption.
     pub text: Text,
     /// Adds its options to a command.
@@ -219,6 +232,7 @@ impl Kind {
             title: F::TITLE,
             examples: F::EXAMPLES,
             modules: F::MODULES,
+            images: F::IMAGES,
             text: F::TEXT,
             augment: |command| F::augment_args(command),
             parse: |matches| Ok(Box::new(<F as FromArgMatches>::from_arg_matches(matches)?)),

@@ -14,8 +14,8 @@ mod pass;
 
 pub use items::Items;
 pub use kind::{
-    BERT, Checkpoint, DEFAULT, Encoders, Family, Kind, Options, Text, TextSide, kind, kinds, of_config,
-    register,
+    BERT, Checkpoint, DEFAULT, Encoders, Family, Images, Kind, Options, Text, TextSide, kind, kinds,
+    of_config, register,
 };
 pub use pass::{Form, Pass, Step, Taps};
 
