@@ -1,11 +1,12 @@
 //! Building blocks shared by the systems: parameters by name, linear maps, norms, transformer layers, BERT,
-//! gated recurrent units.
+//! Swin, gated recurrent units.
 
 pub mod bert;
 pub mod gru;
 pub mod optim;
 mod params;
 mod slab;
+pub mod swin;
 pub mod transformer;
 
 use crate::ops::{Act, Expr, Linears, map, scaled_sum_of, sum_of};
