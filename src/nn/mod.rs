@@ -5,6 +5,7 @@ pub mod bert;
 pub mod gru;
 pub mod optim;
 mod params;
+pub mod position_table;
 mod slab;
 pub mod swin;
 pub mod transformer;

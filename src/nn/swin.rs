@@ -20,6 +20,8 @@ const DEVIATION: f64 = 0.02;
 pub const STAGES: usize = 4;
 /// Pixels of a picture's side for each row of the last grid, where patches are 4 pixels wide; a window is as wide.
 const REDUCTION: usize = 32;
+/// A block's table of what relative places add to scores, `[places, heads]`.
+pub const TABLE: &str = "relative_position_bias_table";
 /// Sizes past this are slips or hostile, and their products would overflow.
 const MAX_SIZE: usize = 1 << 16;
 /// Blocks of a stage past which a configuration is a slip or hostile.
@@ -155,6 +157,41 @@ impl Config {
         Ok(())
     }
 
+    /// The configuration of weights by their names' shapes, for pictures of the size whose windows they have.
+    ///
+    /// # Errors
+    /// Weights of another model.
+    pub fn of_shapes(shape: &dyn Fn(&str) -> Option<Vec<usize>>) -> Result<Self> {
+        let missing = |name: &str| {
+            Error::new("these are no weights of a Swin").expected(format!("a tensor {name}")).found("none")
+        };
+        let at = |name: &str, axis: usize| {
+            shape(name).and_then(|dims| dims.get(axis).copied()).ok_or_else(|| missing(name))
+        };
+        let blocks = |s: usize| {
+            (0..MAX_DEPTH)
+                .take_while(|i| shape(&format!("layers.{s}.blocks.{i}.norm1.weight")).is_some())
+                .count()
+        };
+        let heads = |s: usize| at(&format!("layers.{s}.blocks.0.attn.{TABLE}"), 1);
+        let patch = "patch_embed.proj.weight";
+        let embed_dim = at(patch, 0)?;
+        let side = at(&format!("layers.0.blocks.0.attn.{TABLE}"), 0)?.isqrt();
+        let hidden = at("layers.0.blocks.0.mlp.fc1.weight", 0)?;
+        let config = Self {
+            img_size: REDUCTION * side.div_ceil(2),
+            patch_size: at(patch, 2)?,
+            in_chans: at(patch, 1)?,
+            embed_dim,
+            depths: (0..STAGES).map(blocks).collect(),
+            num_heads: (0..STAGES).map(heads).collect::<Result<_>>()?,
+            mlp_ratio: hidden as f64 / embed_dim.max(1) as f64,
+            drop_path_rate: 0.0,
+        };
+        config.check()?;
+        Ok(config)
+    }
+
     /// The width of a window, which the published constructor takes from the picture's size.
     pub fn window(&self) -> usize {
         self.img_size / REDUCTION
@@ -213,7 +250,7 @@ impl Config {
             for i in 0..self.depths[s] {
                 let at = format!("{prefix}layers.{s}.blocks.{i}");
                 norm(l, &format!("{at}.norm1"), width);
-                let table = format!("{at}.attn.relative_position_bias_table");
+                let table = format!("{at}.attn.{TABLE}");
                 l.push(table, &[side * side, self.num_heads[s]], Init::Normal(DEVIATION), Role::Encoder);
                 dense(l, &format!("{at}.attn.qkv"), width, 3 * width);
                 dense(l, &format!("{at}.attn.proj"), width, width);
@@ -323,7 +360,7 @@ impl Run<'_> {
         drop: f32,
         x: &Tensor,
     ) -> Tensor {
-        let table = at.sub("attn").at("relative_position_bias_table");
+        let table = at.sub("attn").at(TABLE);
         let bias = places.bias(table, shift);
         // A branch that is left out is so for a picture; one that is kept is divided by the chance that it is.
         let dropped = self.dropouts.filter(|_| drop > 0.0).map(|dropouts| {
