@@ -4,6 +4,7 @@ pub mod archive;
 pub mod atomic;
 pub mod batches;
 pub mod boxes;
+pub mod captioned;
 pub mod captions;
 pub mod check;
 pub mod dataset;
