@@ -16,6 +16,7 @@ pub mod ids;
 pub mod import;
 pub mod paths;
 pub mod pickle;
+pub mod pictures;
 pub mod prefetch;
 pub mod pytorch;
 pub mod ragged;
