@@ -62,9 +62,16 @@ impl Encoded {
             assemble(data, tokens, &inputs, &BatchPlan { captions, images, boxes }, None)
         };
         let mut all = Self::of(Columns::default(), Columns::default(), data.regions(), tokens.words());
-        for start in (0..data.images()).step_by(ENCODE) {
-            let batch = batch(Vec::new(), (start..data.images().min(start + ENCODE)).collect())?;
-            all.images.extend(system.images(&pass, &Items::upload(&batch.images, device)).to_host()?);
+        let (mut start, mut most) = (0, ENCODE);
+        while start < data.images() {
+            let batch = batch(Vec::new(), (start..data.images().min(start + most)).collect())?;
+            match system.images(&pass, &Items::upload(&batch.images, device)).to_host() {
+                Err(e) if e.kind() == Kind::OutOfMemory && most > 1 => most = most.div_ceil(2),
+                encoded => {
+                    all.images.extend(encoded?);
+                    start += batch.image_ids.len();
+                }
+            }
         }
         let (mut start, mut most) = (0, ENCODE);
         while start < data.captions() {

@@ -100,6 +100,10 @@ fn read_split(folder: &Path, split: &str, set: &str, most: Option<usize>) -> Res
         let images = most / PER_IMAGE;
         notices.push(format!("the first {images} images of {} are read, as published", there / PER_IMAGE));
     }
+    let karpathys = folder.join("dataset_coco.json");
+    if karpathys.exists() {
+        notices.push(format!("the ids say which captions are read, not {}", karpathys.display()));
+    }
     if !ids.len().is_multiple_of(PER_IMAGE) {
         return Err(at(Error::new("the caption ids are no whole images")
             .expected("five ids an image, one after another")

@@ -22,7 +22,7 @@ use super::captions::{self, MAX_CAPTIONS, MAX_FILE, MAX_LINE, read_limited};
 use crate::{Error, Result};
 
 /// The folder of pictures.
-const IMAGES: &str = "images";
+pub(super) const IMAGES: &str = "images";
 /// Names that an error or a notice lists before it only counts.
 const NAMED: usize = 10;
 
@@ -81,7 +81,7 @@ enum Form {
 /// 4 million captions, 64 KB each); pictures that are missing, named twice, or named outside the folder; a
 /// `captions_per_image` that no picture has.
 pub fn open(folder: &Path, split: &str, captions_per_image: Option<usize>) -> Result<Captioned> {
-    let form = form(folder)?;
+    let form = known(folder)?;
     let set = read(folder, &form, Some(canonical(split)))?;
     if set.items.is_empty() {
         return Err(no_split(folder, split, &set.source, &names_of(folder, &form)?));
@@ -91,12 +91,12 @@ pub fn open(folder: &Path, split: &str, captions_per_image: Option<usize>) -> Re
 
 /// The splits that the folder has, by name; none where its files are not understood.
 pub fn splits(folder: &Path) -> Vec<String> {
-    form(folder).and_then(|form| names_of(folder, &form)).unwrap_or_default()
+    known(folder).and_then(|form| names_of(folder, &form)).unwrap_or_default()
 }
 
 /// Whether a folder is of one of the known kinds, whatever its files hold.
 pub fn is_known(folder: &Path) -> bool {
-    form(folder).is_ok()
+    folder.is_dir() && (!matches!(form(folder), Ok(None)) || coco::has_captions(folder))
 }
 
 /// Every picture of a folder with its captions, picture by picture, whatever its split; of a caption file, if one is
@@ -107,7 +107,7 @@ pub fn is_known(folder: &Path) -> bool {
 pub fn all(folder: &Path, captions: Option<&Path>) -> Result<Vec<(PathBuf, Vec<String>)>> {
     let set = match captions {
         Some(path) => lines::read(folder, path)?,
-        None => read(folder, &form(folder)?, None)?,
+        None => read(folder, &known(folder)?, None)?,
     };
     if set.items.is_empty() {
         return Err(Error::new("there is no picture in this file").at(set.source.display()));
@@ -121,8 +121,12 @@ fn canonical(split: &str) -> &str {
     if split == "val" { "dev" } else { split }
 }
 
-/// The kind of a folder, by the names of its files.
-fn form(folder: &Path) -> Result<Form> {
+fn known(folder: &Path) -> Result<Form> {
+    form(folder)?.ok_or_else(|| unknown(folder))
+}
+
+/// The kind of a folder, by the names of its files; nothing for one of another kind.
+fn form(folder: &Path) -> Result<Option<Form>> {
     let entries = std::fs::read_dir(folder).map_err(|e| {
         let error = Error::io("list the data folder", folder, &e);
         match folder.exists() {
@@ -134,11 +138,11 @@ fn form(folder: &Path) -> Result<Form> {
     let mut names: Vec<String> = entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
     names.sort_unstable();
     if coco::is_here(folder) {
-        return Ok(Form::Coco);
+        return Ok(Some(Form::Coco));
     }
     let known = |name: &&String| name.starts_with("dataset") && name.ends_with(".json");
     if let Some(name) = only_one(folder, names.iter().filter(known).collect())? {
-        return Ok(Form::Karpathy(folder.join(name)));
+        return Ok(Some(Form::Karpathy(folder.join(name))));
     }
     let stem = |name: &String| {
         let (stem, ending) = name.rsplit_once('.')?;
@@ -156,17 +160,17 @@ fn form(folder: &Path) -> Result<Form> {
     let whole = only_one(folder, whole)?;
     match whole {
         Some(name) => match parts.values().flatten().next() {
-            None => Ok(Form::Whole(folder.join(name))),
+            None => Ok(Some(Form::Whole(folder.join(name)))),
             Some(part) => Err(two_files(folder, name, part)),
         },
-        None if parts.is_empty() => Err(unknown(folder)),
+        None if parts.is_empty() => Ok(None),
         None => {
             let mut files = BTreeMap::new();
             for (split, names) in parts {
                 let name = only_one(folder, names)?;
                 files.extend(name.map(|name| (split, folder.join(name))));
             }
-            Ok(Form::Splits(files))
+            Ok(Some(Form::Splits(files)))
         }
     }
 }
@@ -193,7 +197,7 @@ fn unknown(folder: &Path) -> Error {
          .csv, .json, .jsonl) beside the pictures",
     );
     let write = "write captions.tsv: for each caption a line with the picture's name, a TAB and the caption";
-    let found = super::dataset::splits(folder);
+    let found = super::dataset::splits(folder, false);
     if coco::has_captions(folder) {
         return error.found("COCO's captions without the id arrays").cure(
             "put coco_train_ids.npy, coco_dev_ids.npy and coco_test_ids.npy into annotations/, or Karpathy's \
@@ -264,10 +268,15 @@ fn finish(folder: &Path, set: Set, asked: Option<usize>) -> Result<Captioned> {
     };
     notices.extend(even_out(&mut items, k, asked.is_some()).map_err(at)?);
     refuse_missing(folder, &items, &source)?;
-    let all: usize = items.len() * k;
-    let longest = items.iter().flat_map(|item| &item.texts).map(String::len).max().unwrap_or(0);
-    if all > MAX_CAPTIONS || longest > MAX_LINE {
-        return Err(captions::too_much(0, longest)).map_err(at);
+    if items.len() * k > MAX_CAPTIONS {
+        return Err(at(captions::too_much(MAX_CAPTIONS, 0)));
+    }
+    if let Some(item) = items.iter().find(|item| item.texts.iter().any(|text| text.len() > MAX_LINE)) {
+        let longest = item.texts.iter().map(String::len).max().unwrap_or(0);
+        return Err(at(Error::new("a caption is too long")
+            .expected(format!("at most {MAX_LINE} bytes"))
+            .found(format!("{longest} bytes of {}", shorten(&item.name)))
+            .cure("shorten it, or check that this is the caption file")));
     }
     let blank: Vec<&str> = items
         .iter()

@@ -199,6 +199,9 @@ fn cocos_captions_are_chosen_by_their_ids() {
     assert_eq!(splits(folder.0.path()), ["dev", "test", "train"]);
     assert_eq!(all(folder.0.path(), None).expect("all").len(), 5);
     folder.refused("restval", &["\"restval\" split", "dev, test, train"]);
+    folder.put("dataset_coco.json", b"{}");
+    let notices = folder.open("train").expect("a split").notices.join("\n");
+    assert!(notices.contains("not ") && notices.contains("dataset_coco.json"), "{notices}");
     // Ids of four bytes are ids too.
     let four: Vec<u8> = (0..5).flat_map(|k| (1010_i32 + k).to_le_bytes()).collect();
     folder.put("annotations/coco_train_ids.npy", &array("<i4", "(5,)", &four));
