@@ -2,6 +2,7 @@
 //! 1,500 inputs, or as many as `CROSSWEAVE_FUZZ_CASES` says.
 
 mod mutation;
+mod picture_files;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use crossweave::data::boxes::Boxes;
 use crossweave::data::dataset::{self, Dataset};
 use crossweave::data::features::Features;
 use crossweave::data::import::Source;
+use crossweave::data::pictures::{Asked, Pictures, read_file};
 use crossweave::data::tokenizer::WordPiece;
 use crossweave::data::weights::Weights;
 use crossweave::data::words::Vocabulary;
@@ -18,6 +20,7 @@ use crossweave::eval::model::read_system;
 use crossweave::eval::sims::Matrix;
 use crossweave::systems::{self, kinds};
 use crossweave::train::metrics;
+use picture_files::{Jpeg, exif, png};
 use serde_json::{Value as Json, json};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -106,6 +109,7 @@ fn cases() -> Vec<Case> {
         case("metrics.jsonl", rows.into_bytes(), |path| drop(metrics::read(path))),
         case("sims.npy", matrix(), |path| drop(Matrix::open(path, None))),
     ];
+    all.extend(pictures().into_iter().map(|(name, bytes)| case(name, bytes, picture)));
     for kind in kinds() {
         all.push(case("config.json", configuration(kind.name), |path| {
             drop(read_system(path.parent().expect("a folder")));
@@ -121,6 +125,39 @@ fn matrix() -> Vec<u8> {
     let sims = Matrix { images: 3, captions_per_image: 2, scores: Scores::F64(vec![0.5; 18]) };
     sims.save(&path).expect("it saves");
     fs::read(path).expect("read")
+}
+
+/// Pictures of several kinds.
+fn pictures() -> Vec<(&'static str, Vec<u8>)> {
+    let palette: Vec<u8> = (0..48).collect();
+    let chunks: [(&[u8; 4], &[u8]); 3] = [(b"eXIf", &exif(5, true)), (b"PLTE", &palette), (b"tRNS", &[0, 9])];
+    let gradient: Vec<u8> = (0..33 * 21 * 3).map(|i| (i * 7 % 251) as u8).collect();
+    let mut photo = Vec::new();
+    let mut encoder = image::codecs::jpeg::JpegEncoder::new(&mut photo);
+    encoder.encode(&gradient, 33, 21, image::ExtendedColorType::Rgb8).expect("it encodes");
+    let blocks = |ids: u8| (1..=ids).map(|id| (id, vec![40 * id, 200, 90, 7, 128, 255])).collect();
+    let jpeg = Jpeg { sides: [20, 15], components: blocks(3), exif: Some(exif(6, false)), ..Jpeg::of(&[]) };
+    let inks = Jpeg { components: blocks(4), exif: None, ..jpeg.clone() };
+    vec![
+        ("emoji.png", real("data/emojitiny_precomp/images/1f42f.png")),
+        ("palette.png", png([5, 2], 4, 3, &chunks, &[&[1, 35, 64], &[18, 52, 80]])),
+        ("photo.jpg", photo),
+        ("apart.jpg", Jpeg { apart: true, ..jpeg.clone() }.bytes()),
+        ("progressive.jpg", jpeg.progressive().bytes()),
+        ("inks.jpg", inks.adobe(2).bytes()),
+    ]
+}
+
+fn picture(path: &Path) {
+    let read = read_file(path, false);
+    if let Ok(pictures) = Pictures::open(vec![path.to_path_buf()], 8, false) {
+        let asked = [None, Some(crossweave::host::Rng::new(1))].map(|draws| Asked { picture: 0, draws });
+        let seen = pictures.read(&asked, 1);
+        assert_eq!(seen.is_ok(), read.is_ok());
+        assert!(read.is_err() || read.is_ok_and(|picture| picture.sides() == pictures.dimensions(0)));
+    } else {
+        assert!(read.is_err());
+    }
 }
 
 fn pieces_of(path: &Path) {
@@ -164,6 +201,26 @@ fn changed_files_are_read_or_refused() {
         fs::write(&to, mutation::edited(&case.bytes, &edits)).expect("written");
         (case.read)(&at(case.name));
         fs::write(&to, &case.bytes).expect("written");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_changed_cache_never_changes_what_is_read() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let file = at("p.png");
+    fs::write(&file, real("data/emojitiny_precomp/images/1f42f.png")).expect("written");
+    let open = || Pictures::open(vec![file.clone(); 3], 8, false).expect("pictures");
+    let asked: Vec<Asked> = (0..3).map(|picture| Asked { picture, draws: None }).collect();
+    let plain = open().read(&asked, 1).expect("read");
+    let cached = || open().cached(&at("views"), 1, &|| false, &mut |_, _| ()).expect("a cache");
+    drop(cached());
+    let good = fs::read(at("views")).expect("made");
+    mutation::fuzz(300, mutation::edits(), |edits| {
+        fs::write(at("views"), mutation::edited(&good, &edits)).expect("written");
+        assert!(cached().read(&asked, 1).expect("read") == plain);
+        assert!(fs::read(at("views")).expect("made") == good);
         Ok(())
     });
 }

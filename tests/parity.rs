@@ -10,7 +10,8 @@ use crossweave::tensor::Device;
 use half::half;
 
 /// Families that are parity cases: the rest of the folder serves other tests.
-const FAMILIES: [&str; 8] = ["dime_", "hrem_", "gsmn_", "hat_", "bert_", "loss_", "recall_", "adam_"];
+const FAMILIES: [&str; 9] =
+    ["dime_", "hrem_", "gsmn_", "hat_", "hat_transform", "bert_", "loss_", "recall_", "adam_"];
 
 /// The repository's fixtures, and those of the folder that `CROSSWEAVE_FIXTURES` names.
 fn fixtures() -> Vec<PathBuf> {

@@ -16,7 +16,8 @@ use crossweave::host::Inputs;
 use std::sync::Arc;
 use tiny::{EMOJITINY, SIZES, npy_header};
 
-const WORDS: Options = Options { captions_per_image: None, strict: false, limit: None, words: true };
+const WORDS: Options =
+    Options { captions_per_image: None, strict: false, limit: None, words: true, pictures: false };
 
 fn vocabulary() -> Vocabulary {
     Vocabulary::of_data(Path::new(EMOJITINY), None).expect("the bundled vocabulary")

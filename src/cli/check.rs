@@ -6,15 +6,19 @@ use clap::Args;
 
 use super::progress::Bar;
 use super::{Verdict, show};
-use crate::data::check::{Report, scan};
+use crate::data::check::{Progress, Report, scan, scan_for};
 use crate::error::Result;
+use crate::systems::{Images, kind};
 
 /// What `check` takes.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// The folder that holds {train,dev,test}_ims.npy and _caps.txt
+    /// The folder that holds {train,dev,test}_ims.npy and _caps.txt, or pictures with captions
     #[arg(value_name = "DATA")]
     folder: PathBuf,
+    /// The system that is to read the folder, where it holds both features and pictures
+    #[arg(long, value_name = "NAME")]
+    system: Option<String>,
     /// Captions an image, where the counts of rows and captions do not tell
     #[arg(long = "captions-per-image", value_name = "N")]
     captions_per_image: Option<usize>,
@@ -25,10 +29,14 @@ pub struct Options {
 /// # Errors
 /// A folder that cannot be listed.
 pub fn run(options: &Options) -> Result<Verdict> {
-    let mut bar = Bar::new("rows");
-    let scanned = scan(&options.folder, options.captions_per_image, &mut |at| {
-        bar.at(at.done as u64, at.rows as u64, at.split);
-    });
+    let kind = options.system.as_deref().map(kind).transpose().map_err(|e| e.at("--system"))?;
+    let mut bar = Bar::new("read");
+    let (folder, k) = (&options.folder, options.captions_per_image);
+    let tell = &mut |at: &Progress| bar.at(at.done as u64, at.rows as u64, at.split);
+    let scanned = match kind {
+        Some(kind) => scan_for(kind.images == Images::Pictures, folder, k, tell),
+        None => scan(folder, k, tell),
+    };
     bar.finish();
     let report = scanned?;
     show(&text(&report))?;

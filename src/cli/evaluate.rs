@@ -7,7 +7,6 @@ use super::progress::Reporter;
 use super::recall::{Source, json, text};
 use super::{Verdict, interrupt, note, show};
 use crate::data::atomic::Pending;
-use crate::data::dataset;
 use crate::error::Result;
 use crate::eval::score::Members;
 use crate::eval::sims::Matrix;
@@ -68,9 +67,12 @@ fn source(options: &EvaluateOptions, members: &Members) -> Source {
     let folders = members.folders();
     // SCAN's COCO has its 1K test set as `test` and the 5K one as `testall`: the two are easily taken for each other.
     for folder in &folders {
-        let there = dataset::splits(folder);
+        if !options.split.starts_with("test") {
+            continue;
+        }
+        let there = members.splits(folder);
         let alike = |name: &&String| **name != options.split && name.starts_with("test");
-        if let Some(other) = there.iter().find(alike).filter(|_| options.split.starts_with("test")) {
+        if let Some(other) = there.iter().find(alike) {
             let (folder, split) = (folder.display(), &options.split);
             note(
                 "notice",

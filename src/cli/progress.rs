@@ -117,7 +117,10 @@ impl Reporter {
         match progress {
             Progress::Evaluating { done, total } => self.line.update(scoring(done, total, seconds), false),
             Progress::Encoding { done, total } => {
-                self.line.update(encoding(done, total, seconds), done == total);
+                self.line.update(counting("text encoder", "captions", done, total, seconds), done == total);
+            }
+            Progress::Reading { done, total } => {
+                self.line.update(counting("resizing", "pictures", done, total, seconds), done == total);
             }
             Progress::Notice(_) => {}
         }
@@ -140,9 +143,9 @@ fn scoring(done: u64, total: u64, seconds: f64) -> String {
     format!("{so_far}, {rate:.0} pairs/s, {} left", duration(total.saturating_sub(done) as f64 / rate))
 }
 
-fn encoding(done: u64, total: u64, seconds: f64) -> String {
+fn counting(what: &str, unit: &str, done: u64, total: u64, seconds: f64) -> String {
     let left = duration(seconds * total.saturating_sub(done) as f64 / done as f64);
-    format!("text encoder: {done} of {total} captions, {left} left")
+    format!("{what}: {done} of {total} {unit}, {left} left")
 }
 
 /// The text of an event that the next one replaces.

@@ -10,11 +10,11 @@ use super::foreign;
 use crate::{Error, Result};
 
 /// The largest caption file read; COCO's 566,000 training captions take 30 MB.
-const MAX_FILE: u64 = 1 << 30;
+pub(super) const MAX_FILE: u64 = 1 << 30;
 /// The most captions in a file: an empty line costs its reader 24 bytes.
-const MAX_CAPTIONS: usize = 4_000_000;
+pub(super) const MAX_CAPTIONS: usize = 4_000_000;
 /// The longest line in bytes: a tokenizer needs some hundred times its text.
-const MAX_LINE: usize = 64 * 1024;
+pub(super) const MAX_LINE: usize = 64 * 1024;
 /// Line numbers a notice names before it only counts.
 const LINES_NAMED: usize = 10;
 
@@ -104,7 +104,7 @@ pub(crate) fn read_limited(path: &Path, limit: u64, what: &str) -> Result<Vec<u8
 }
 
 /// Strips what Python 2's `bytes.strip()` strips, which includes the vertical tab.
-fn strip(mut line: &[u8]) -> &[u8] {
+pub(super) fn strip(mut line: &[u8]) -> &[u8] {
     let space = |b: &u8| matches!(b, b' ' | b'\t'..=b'\r');
     while let [first, rest @ ..] = line
         && space(first)
@@ -126,13 +126,13 @@ pub(super) fn is_blank(text: &str) -> bool {
 }
 
 /// UTF-8 with invalid bytes dropped.
-fn decode(line: &[u8]) -> String {
+pub(super) fn decode(line: &[u8]) -> String {
     line.utf8_chunks().map(|chunk| chunk.valid()).collect()
 }
 
 /// A file of which three tenths are control characters or invalid UTF-8 is no text: random bytes have six tenths,
 /// UTF-16 five, Latin-1 in any language that uses it under two.
-fn refuse_no_text(bytes: &[u8]) -> Result<()> {
+pub(super) fn refuse_no_text(bytes: &[u8]) -> Result<()> {
     let expected = "text in UTF-8, one caption a line";
     if bytes.is_empty() {
         return Err(Error::new("the caption file is empty").expected(expected));
@@ -151,7 +151,7 @@ fn refuse_no_text(bytes: &[u8]) -> Result<()> {
         .cure("check that this is the caption file; one in another encoding must be converted to UTF-8"))
 }
 
-fn too_much(line: usize, length: usize) -> Error {
+pub(super) fn too_much(line: usize, length: usize) -> Error {
     let error = if length > MAX_LINE {
         let found = format!("{length} bytes on line {}", line + 1);
         Error::new("a caption is too long").expected(format!("at most {MAX_LINE} bytes a line")).found(found)
@@ -163,20 +163,20 @@ fn too_much(line: usize, length: usize) -> Error {
 
 /// Lines of one kind: their count and the first few numbers.
 #[derive(Default)]
-struct Lines {
+pub(super) struct Lines {
     count: usize,
     first: Vec<usize>,
 }
 
 impl Lines {
-    fn add(&mut self, line: usize) {
+    pub(super) fn add(&mut self, line: usize) {
         self.count += 1;
         if self.first.len() < LINES_NAMED {
             self.first.push(line);
         }
     }
 
-    fn sentence(&self, one: &str, many: &str) -> Option<String> {
+    pub(super) fn sentence(&self, one: &str, many: &str) -> Option<String> {
         let named: Vec<String> = self.first.iter().map(usize::to_string).collect();
         let rest = if self.count > self.first.len() { ", .." } else { "" };
         match self.count {

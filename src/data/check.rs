@@ -1,8 +1,11 @@
 //! Scans a data folder whole and reports everything wrong with it, not just the first thing.
 
+mod pictures;
+
 use std::path::{Path, PathBuf};
 
 use super::boxes::Boxes;
+use super::captioned;
 use super::captions;
 use super::dataset::{
     BLANK_END, BOXES, CAPTIONS, IMAGES, Layout, PAIRS, SIZES, WORD_IDS, layout, leave_out_blank_end,
@@ -25,9 +28,9 @@ const USUAL: [&str; 3] = ["train", "dev", "test"];
 pub struct Progress<'a> {
     /// The split under way.
     pub split: &'a str,
-    /// Rows of features read.
+    /// Rows of features, or pictures, read.
     pub done: usize,
-    /// Rows of features in all.
+    /// Rows of features, or pictures, in all.
     pub rows: usize,
 }
 
@@ -47,16 +50,48 @@ impl Report {
     pub fn is_ok(&self) -> bool {
         self.problems.is_empty()
     }
+
+    /// Says which of the usual splits are not there.
+    fn without_usual(&mut self, found: &[String]) {
+        for split in USUAL.iter().filter(|split| !found.iter().any(|name| name == *split)) {
+            self.notices.push(format!("there is no {split} split"));
+        }
+    }
+
+    /// Takes up what is wrong with a file: so many things, and then only how many.
+    fn problems_of(&mut self, wrong: &[Error], all: impl Fn(usize) -> String) {
+        self.problems.extend(wrong.iter().take(ROWS_LISTED).map(ToString::to_string));
+        if wrong.len() > ROWS_LISTED {
+            self.problems.push(all(wrong.len()));
+        }
+    }
 }
 
-/// Scans every split that a folder holds a file of: both files there, their form, every number of the features,
-/// every caption, counts (`captions_per_image` where they do not tell), groups of repeated rows, and that all
-/// splits have images of one shape. Word ids (against the folder's vocabulary, if it has one), dependency pairs and
-/// boxes with the images' sizes are scanned where they are there.
+/// Scans a folder of features if it holds any, else of pictures with captions, as [`scan_for`] does.
 ///
 /// # Errors
 /// Only a folder that cannot be listed; all else goes into the report.
 pub fn scan(
+    folder: &Path,
+    captions_per_image: Option<usize>,
+    progress: &mut dyn FnMut(&Progress<'_>),
+) -> Result<Report> {
+    let pictures = splits(folder, false).is_empty() && captioned::is_known(folder);
+    scan_for(pictures, folder, captions_per_image, progress)
+}
+
+/// Scans a folder for systems that read features, or for those that read pictures.
+///
+/// Of pictures: that captions are understood, that every picture is there once and decodes. Of features every split
+/// that a folder holds a file of: both files there, their form, every number of the features, every caption, counts
+/// (`captions_per_image` where they do not tell), groups of repeated rows, and that all splits have images of one
+/// shape. Word ids (against the folder's vocabulary, if it has one), dependency pairs and boxes with the images' sizes
+/// are scanned where they are there.
+///
+/// # Errors
+/// Only a folder that cannot be listed; all else goes into the report.
+pub fn scan_for(
+    pictures: bool,
     folder: &Path,
     captions_per_image: Option<usize>,
     progress: &mut dyn FnMut(&Progress<'_>),
@@ -68,18 +103,20 @@ pub fn scan(
             None => error,
         }
     })?;
-    let found = splits(folder);
+    let found = splits(folder, false);
     let mut report = Report::default();
+    if pictures {
+        pictures::scan(folder, captions_per_image, &mut report, progress);
+        return Ok(report);
+    }
     if found.is_empty() {
-        let error = Error::new("the folder holds no split")
-            .at(folder.display())
-            .expected("train_ims.npy with train_caps.txt, and the same for dev and test");
+        let error = Error::new("the folder holds no split").at(folder.display()).expected(
+            "train_ims.npy with train_caps.txt, and the same for dev and test; or pictures with captions.tsv",
+        );
         report.problems.push(error.to_string());
         return Ok(report);
     }
-    for split in USUAL.iter().filter(|split| !found.iter().any(|name| name == *split)) {
-        report.notices.push(format!("there is no {split} split"));
-    }
+    report.without_usual(&found);
     let vocabulary = scan_vocabulary(folder, &mut report);
     let mut shapes = Vec::new();
     for split in &found {
@@ -219,10 +256,7 @@ fn scan_ids(path: &Path, vocabulary: Option<&Vocabulary>, report: &mut Report) -
     let rows =
         word_ids::scan(path, &mut |e| wrong.push(e)).map_err(|e| report.problems.push(e.to_string())).ok()?;
     wrong.extend(vocabulary.into_iter().flat_map(|vocabulary| word_ids::past(&rows, vocabulary, path)));
-    report.problems.extend(wrong.iter().take(ROWS_LISTED).map(ToString::to_string));
-    if wrong.len() > ROWS_LISTED {
-        report.problems.push(format!("{}: {} captions are wrong in all", path.display(), wrong.len()));
-    }
+    report.problems_of(&wrong, |n| format!("{}: {n} captions are wrong in all", path.display()));
     Some(rows.len())
 }
 
@@ -243,8 +277,5 @@ fn scan_boxes(boxes: &Path, sizes: &Path, features: &Features, report: &mut Repo
         Ok(all) => all.faults().collect(),
         Err(e) => vec![e],
     };
-    report.problems.extend(faults.iter().take(ROWS_LISTED).map(ToString::to_string));
-    if faults.len() > ROWS_LISTED {
-        report.problems.push(format!("{}: {} rows with such boxes in all", boxes.display(), faults.len()));
-    }
+    report.problems_of(&faults, |n| format!("{}: {n} rows with such boxes in all", boxes.display()));
 }

@@ -5,13 +5,25 @@
 //! Three layouts exist: one row an image with five captions each (`captions == 5 * rows`), the same with every row
 //! stored five times (`captions == rows`, groups of five identical rows: SCAN's own dev and test files), and one
 //! caption an image (`captions == rows`, rows differing).
+//!
+//! Or a split of a folder of pictures with their captions, see [`captioned`].
 
+mod layout;
+mod pictures;
+
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
+pub use layout::{Layout, layout};
+use pictures::Files;
+pub(super) use pictures::cores;
+
 use super::boxes::Boxes;
+use super::captioned;
 use super::captions::{self, Captions};
 use super::depends::{self, Pairs};
 use super::features::{Features, packed};
+use super::pictures::Asked;
 use super::ragged::Ragged;
 use super::tokenizer::{TokenTable, Tokenizer};
 use super::word_ids;
@@ -43,15 +55,15 @@ pub struct Options {
     pub limit: Option<usize>,
     /// Captions are ids of whole words, where `{split}_precaps_stan.txt` has them.
     pub words: bool,
+    /// Images are pictures, not features of their regions.
+    pub pictures: bool,
 }
 
-/// How rows and captions belong together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Layout {
-    /// Captions an image.
-    pub captions_per_image: usize,
-    /// Rows an image, all the same.
-    pub rows_per_image: usize,
+/// What images are read from.
+#[derive(Debug)]
+enum Source {
+    Features(Features),
+    Pictures(Box<Files>),
 }
 
 /// A split's images and captions; caption `c` describes image `c / captions_per_image`.
@@ -59,12 +71,14 @@ pub struct Layout {
 pub struct Dataset {
     folder: PathBuf,
     split: String,
-    features: Features,
+    source: Source,
     /// Empty where there are only ids, until these are spelled.
     texts: Vec<String>,
     /// The captions' word ids, if they were asked for and are there.
     ids: Option<Ragged<u32>>,
     captions: usize,
+    /// Those of the split, whatever the limit.
+    whole: usize,
     boxes: Option<Boxes>,
     /// Nothing where there is no file.
     pairs: Option<Pairs>,
@@ -76,9 +90,16 @@ impl Dataset {
     /// Opens a split of a folder.
     ///
     /// # Errors
-    /// Missing or bad files (see [`Features::open`], [`captions::read`] and [`word_ids::read`]), and counts that fit no
-    /// layout.
+    /// Missing or bad files (see [`Features::open`], [`captions::read`], [`word_ids::read`] and [`captioned::open`]), and
+    /// counts that fit no layout.
     pub fn open(folder: &Path, split: &str, options: &Options) -> Result<Self> {
+        match options.pictures {
+            true => Self::of_pictures(folder, split, options),
+            false => Self::of_features(folder, split, options),
+        }
+    }
+
+    fn of_features(folder: &Path, split: &str, options: &Options) -> Result<Self> {
         let [ims, caps, ids] = [IMAGES, CAPTIONS, WORD_IDS].map(|file| folder.join(format!("{split}{file}")));
         let given = options.words && ids.exists();
         let missing: Vec<String> = [(&ims, true), (&caps, !given)]
@@ -118,26 +139,40 @@ impl Dataset {
                 false => e,
             }
         })?;
-        let (folder, split) = (folder.to_path_buf(), split.to_owned());
-        let (ids, boxes, pairs) = (rows, None, None);
-        let mut data = Self { folder, split, features, texts, ids, captions, boxes, pairs, notices, layout };
-        if let Some(limit) = options.limit {
-            let k = layout.captions_per_image;
-            data.captions = captions.min((limit / k * k).max(k));
-            data.texts.truncate(data.captions);
-            data.ids.iter_mut().for_each(|rows| rows.truncate(data.captions));
-        }
-        Ok(data)
+        let (folder, split, source) = (folder.to_path_buf(), split.to_owned(), Source::Features(features));
+        let (ids, whole, boxes, pairs) = (rows, captions, None, None);
+        let data = Self { folder, split, source, texts, ids, captions, whole, boxes, pairs, notices, layout };
+        Ok(data.limited(options.limit))
     }
 
-    /// Opens what else a model reads, boxes and dependency pairs, and checks word ids against its tokenizer.
+    /// At most so many captions of whole images.
+    fn limited(mut self, limit: Option<usize>) -> Self {
+        if let Some(limit) = limit {
+            let k = self.layout.captions_per_image;
+            self.captions = self.captions.min((limit / k * k).max(k));
+            self.texts.truncate(self.captions);
+            self.ids.iter_mut().for_each(|rows| rows.truncate(self.captions));
+            let images = self.images();
+            if let Source::Pictures(files) = &mut self.source {
+                files.truncate(images);
+            }
+        }
+        self
+    }
+
+    /// Opens what else a model reads, boxes and dependency pairs, looks at pictures, and checks word ids against its
+    /// tokenizer.
     ///
     /// # Errors
-    /// Boxes that are missing or wrong, see [`Boxes::open`]; pairs that are wrong, see [`depends::read`]; an id past the
-    /// vocabulary; ids of another vocabulary, where the folder has its own.
+    /// Boxes that are missing or wrong, see [`Boxes::open`]; pairs that are wrong, see [`depends::read`]; pictures that are
+    /// none, see [`super::pictures::Pictures::open`]; an id past the vocabulary; ids of another vocabulary, where the
+    /// folder has its own.
     pub fn prepare(&mut self, inputs: &Inputs, tokenizer: &Tokenizer) -> Result<()> {
-        if inputs.images.contains(&"bboxes") {
-            self.boxes = Some(Boxes::open(&self.file(BOXES), &self.file(SIZES), &self.features)?);
+        if let Source::Pictures(files) = &mut self.source {
+            files.open(inputs)?;
+        }
+        if let (Source::Features(features), true) = (&self.source, inputs.images.contains(&"bboxes")) {
+            self.boxes = Some(Boxes::open(&self.file(BOXES), &self.file(SIZES), features)?);
             if inputs.boxes_again.is_some() {
                 self.notices.push(BOXES_AGAIN.to_owned());
             }
@@ -167,10 +202,8 @@ impl Dataset {
             return Ok(None);
         }
         let mut pairs = depends::read(&path)?;
-        // Those before a limit.
-        let captions = self.features.len() * self.captions_per_row();
-        if pairs.len() != captions {
-            return Err(other_count(&path, pairs.len(), captions));
+        if pairs.len() != self.whole {
+            return Err(other_count(&path, pairs.len(), self.whole));
         }
         pairs.truncate(self.captions);
         Ok(Some(pairs))
@@ -232,14 +265,25 @@ impl Dataset {
         self.layout.captions_per_image
     }
 
-    /// Regions an image.
-    pub fn regions(&self) -> usize {
-        self.features.regions()
+    /// Whether images are pictures, not features.
+    pub fn has_pictures(&self) -> bool {
+        matches!(self.source, Source::Pictures(_))
     }
 
-    /// Numbers a region.
+    /// Regions an image; none of a picture.
+    pub fn regions(&self) -> usize {
+        match &self.source {
+            Source::Features(features) => features.regions(),
+            Source::Pictures(_) => 0,
+        }
+    }
+
+    /// Numbers a region, or a pixel.
     pub fn dim(&self) -> usize {
-        self.features.dim()
+        match &self.source {
+            Source::Features(features) => features.dim(),
+            Source::Pictures(_) => 3,
+        }
     }
 
     /// The image a caption describes.
@@ -247,20 +291,29 @@ impl Dataset {
         caption / self.layout.captions_per_image
     }
 
-    /// Appends an image's features `[regions, dim]` to `out`.
+    /// Appends an image's features `[regions, dim]` to `out`; of a picture `[3, size, size]`, as evaluation sees it.
     ///
     /// # Errors
-    /// As [`Features::read`].
+    /// As [`Features::read`] and [`Dataset::pictures`].
     pub fn image(&self, image: usize, out: &mut Vec<f32>) -> Result<()> {
-        self.features.read(image * self.layout.rows_per_image, out)
+        match &self.source {
+            Source::Features(features) => features.read(image * self.layout.rows_per_image, out),
+            Source::Pictures(_) => {
+                out.extend(self.pictures(&[Asked { picture: image, draws: None }])?.1);
+                Ok(())
+            }
+        }
     }
 
-    /// An image's features as they are stored.
+    /// An image's features, or a picture's file, as they are stored.
     ///
     /// # Errors
-    /// A file that shrank since it was opened.
-    pub(super) fn stored_row(&self, image: usize) -> Result<&[u8]> {
-        self.features.raw(image * self.layout.rows_per_image)
+    /// A file that shrank since it was opened or cannot be read.
+    pub(super) fn stored(&self, image: usize) -> Result<Cow<'_, [u8]>> {
+        match &self.source {
+            Source::Features(features) => features.raw(image * self.layout.rows_per_image).map(Cow::from),
+            Source::Pictures(files) => files.bytes(image).map(Cow::from),
+        }
     }
 
     /// The files besides features and captions that were opened for a model.
@@ -320,14 +373,19 @@ impl Dataset {
 
     /// One line on what was found and which layout was taken.
     pub fn describe(&self) -> String {
-        let rows = match self.layout.rows_per_image {
-            1 => "one row an image".to_owned(),
-            n => format!("{n} identical rows an image"),
-        };
         let (images, captions, k) = (self.images(), self.captions(), self.layout.captions_per_image);
         let plural = if k == 1 { "caption" } else { "captions" };
-        let (regions, dim) = (self.regions(), self.dim());
-        format!("{images} images of {regions} x {dim} ({rows}), {captions} captions ({k} {plural} an image)")
+        let of = match &self.source {
+            Source::Features(features) => {
+                let rows = match self.layout.rows_per_image {
+                    1 => "one row an image".to_owned(),
+                    n => format!("{n} identical rows an image"),
+                };
+                format!("images of {} x {} ({rows})", features.regions(), features.dim())
+            }
+            Source::Pictures(files) => files.describe(),
+        };
+        format!("{images} {of}, {captions} captions ({k} {plural} an image)")
     }
 }
 
@@ -348,97 +406,6 @@ pub(super) fn leave_out_blank_end(texts: &mut Vec<String>, fits: impl Fn(usize) 
     true
 }
 
-/// Finds the layout from the counts and, where they are equal, from the rows themselves. Without being asked, rows
-/// repeat in groups of five or not at all: anything between would be scored as another task.
-///
-/// # Errors
-/// Counts that fit no layout, or not the one asked for; rows that repeat in part; a file that shrank.
-pub fn layout(features: &Features, captions: usize, asked: Option<usize>) -> Result<Layout> {
-    let rows = features.len();
-    let one_row = |captions_per_image| Ok(Layout { captions_per_image, rows_per_image: 1 });
-    let repeated = |n| Ok(Layout { captions_per_image: n, rows_per_image: n });
-    match asked {
-        Some(1) if captions == rows => one_row(1),
-        None if captions == rows => match first_break(features, PER_IMAGE)? {
-            None => repeated(PER_IMAGE),
-            Some(_) if !repeats(features)? => one_row(1),
-            Some(row) => Err(half_met(features, row, PER_IMAGE)),
-        },
-        None if rows.checked_mul(PER_IMAGE) == Some(captions) => one_row(PER_IMAGE),
-        Some(k) if k > 0 && rows.checked_mul(k) == Some(captions) => one_row(k),
-        Some(k) if k > 1 && captions == rows => match first_break(features, k)? {
-            None => repeated(k),
-            Some(row) => Err(half_met(features, row, k)),
-        },
-        _ => Err(wrong_counts(rows, captions, asked)),
-    }
-}
-
-/// The first row that is unlike the one before it in its group of `n`, or that has no whole group.
-fn first_break(features: &Features, n: usize) -> Result<Option<usize>> {
-    let rows = features.len();
-    for row in (1..rows / n * n).filter(|row| !row.is_multiple_of(n)) {
-        if !features.same(row - 1, row)? {
-            return Ok(Some(row));
-        }
-    }
-    Ok((!rows.is_multiple_of(n)).then_some(rows / n * n))
-}
-
-/// Whether any row is like the one before it.
-fn repeats(features: &Features) -> Result<bool> {
-    for row in 1..features.len() {
-        if features.same(row - 1, row)? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-fn half_met(features: &Features, row: usize, n: usize) -> Error {
-    let (rows, start) = (features.len(), row / n * n);
-    let found = if row == start {
-        format!("{rows} rows, of which those from row {row} on are no whole group")
-    } else {
-        let (before, end) = (row - 1, start + n - 1);
-        format!("row {row} is unlike row {before}, though rows {start} to {end} would be one image")
-    };
-    let other = (2..=rows)
-        .rev()
-        .find(|k| *k != n && rows.is_multiple_of(*k) && first_break(features, *k).is_ok_and(|b| b.is_none()));
-    let cure = match other {
-        Some(k) => format!("if each image has {k} captions, say --captions-per-image {k}"),
-        None => {
-            "write each image's row as often as it has captions, the same number for all; if every row is an \
-                 image of its own, say --captions-per-image 1"
-                .into()
-        }
-    };
-    Error::new("only some of the rows repeat: it is not clear which rows are one image")
-        .expected(format!("rows in groups of {n} identical ones, or no row like the one before it"))
-        .found(found)
-        .cure(cure)
-}
-
-fn wrong_counts(rows: usize, captions: usize, asked: Option<usize>) -> Error {
-    let expected = match asked {
-        None => "as many captions as rows, or five times as many".to_owned(),
-        Some(k) => format!(
-            "{k} captions a row, or as many captions as rows with rows in groups of {k} identical ones"
-        ),
-    };
-    let fits = captions.checked_div(rows).filter(|k| captions.is_multiple_of(rows) && *k > 0);
-    let cure = match (asked, fits) {
-        (None, Some(k)) => format!("if each row has {k} captions, say --captions-per-image {k}"),
-        (Some(_), Some(_)) => "leave out --captions-per-image, or correct it".to_owned(),
-        _ => "one of the two files is incomplete, or they belong to different splits".to_owned(),
-    };
-    Error::new("images and captions do not match in number")
-        .expected(expected)
-        .found(format!("{rows} rows of features, {captions} captions"))
-        .cure(cure)
-}
-
 pub(super) fn other_count(path: &Path, found: usize, captions: usize) -> Error {
     Error::new("the file is of another number of captions")
         .at(path.display())
@@ -451,7 +418,7 @@ fn missing_files(folder: &Path, split: &str, missing: &[String]) -> Error {
     if let Some(error) = packed(&folder.join(format!("{split}{IMAGES}"))).filter(|_| missing.len() == 1) {
         return error;
     }
-    let there = splits(folder);
+    let there = splits(folder, false);
     let error = Error::new(format!("the \"{split}\" split is not complete"))
         .at(folder.display())
         .expected(format!("{split}_ims.npy and {split}_caps.txt"))
@@ -462,13 +429,19 @@ fn missing_files(folder: &Path, split: &str, missing: &[String]) -> Error {
             .cure("say where the data are: --data_path DIR --data_name NAME, for the folder DIR/NAME");
     }
     match there.len() {
+        0 if captioned::is_known(folder) => error
+            .found("pictures with captions")
+            .cure("take a system that reads pictures, or extract features of them"),
         0 => error.cure("give the folder that holds {train,dev,test}_ims.npy and _caps.txt"),
         _ => error.cure(format!("splits begun in this folder: {}", there.join(", "))),
     }
 }
 
-/// The splits a folder holds any file of, by name.
-pub fn splits(folder: &Path) -> Vec<String> {
+/// The splits a folder holds, by name: of features, those that it has any file of.
+pub fn splits(folder: &Path, pictures: bool) -> Vec<String> {
+    if pictures {
+        return captioned::splits(folder);
+    }
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
     let split = |name: String| {

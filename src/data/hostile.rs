@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::boxes::{pixels, sizes_of};
+use super::captioned;
 use super::captions;
 use super::depends;
 use super::features::{Features, parse_header};
@@ -259,6 +260,78 @@ proptest! {
             prop_assert_eq!(word_ids::parse(again.join(",").as_bytes()).unwrap(), ids);
         }
     }
+}
+
+/// Texts that come near those of captions of pictures.
+fn named_captions() -> impl Strategy<Value = Vec<u8>> {
+    const PARTS: &[&[u8]] = &[
+        b"a.jpg",
+        b"images/b.png",
+        b"../",
+        b"/",
+        b"./",
+        b"#0",
+        b"#",
+        b"\t",
+        b"\t",
+        b"\t",
+        b",",
+        b"\"",
+        b"\"\"",
+        b"\n",
+        b"\n",
+        b"\r\n",
+        b" ",
+        b"a dog",
+        b"\xff",
+        b"\xef\xbb\xbf",
+        b"image,caption\n",
+        b"\0",
+        b"{\"image\": \"a.jpg\", \"caption\": \"a dog\"}",
+        b"{\"a.jpg\": [\"a\", \"b\"]}",
+        b"[",
+        b"]",
+        b"{",
+        b"}",
+        b":",
+        b"\"image\": ",
+        b"\"caption\": ",
+        b"\"a.jpg\"",
+        b"\"b.png\"",
+    ];
+    prop::collection::vec(select(PARTS), 0..24).prop_map(|parts| parts.concat())
+}
+
+/// As many captions for every picture, and pictures within the folder, or an error.
+#[test]
+fn any_captions_of_pictures_are_refused_or_read() {
+    let config = ProptestConfig { cases: config().cases.div_ceil(4), ..config() };
+    let folder = tempfile::tempdir().unwrap();
+    let pictures = [folder.path().join("a.jpg"), folder.path().join("images/b.png")];
+    std::fs::create_dir(folder.path().join("images")).unwrap();
+    pictures.iter().for_each(|path| std::fs::write(path, b"").unwrap());
+    let opened = std::cell::Cell::new(0);
+    let forms = (named_captions(), select(&["tsv", "csv", "json", "jsonl"][..]), any::<bool>());
+    let result = proptest::test_runner::TestRunner::new(config).run(&forms, |(bytes, ending, whole)| {
+        let name = if whole { "captions" } else { "train_captions" };
+        let path = folder.path().join(format!("{name}.{ending}"));
+        std::fs::write(&path, &bytes).unwrap();
+        let read = captioned::open(folder.path(), "train", None);
+        std::fs::remove_file(&path).unwrap();
+        match read {
+            Err(e) => prop_assert!(e.to_string().len() < 8_000),
+            Ok(read) => {
+                opened.set(opened.get() + 1);
+                prop_assert!(!read.files.is_empty() && read.captions_per_image > 0);
+                prop_assert_eq!(read.texts.len(), read.files.len() * read.captions_per_image);
+                prop_assert!(read.files.iter().all(|file| pictures.contains(file)), "{:?}", read.files);
+                prop_assert!(read.texts.iter().map(String::len).sum::<usize>() <= bytes.len());
+            }
+        }
+        Ok(())
+    });
+    result.unwrap();
+    assert!(opened.get() > 0, "some must be good");
 }
 
 /// Whole files go through the disk, so fewer of them: one for every twenty cases.

@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::dataset::Dataset;
 use crate::{Error, Result};
 
-/// Rows of features that are hashed, spread from the first to the last.
+/// Rows of features, or pictures, that are hashed, spread from the first to the last.
 const ROWS: usize = 64;
 /// Bytes hashed at a time.
 const CHUNK: usize = 1 << 18;
@@ -25,13 +25,13 @@ pub struct Identity {
     pub images: usize,
     /// Captions.
     pub captions: usize,
-    /// Regions of an image.
+    /// Regions of an image; none of a picture.
     pub regions: usize,
     /// Numbers of a region.
     pub dim: usize,
     /// A hash of every caption, in order.
     pub texts: String,
-    /// A hash of a sample of the features' rows, as they are stored.
+    /// A hash of a sample of the features' rows, or of the pictures' files, as they are stored.
     pub features: String,
     /// A hash of each further file that the model reads, by its name: word ids, boxes, dependency pairs.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -42,7 +42,7 @@ impl Identity {
     /// What a split is now.
     ///
     /// # Errors
-    /// A file that shrank since it was opened.
+    /// A file that shrank since it was opened, or a picture that cannot be read.
     pub fn of(data: &Dataset) -> Result<Self> {
         let mut texts = Xxh3::new();
         for text in data.texts() {
@@ -54,7 +54,7 @@ impl Identity {
         let sampled = images.min(ROWS);
         for i in 0..sampled {
             let image = if sampled == images { i } else { i * (images - 1) / (sampled - 1) };
-            features.write(data.stored_row(image)?);
+            features.write(&data.stored(image)?);
         }
         let mut more = BTreeMap::new();
         for path in data.more_files() {
@@ -88,7 +88,8 @@ impl Identity {
         }
         let same_shape = (self.images, self.regions, self.dim) == (other.images, other.regions, other.dim);
         if same_shape && self.features != other.features {
-            found.push("other features".into());
+            let what = if self.regions == 0 { "other pictures" } else { "other features" };
+            found.push(what.into());
         }
         let changed = other.more.iter().filter(|(name, hash)| self.more.get(*name) != Some(hash));
         found.extend(changed.map(|(name, _)| format!("another {name}")));

@@ -43,7 +43,7 @@ impl Begun {
         encoder: Option<&Path>,
     ) -> Result<Self> {
         let mut begun = Self::default();
-        for split in dataset::splits(folder) {
+        for split in dataset::splits(folder, wanted.pictures) {
             // A split that is not whole is of no use to this run, nor to compare with.
             let Ok(mut data) = Dataset::open(folder, &split, wanted) else { continue };
             if data.prepare(inputs, tokenizer).is_ok() {

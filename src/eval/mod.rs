@@ -17,6 +17,13 @@ pub use options::{EvaluateOptions, precisions};
 pub enum Progress {
     /// A sentence worth knowing: a layout taken, odd captions, a tile shrunk.
     Notice(String),
+    /// Pictures are read, for the file of what evaluation sees of them.
+    Reading {
+        /// Pictures read.
+        done: u64,
+        /// Pictures in all.
+        total: u64,
+    },
     /// A frozen text encoder runs over the captions, for the cache of its states.
     Encoding {
         /// Captions encoded.

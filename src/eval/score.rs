@@ -16,7 +16,7 @@ use crate::data::identity::Identity;
 use crate::data::{ids, paths};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Options};
-use crate::systems::{Text, kind};
+use crate::systems::{Images, Text, kind};
 use crate::tensor::Device;
 
 /// Images shown for a caption.
@@ -51,11 +51,19 @@ impl<'a> Members<'a> {
         if let Some(folds) = options.folds {
             rank::check_folds(first.data.images(), folds)?;
         }
-        let names = match options.show {
-            0 => None,
-            _ => ids::names(&first.folder, &options.split, first.data.images(), first.data.captions())?,
+        let data = &first.data;
+        let names = match (options.show, data.picture_names()) {
+            (0, _) => None,
+            (_, Some(names)) => Some(names),
+            _ => ids::names(&first.folder, &options.split, data.images(), data.captions())?,
         };
         Ok(Self { options, all, names })
+    }
+
+    /// The names of a data folder's splits, as the members that read it know them.
+    pub fn splits(&self, folder: &Path) -> Vec<String> {
+        let of = self.all.iter().find(|member| member.folder == folder);
+        dataset::splits(folder, of.is_some_and(|member| member.data.has_pictures()))
     }
 
     /// The data folders, each once.
@@ -149,9 +157,11 @@ impl Member {
         let run = run_folder(run)?;
         let stored = Stored::open(&run, options.vocab.as_deref())?;
         let (folder, remembered) = data_folder(options, &run)?;
+        let kind = kind(&stored.name)?;
         let wanted = dataset::Options {
             captions_per_image: options.captions_per_image,
-            words: kind(&stored.name)?.text == Text::Words,
+            words: kind.text == Text::Words,
+            pictures: kind.images == Images::Pictures,
             ..Default::default()
         };
         let mut data = Dataset::open(&folder, &options.split, &wanted).map_err(|e| match remembered {
@@ -164,7 +174,7 @@ impl Member {
         data.prepare(&inputs, &stored.tokenizer)?;
         tell(Progress::Notice(data.describe()));
         data.notices().iter().for_each(|n| tell(Progress::Notice(n.clone())));
-        if data.dim() != inputs.dim {
+        if !data.has_pictures() && data.dim() != inputs.dim {
             return Err(Error::new("the features have another width than the model")
                 .at(folder.display())
                 .expected(inputs.dim)

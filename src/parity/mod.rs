@@ -5,6 +5,7 @@ mod levels;
 mod parts;
 mod pipeline;
 mod system;
+mod transform;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -138,6 +139,7 @@ fn run(fixture: &Fixture, device: &Device) -> Result<Vec<Row>> {
         "loss" => parts::loss(fixture, device),
         "adam" => parts::adam(fixture, device),
         "recall" => parts::recall(fixture),
+        _ if transform::is_one(fixture) => transform::check(fixture),
         name => {
             let kind = kind(name).map_err(|e| e.at(&fixture.place))?;
             if fixture.tensors.contains_key(pipeline::BOXES) {

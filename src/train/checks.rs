@@ -8,9 +8,10 @@ use crate::data::dataset::{self, Dataset};
 use crate::data::tokenizer::{TokenTable, Tokenizer};
 use crate::data::weights::listing;
 use crate::error::{Error, Result};
+use crate::eval::Progress;
 use crate::eval::begun::Begun;
 use crate::eval::model::{Model, open_tokenizer, read_description, read_system};
-use crate::systems::{System, Text};
+use crate::systems::{Images, System, Text};
 
 /// The split that is trained on and the one that checkpoints are chosen on.
 pub(super) struct Splits {
@@ -25,7 +26,8 @@ impl Splits {
         let open = |split: &str, limit| {
             let captions_per_image = options.fixed.captions_per_image;
             let (strict, words) = (options.run.strict, options.kind.text == Text::Words);
-            let wanted = dataset::Options { captions_per_image, strict, limit, words };
+            let pictures = options.kind.images == Images::Pictures;
+            let wanted = dataset::Options { captions_per_image, strict, limit, words, pictures };
             Dataset::open(&folder, split, &wanted).map_err(|e| match &options.run.resume {
                 Some(run) if !folder.is_dir() => {
                     e.found(format!("no such folder; it is where {} had its data", run.display()))
@@ -57,6 +59,27 @@ impl Splits {
                 .cure("leave out --img_dim to take the data's width, or give the data meant")),
             None => Ok(Self { train, dev }),
         }
+    }
+
+    /// Keeps what evaluation sees of pictures in files of the run: every validation reads dev, and training the train
+    /// split again and again if it sees no parts of them.
+    pub(super) fn keep_pictures(
+        &mut self,
+        folder: &Path,
+        model: &Model,
+        stop: &dyn Fn() -> bool,
+        tell: &mut dyn FnMut(Event),
+    ) -> Result<()> {
+        let mut keep = |split: &mut Dataset, name: &str| {
+            let tell = &mut |done, total| {
+                tell(Event::Progress(Progress::Reading { done: done as u64, total: total as u64 }));
+            };
+            split.keep_pictures(&folder.join(format!("pictures-{name}.u8")), stop, tell)
+        };
+        if !model.system.inputs().crop {
+            keep(&mut self.train, "train")?;
+        }
+        keep(&mut self.dev, "dev")
     }
 
     /// Checks both against the model, says what they are, and gives their captions as the model reads them.
@@ -97,7 +120,8 @@ pub(super) fn resumed_with(options: &TrainOptions) -> Result<Begun> {
 pub(super) fn now(options: &TrainOptions, system: &dyn System, tokenizer: &Tokenizer) -> Result<Begun> {
     let captions_per_image = options.fixed.captions_per_image;
     let words = options.kind.text == Text::Words;
-    let wanted = dataset::Options { captions_per_image, words, ..Default::default() };
+    let pictures = options.kind.images == Images::Pictures;
+    let wanted = dataset::Options { captions_per_image, words, pictures, ..Default::default() };
     let frozen = (!options.trains_text()).then_some(options.run.bert_path.as_path());
     Begun::now(&options.data_folder(), &wanted, &system.inputs(), tokenizer, frozen)
 }

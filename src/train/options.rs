@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::eval::model::run_folder;
 use crate::eval::precisions;
 use crate::gpu::Precision;
-use crate::systems::{DEFAULT, Kind, Options, Rates, Text, kind};
+use crate::systems::{DEFAULT, Images, Kind, Options, Rates, Text, kind};
 
 mod command;
 
@@ -161,7 +161,7 @@ pub struct RunOptions {
     #[arg(long, value_name = "DIR", default_value = "/data", help_heading = DATA)]
     #[serde(serialize_with = "paths::serialize")]
     pub data_path: PathBuf,
-    /// The data folder: {train,dev,test}_ims.npy and _caps.txt
+    /// The data folder: {train,dev,test}_ims.npy and _caps.txt, or pictures with captions for systems that read these
     #[arg(long, value_name = "NAME", default_value = "precomp", help_heading = DATA)]
     #[serde(serialize_with = "paths::serialize_name")]
     pub data_name: PathBuf,
@@ -365,6 +365,13 @@ impl TrainOptions {
         }
         if let Some(resumed) = &self.run.resume {
             self.run.resume = Some(run_folder(resumed)?);
+        }
+        if self.kind.images == Images::Pictures && self.run.img_dim.is_some() {
+            return Err(Error::new(format!(
+                "--img_dim is about features, and {} reads pictures",
+                self.kind.name
+            ))
+            .cure("leave out --img_dim"));
         }
         let own = [self.own.vocabulary(), self.own.image_encoder()];
         if let Some(path) = own.into_iter().flatten().find(|path| path.to_str().is_none()) {

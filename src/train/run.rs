@@ -161,20 +161,19 @@ impl<'a> Session<'a> {
         }
         let mut model = model_of(options, &splits.train, &device)?;
         let [tokens, dev_tokens] = splits.prepare(&model, tell)?;
-        let Splits { train, dev } = splits;
         let begun = match begun {
             Some(begun) => begun,
             None => now(options, &*model.system, &model.tokenizer)?,
         };
-        let sizes = (train.regions(), tokens.words());
+        let sizes = (splits.train.regions(), tokens.words());
         let (optimizer, state) = state_of(options, &mut model, sizes, &device)?;
         let inputs = model.system.inputs();
         let sampling = SamplerOptions {
-            boxes_again: inputs.boxes_again.map(|_| train.captions_per_row()),
+            boxes_again: inputs.boxes_again.map(|_| splits.train.captions_per_row()),
             ..SamplerOptions::new(&inputs, options.fixed.batch_size, options.fixed.seed)
         };
         let tokens = Arc::new(tokens);
-        let sampler = Sampler::new(train.captions_per_image(), tokens.clone(), sampling)?;
+        let sampler = Sampler::new(splits.train.captions_per_image(), tokens.clone(), sampling)?;
         // All that is read is sound. Everything that is written comes next, before any long work.
         if !resumes {
             std::fs::create_dir_all(&folder).map_err(|e| Error::io("make the run's folder", &folder, &e))?;
@@ -191,6 +190,8 @@ impl<'a> Session<'a> {
             checkpoint::save(&folder, &model, &optimizer, &state, options.trains_text())?;
         }
         let events = EventWriter::create(&logs, resumed_at.map(|s| s + 1))?;
+        splits.keep_pictures(&folder, &model, &|| stop.load(Ordering::Relaxed), tell)?;
+        let Splits { train, dev } = splits;
         let states = if options.fixed.cache_text {
             let mut open = |split, data, tokens| {
                 let captions = Captions { split, data, tokens };

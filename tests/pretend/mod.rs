@@ -1,8 +1,10 @@
 //! A system of a program that uses the library: two linear maps, of the mean region and of the mean word, and their
-//! product. All that it needs is here. [`words`] has its twin that reads word ids and boxes.
+//! product. All that it needs is here. [`words`] has its twin that reads word
+//! ids and boxes, [`pictures`] the one that reads pictures.
 
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub mod pictures;
 pub mod words;
 
 use clap::Args;
