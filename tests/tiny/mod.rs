@@ -107,6 +107,26 @@ impl Tiny {
         self
     }
 
+    /// Adds the same images as pictures, with the captions in Karpathy's form.
+    pub fn with_pictures(self) -> Self {
+        let text = std::fs::read_to_string(format!("{EMOJITINY}/dataset_emojitiny.json")).expect("emojitiny");
+        let all: Value = serde_json::from_str(&text).expect("JSON");
+        let mut kept = Vec::new();
+        std::fs::create_dir_all(self.data().join("images")).expect("made");
+        for (split, images) in [("train", 12), ("val", 4), ("test", 6)] {
+            let of_split = all["images"].as_array().expect("images").iter().filter(|i| i["split"] == split);
+            for image in of_split.take(images) {
+                let name = image["filename"].as_str().expect("a name");
+                let from = format!("{EMOJITINY}/images/{name}");
+                std::fs::copy(from, self.data().join("images").join(name)).expect("copied");
+                kept.push(image.clone());
+            }
+        }
+        let json = serde_json::json!({"images": kept});
+        std::fs::write(self.data().join("dataset_tiny.json"), json.to_string()).expect("written");
+        self
+    }
+
     /// A file of a split.
     pub fn file(&self, split: &str, name: &str) -> PathBuf {
         self.data().join(format!("{split}_{name}"))
