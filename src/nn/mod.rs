@@ -1,10 +1,11 @@
 //! Building blocks shared by the systems: parameters by name, linear maps, norms, transformer layers, BERT,
-//! gated recurrent units.
+//! gated recurrent units, tables of position biases.
 
 pub mod bert;
 pub mod gru;
 pub mod optim;
 mod params;
+pub mod position_table;
 mod slab;
 pub mod transformer;
 

@@ -4,6 +4,7 @@ mod compare;
 mod parts;
 mod pipeline;
 mod system;
+mod tables;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -103,6 +104,7 @@ pub fn check(path: &Path, device: &Device) -> Result<Vec<Row>> {
         "loss" => parts::loss(&fixture, device),
         "adam" => parts::adam(&fixture, device),
         "recall" => parts::recall(&fixture),
+        _ if tables::is_of_tables(&fixture) => tables::check(&fixture),
         name => {
             let kind = kind(name).map_err(|e| e.at(&fixture.place))?;
             if fixture.tensors.contains_key(pipeline::BOXES) {
