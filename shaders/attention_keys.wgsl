@@ -66,11 +66,15 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     if MASKED {
         own_bias = bias[s.n % p.masks * p.keys + s.row];
     }
+    let from_bias = bias_place(s) + s.row;
     for (var first = 0u; first < p.other; first += CHUNK) {
         let rows = queries(s, first);
         let slopes = grads(s, first);
         let a = abouts(s, first);
 //: each c
+        if BIASED {
+            own_bias = bias[from_bias + other_row(first, c) * p.own];
+        }
         let share_c = select(0.0, a[c].y, first + c < p.other);
         let w_c = precise_exp(fma(product(key, rows[c]), p.scale, own_bias) - a[c].x) * share_c;
         let d_c = w_c * (product(value, slopes[c]) - a[c].z) * p.scale;

@@ -5,6 +5,23 @@
 @group(0) @binding(4) var<storage, read> g: array<vec4<f32>>; // [sequences, queries, heads * width]: y's gradient
 @group(0) @binding(5) var<storage, read_write> gq: array<vec4<f32>>; // as q: its gradient
 @group(0) @binding(6) var<storage, read_write> about: array<vec4<f32>>; // [sequences, heads, queries]
+//: bias
+@group(0) @binding(7) var<storage, read_write> gb: array<f32>; // [sequences, heads, queries, keys]: the bias's gradients
+fn store_bias(place: u32, x: f32) { gb[place] = x; }
+//: end
+
+// The gradients of a step's biases.
+fn store_biases(s: Spot, real: bool, first: u32, weights: Each, slopes: Each, mean: f32) {
+    if !BIASED || !real {
+        return;
+    }
+    let to = ((s.n * p.heads + s.head) * p.own + s.row) * p.other + first;
+//: each c
+    if first + c < p.other {
+        store_bias(to + c, weights[c] * (slopes[c] - mean));
+    }
+//: end
+}
 
 // Gradients of a query's products with a step's keys.
 fn score_grads(weights: Each, slopes: Each, mean: f32) -> Each {
@@ -35,6 +52,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
         return;
     }
     let s = spot(i, lane);
+    let real = i % p.padded < p.own;
     let from_query = own_place(s, PARTS, 0u);
     let query = Head(
 //: each j
@@ -67,7 +85,9 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
         share = 1.0 / sum;
         mean = slope * share;
 //: each h
-        result = plus_rows(result, score_grads(scaled(w_h, share), d_h, mean), keys(s, h * CHUNK));
+        w_h = scaled(w_h, share);
+        store_biases(s, real, h * CHUNK, w_h, d_h, mean);
+        result = plus_rows(result, score_grads(w_h, d_h, mean), keys(s, h * CHUNK));
 //: end
     } else {
         for (var first = 0u; first < p.other; first += CHUNK) {
@@ -85,10 +105,11 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
             let rows = keys(s, first);
             let slopes = products(grad, values(s, first));
             let w = weights(s, query, rows, first, most, share);
+            store_biases(s, real, first, w, slopes, mean);
             result = plus_rows(result, score_grads(w, slopes, mean), rows);
         }
     }
-    if i % p.padded >= p.own {
+    if !real {
         return;
     }
 //: each j

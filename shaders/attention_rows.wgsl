@@ -1,20 +1,25 @@
 // What the kernels of multi-head attention share. An invocation owns a row of one side, of one sequence and head, and
 // streams over the other side in steps of a few rows, which a subgroup's invocations load for each other where there
-// are subgroups. Lists of rows have constant indices, so that they stay in registers.
+// are subgroups. Lists of rows have constant indices, so that they stay in registers. Where sequences are windows of a
+// square grid, its rows lie in the grid's order: only places are computed.
 struct Params {
     count: u32, // invocations: sequences * heads * own rows, whole subgroups a head
     heads: u32,
     own: u32, // rows of the side an invocation owns
     padded: u32, // the same, up to whole subgroups
     other: u32, // rows of the other side
-    masks: u32, // rows of bias; sequence n reads row n % masks
+    masks: u32, // biases; sequence n reads number n % masks
     keys: u32,
+    grid: u32, // rows and columns of the grid
+    side: u32, // and of a window
+    shift: u32, // rows and columns that the grid is rolled by
+    across: u32, // windows side by side
     scale: f32,
 }
 @group(0) @binding(0) var<storage, read> q: array<vec4<f32>>; // [sequences, queries, PARTS * heads * width]
 @group(0) @binding(1) var<storage, read> k: array<vec4<f32>>; // [sequences, keys, PARTS * heads * width]
 @group(0) @binding(2) var<storage, read> v: array<vec4<f32>>; // [sequences, keys, PARTS * heads * width]
-@group(0) @binding(3) var<storage, read> bias: array<f32>; // [masks, keys]; q where there is none
+@group(0) @binding(3) var<storage, read> bias: array<f32>; // [masks, keys] or [masks, heads, queries, keys]; else q
 
 //: variant
 @group(0) @binding(8) var<uniform> p: Params;
@@ -23,7 +28,9 @@ const QUADS = 1u; // fours of channels in a head
 const CHUNK = 1u; // rows of the other side in a step
 const SHARES = 1u; // fours of channels of a step that an invocation loads
 const HELD = false; // whether scores are held in registers
-const MASKED = true; // whether there is a bias
+const MASKED = true; // whether keys have a bias
+const BIASED = false; // whether queries and keys of each head have one
+const WINDOWED = false; // whether sequences are windows
 const PLUS = false; // whether something is added to the result
 const PARTS = 1u; // 3 if queries, keys and values are parts of one array
 const K = 0u; // the part that keys are
@@ -46,17 +53,41 @@ struct Spot {
     head: u32,
     row: u32, // of the owner's side; past its end the last one
     lane: u32,
+    image: u32, // of a window: whose it is, and where in the rolled grid
+    top: u32,
+    left: u32,
 }
 
 fn spot(i: u32, lane: u32) -> Spot {
-    return Spot(i / (p.padded * p.heads), i / p.padded % p.heads, min(i % p.padded, p.own - 1u), lane);
+    let n = i / (p.padded * p.heads);
+    var s = Spot(n, i / p.padded % p.heads, min(i % p.padded, p.own - 1u), lane, 0u, 0u, 0u);
+    if WINDOWED {
+        s.image = n / (p.across * p.across);
+        let down = n / p.across;
+        s.top = down % p.across * p.side + p.shift;
+        s.left = (n - down * p.across) * p.side + p.shift;
+    }
+    return s;
+}
+
+// The number of a row of this sequence among all rows.
+fn row_at(s: Spot, row: u32, rows: u32) -> u32 {
+    if !WINDOWED {
+        return s.n * rows + row;
+    }
+    let down = quotient(row, p.side);
+    var y = s.top + down;
+    var x = s.left + row - down * p.side;
+    y -= select(0u, p.grid, y >= p.grid);
+    x -= select(0u, p.grid, x >= p.grid);
+    return (s.image * p.grid + y) * p.grid + x;
 }
 
 // Where the head begins in a row of an array.
 fn place(s: Spot, row: u32) -> u32 { return (row * p.heads + s.head) * QUADS; }
 
 // Where it does in the owned row, of a part of so many.
-fn own_place(s: Spot, parts: u32, part: u32) -> u32 { return place(s, (s.n * p.own + s.row) * parts + part); }
+fn own_place(s: Spot, parts: u32, part: u32) -> u32 { return place(s, row_at(s, s.row, p.own) * parts + part); }
 
 // The other side's row that is `after` the step's first; past the end the last one.
 fn other_row(first: u32, after: u32) -> u32 { return min(first + after, p.other - 1u); }
@@ -64,7 +95,7 @@ fn other_row(first: u32, after: u32) -> u32 { return min(first + after, p.other 
 // Where the invocation's vector number `share` of a step is.
 fn load_place(s: Spot, first: u32, share: u32, parts: u32, part: u32) -> u32 {
     let vector = share * LANES + s.lane;
-    let row = s.n * p.other + other_row(first, vector / QUADS);
+    let row = row_at(s, other_row(first, vector / QUADS), p.other);
     return place(s, row * parts + part) + vector % QUADS;
 }
 
@@ -95,6 +126,9 @@ fn values(s: Spot, first: u32) -> Rows {
     ));
 }
 
+// Where the bias of the sequence's head begins.
+fn bias_place(s: Spot) -> u32 { return (s.n % p.masks * p.heads + s.head) * p.own * p.other; }
+
 // What is added to the scores of a step's keys: the bias, and nowhere past the end.
 fn biases(s: Spot, first: u32) -> Each {
     var b: Each;
@@ -104,6 +138,12 @@ fn biases(s: Spot, first: u32) -> Each {
 //: spread
         b[c] = own;
 //: end
+//: end
+    }
+    if BIASED {
+        let from_bias = bias_place(s) + s.row * p.other;
+//: each c
+        b[c] = bias[from_bias + other_row(first, c)];
 //: end
     }
 //: each c

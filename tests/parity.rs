@@ -10,8 +10,7 @@ use crossweave::tensor::Device;
 use half::half;
 
 /// Families that are parity cases: the rest of the folder serves other tests.
-const FAMILIES: [&str; 8] =
-    ["dime_", "hrem_", "gsmn_", "bert_", "loss_", "recall_", "adam_", "hat_swin_posinterp"];
+const FAMILIES: [&str; 8] = ["dime_", "hrem_", "gsmn_", "hat_", "bert_", "loss_", "recall_", "adam_"];
 
 /// The repository's fixtures, and those of the folder that `CROSSWEAVE_FIXTURES` names.
 fn fixtures() -> Vec<PathBuf> {

@@ -6,7 +6,10 @@
 //! does, from the host and back), `dime_step i2t 32 32` (batch, extra captions or images; where a direction is given
 //! the same number again if left out). A system has the paper's sizes and, if its BERT is frozen, gets text states; after
 //! `demo` it has the demo's sizes, whose small BERT is trained along. After `composed` it takes the plain composition,
-//! after `recomputed` it runs parts again on the way back.
+//! after `recomputed` it runs parts again on the way back; after `frozen` its encoders are left as they are, where they may
+//! be. `swin 8` is the forward pass of Swin-B over so many pictures, after `demo` that of the demo's.
+
+use std::collections::HashSet;
 
 use crossweave::data::tokenizer::{Tokenizer, WordPiece};
 use crossweave::eval::encoded::{Encoded, training_tile};
@@ -14,15 +17,17 @@ use crossweave::eval::model::is_trained;
 use crossweave::host::{Columns, Rng, ratios};
 use crossweave::nn::bert::{self, Tokens};
 use crossweave::nn::optim::{Optimizer, take_buffers};
+use crossweave::nn::swin;
 use crossweave::nn::{ParamSpec, Params, Role};
 use crossweave::systems::{
-    self, Encoders, Form, Items, Kind as SystemKind, Pass, Rates, Step, System, Text, TextSide, kinds,
+    self, Encoders, Form, Images, Items, Kind as SystemKind, Pass, Rates, Schedule, Step, System, Text,
+    TextSide, kinds,
 };
 use crossweave::tensor::{Device, Tape, Tensor};
 use crossweave::train::options::TrainOptions;
 
 /// Of each system: the options that its paper gives besides its defaults, and those of the demo's sizes.
-const SIZES: [(&str, &str, &str); 3] = [
+const SIZES: [(&str, &str, &str); 4] = [
     (
         "dime",
         "",
@@ -34,7 +39,16 @@ const SIZES: [(&str, &str, &str); 3] = [
         "--bi_gru --max_violation --lambda_softmax 20",
         "--embed_size 64 --word_dim 64 --hid_dim 16 --batch_size 16",
     ),
+    (
+        "hat",
+        "--swin-init random --drop-path 0",
+        "--image_size 64 --swin-embed 16 --swin-depths 2,2,2,2 --swin-heads 2,4,8,16 --hidden_size 64 --batch_size 16",
+    ),
 ];
+/// Layers of a picture system's BERT, which is aligned at several depths.
+const DEEP: usize = 12;
+/// An epoch in which everything is trained.
+const LATE: u64 = 1000;
 /// Width of a region's features at the paper's sizes and at the demo's.
 const DIMS: [usize; 2] = [2048, 64];
 /// Regions of an image, at both sizes.
@@ -58,6 +72,7 @@ pub fn prepare(name: &str, device: &Device) -> Result<Job, String> {
         Kind::Bert { captions, words, layers, backward } => {
             bert_job(device, captions, words, layers, backward)
         }
+        Kind::Swin(images) => swin_job(device, images, wish.demo),
         Kind::Tile(images, captions) => tile(Model::new(&wish, device), device, images, captions),
         Kind::Set(images, captions) => set(Model::new(&wish, device), device, images, captions),
         Kind::Step(batch, extra) => step(Model::new(&wish, device), device, batch, extra),
@@ -79,6 +94,11 @@ pub fn check(name: &str, device: &Device) -> Result<(), String> {
         }
         Kind::Bert { backward, .. } => {
             let run = |d: &Device| bert_values(d, backward);
+            (ratios(&run(device), &run(&Device::Host)).worst(), 1e-4)
+        }
+        Kind::Swin(_) => {
+            let run =
+                |d: &Device| swin(d, 2, true).last().expect("stages").to_f64().expect("the device works");
             (ratios(&run(device), &run(&Device::Host)).worst(), 1e-4)
         }
         Kind::Tile(..) | Kind::Set(..) | Kind::Step(..) => {
@@ -104,6 +124,7 @@ pub fn pairs(name: &str) -> Option<usize> {
 enum Kind {
     Matmul(usize, usize, usize),
     Bert { captions: usize, words: usize, layers: usize, backward: bool },
+    Swin(usize),
     Tile(usize, usize),
     Set(usize, usize),
     Step(usize, usize),
@@ -118,12 +139,20 @@ struct Wish {
     options: String,
     form: Form,
     demo: bool,
+    frozen: bool,
 }
 
 impl Wish {
     fn of(name: &str) -> Result<Self, String> {
         let options = String::new();
-        let mut wish = Self { kind: Kind::Tile(0, 0), system: "", options, form: Form::Fast, demo: false };
+        let mut wish = Self {
+            kind: Kind::Tile(0, 0),
+            system: "",
+            options,
+            form: Form::Fast,
+            demo: false,
+            frozen: false,
+        };
         let (mut numbers, mut backward) = (Vec::new(), false);
         let mut words = name.split_whitespace();
         let first = words.next().unwrap_or_default();
@@ -132,6 +161,7 @@ impl Wish {
                 "i2t" => wish.options += " --direction i2t --lambda_softmax 4",
                 "t2i" => wish.options += " --direction t2i --lambda_softmax 9",
                 "demo" => wish.demo = true,
+                "frozen" => wish.frozen = true,
                 "composed" => wish.form = Form::Composed,
                 "recomputed" => wish.form = Form::Recomputed,
                 "forward" => backward = false,
@@ -152,6 +182,7 @@ impl Wish {
             ("bert_layer", [captions, words]) => {
                 Kind::Bert { captions: *captions, words: *words, layers: 1, backward }
             }
+            ("swin", [images]) => Kind::Swin(*images),
             ("tile", [images, captions]) if !system.is_empty() => Kind::Tile(*images, *captions),
             ("set", [images, captions]) if !system.is_empty() => Kind::Set(*images, *captions),
             ("step", [batch]) if !system.is_empty() => {
@@ -236,6 +267,44 @@ fn bert_job(device: &Device, captions: usize, words: usize, layers: usize, backw
     })
 }
 
+/// The backbone that a system of [`SIZES`] has, over random pictures.
+fn swin_of(demo: bool) -> swin::Config {
+    let (embed_dim, depths, num_heads) = match demo {
+        true => (16, vec![2; 4], vec![2, 4, 8, 16]),
+        false => (128, vec![2, 2, 18, 2], vec![4, 8, 16, 32]),
+    };
+    swin::Config {
+        img_size: if demo { 64 } else { 224 },
+        patch_size: 4,
+        in_chans: 3,
+        embed_dim,
+        depths,
+        num_heads,
+        mlp_ratio: 4.0,
+        drop_path_rate: 0.0,
+    }
+}
+
+/// What each stage gives.
+fn swin(device: &Device, images: usize, demo: bool) -> Vec<Tensor> {
+    let config = swin_of(demo);
+    let params = Params::begin(&config.parameters(""), device, 1);
+    stages(&params, &config, &normal(device, &[images, 3, config.img_size, config.img_size], 5))
+}
+
+fn stages(params: &Params, config: &swin::Config, pixels: &Tensor) -> Vec<Tensor> {
+    let run = swin::Run { scope: params.root(), config, dropouts: None, recomputed: false };
+    let stages = run.stages(pixels, &mut |_, _| ());
+    (0..stages.len()).map(|stage| run.normed(&stages, stage)).collect()
+}
+
+fn swin_job(device: &Device, images: usize, demo: bool) -> Job {
+    let config = swin_of(demo);
+    let params = Params::begin(&config.parameters(""), device, 1);
+    let pixels = normal(device, &[images, 3, config.img_size, config.img_size], 5);
+    Box::new(move || drop(stages(&params, &config, &pixels)))
+}
+
 /// A small BERT's output, or the gradients of two of its weights, for comparison.
 fn bert_values(device: &Device, backward: bool) -> Vec<f64> {
     let config = bert::Config {
@@ -274,6 +343,8 @@ struct Model {
     with_text: bool,
     /// Whether the captions, not the images, get extras.
     extra_captions: bool,
+    /// The epoch of a step.
+    epoch: u64,
 }
 
 impl Model {
@@ -286,18 +357,28 @@ impl Model {
         let sizes = if wish.demo { demo_sizes } else { "" };
         let line = format!("--system {} {always} {sizes} {}", wish.system, wish.options);
         let options = TrainOptions::of(&line.split_whitespace().collect::<Vec<_>>()).expect("sound options");
+        let pictures = kind.images == Images::Pictures;
         let text = match kind.text {
+            Text::Bert { .. } if pictures && wish.demo => TextSide::Bert(bert::Config {
+                hidden_size: 64,
+                num_attention_heads: 4,
+                intermediate_size: 256,
+                max_position_embeddings: 64,
+                ..bert_base(DEEP)
+            }),
             Text::Bert { .. } => TextSide::Bert(if wish.demo { bert_demo() } else { bert_base(12) }),
             Text::Words => TextSide::Words(VOCABULARY[usize::from(wish.demo)]),
         };
         let (dim, batch_size) = (DIMS[usize::from(wish.demo)], options.fixed.batch_size);
-        let encoders = Encoders { regions: REGIONS, dim, text, batch_size, faithful: false };
+        let encoders = Encoders { regions: REGIONS, dim, image: None, text, batch_size, faithful: false };
         let system = options.own.system(&encoders).expect("sound sizes");
         let with_text = wish.demo || kind.text.trained();
         let of_step = |s: &ParamSpec| with_text || s.role != Role::Encoder;
         let specs: Vec<ParamSpec> = system.parameters().into_iter().filter(of_step).collect();
         let params = Params::begin(&specs, device, 1);
-        Self { name: wish.system, system, form: wish.form, specs, params, with_text, extra_captions: i2t }
+        let epoch = if pictures && !wish.frozen { LATE } else { 0 };
+        let (name, form) = (wish.system, wish.form);
+        Self { name, system, form, specs, params, with_text, extra_captions: i2t, epoch }
     }
 
     /// Images and captions of a batch with its extra ones.
@@ -306,7 +387,7 @@ impl Model {
     }
 
     fn pass<'a>(&self, params: &'a Params, step: Option<u64>, tile: usize) -> Pass<'a> {
-        let at = |step| Step { seed: 1, epoch: 0, step, text_dropout: self.with_text };
+        let at = |step| Step { seed: 1, epoch: self.epoch, step, text_dropout: self.with_text };
         let pass = match step {
             Some(step) => Pass::training(params.root(), at(step)),
             None => Pass::evaluation(params.root()),
@@ -317,13 +398,18 @@ impl Model {
     /// Ids of a caption at most.
     fn words(&self) -> usize {
         match self.system.inputs() {
-            inputs if inputs.vocabulary > 0 => MOST_IDS,
+            inputs if inputs.vocabulary > 0 || inputs.image_size > 0 => MOST_IDS,
             inputs => inputs.max_words.min(32),
         }
     }
 
     fn is_trained(&self, name: &str) -> bool {
-        self.specs.iter().any(|s| s.name == name && is_trained(s, self.with_text))
+        let moves = |s: &ParamSpec| self.schedule(0).rate(s.group).is_some();
+        self.specs.iter().any(|s| s.name == name && is_trained(s, self.with_text) && moves(s))
+    }
+
+    fn schedule(&self, step: u64) -> Schedule {
+        self.system.schedule(&Rates { learning_rate: 2e-4, grad_clip: 2.0 }, self.epoch, step)
     }
 
     /// The items of a batch, encoded.
@@ -335,6 +421,14 @@ impl Model {
     ) -> (Items, Items) {
         let [images, captions] = [images, captions].map(|columns| Items::upload(columns, device));
         (self.system.images(pass, &images), self.system.captions(pass, &captions))
+    }
+
+    /// Encoded items to score; of pictures one is encoded for all.
+    fn encoded(&self, images: usize, captions: usize, device: &Device) -> (Items, Items) {
+        let one = self.system.inputs().image_size > 0;
+        let batch = self.batch(if one { 1 } else { images }, captions);
+        let (rows, texts) = self.encode(&self.pass(&self.params, None, usize::MAX), &batch, device);
+        (if one { repeated(&rows, images, device) } else { rows }, texts)
     }
 
     /// A batch as the loader gives it, on the CPU; text states where BERT does not run.
@@ -350,6 +444,10 @@ impl Model {
                 "images" => {
                     rows.insert(name, &[REGIONS, inputs.dim], values(images * REGIONS * inputs.dim, 5))
                 }
+                "image" => {
+                    let size = inputs.image_size;
+                    rows.insert(name, &[3, size, size], values(images * 3 * size * size, 5))
+                }
                 "bboxes" => rows.insert(name, &[REGIONS, 4], boxes(images)),
                 _ => rows.insert(name, &[], vec![REGIONS as f32; images]),
             }
@@ -362,7 +460,7 @@ impl Model {
         for name in inputs.captions {
             match *name {
                 "lengths" | "cap_lens" => texts.insert(name, &[], lengths.clone()),
-                "attention_mask" => texts.insert(name, &[words], mask.clone()),
+                "attention_mask" | "input_mask" => texts.insert(name, &[words], mask.clone()),
                 _ => texts.insert(name, &[words], ids.clone()),
             }
         }
@@ -404,6 +502,12 @@ impl Model {
         }
         values
     }
+}
+
+/// One item so many times.
+fn repeated(one: &Items, n: usize, device: &Device) -> Items {
+    let columns = one.to_host().expect("the device works");
+    Items::upload(&columns.select(&vec![0; n]), device)
 }
 
 /// Boxes as shares of an image's sides.
@@ -448,8 +552,7 @@ fn bert_demo() -> bert::Config {
 
 /// Scores encoded items, as a tile of the similarity matrix is.
 fn tile(model: Model, device: &Device, images: usize, captions: usize) -> Job {
-    let batch = model.batch(images, captions);
-    let (images, captions) = model.encode(&model.pass(&model.params, None, usize::MAX), &batch, device);
+    let (images, captions) = model.encoded(images, captions, device);
     Box::new(move || {
         let pass = model.pass(&model.params, None, usize::MAX);
         drop(model.system.score(&pass, &images, &captions));
@@ -458,11 +561,10 @@ fn tile(model: Model, device: &Device, images: usize, captions: usize) -> Job {
 
 /// Scores a set of encoded items that wait on the host, all pairs, and brings the scores back.
 fn set(model: Model, device: &Device, images: usize, captions: usize) -> Job {
-    let batch = model.batch(images, captions);
     let words = model.words();
-    let (images, captions) = model.encode(&model.pass(&model.params, None, usize::MAX), &batch, device);
+    let (images, captions) = model.encoded(images, captions, device);
     let [images, captions] = [images, captions].map(|items| items.to_host().expect("the device works"));
-    let encoded = Encoded::of(images, captions, REGIONS, words);
+    let encoded = Encoded::of(images, &captions, model.system.padded_columns(), REGIONS, words);
     let pieces = ["[UNK]", "[CLS]", "[SEP]"].map(String::from).to_vec();
     let model = crossweave::eval::model::Model {
         name: model.name.into(),
@@ -485,10 +587,11 @@ fn step(mut model: Model, device: &Device, batch: usize, extra: usize) -> Job {
     let words = model.words();
     let tile = training_tile(&*model.system, images, captions, REGIONS, words, device);
     let (device, mut optimizer, mut done) = (device.clone(), Optimizer::default(), 0);
-    let rates = Rates { learning_rate: 2e-4, grad_clip: 2.0 };
+    let moving: HashSet<String> =
+        model.specs.iter().map(|s| s.name.clone()).filter(|name| model.is_trained(name)).collect();
     Box::new(move || {
         let tape = Tape::new();
-        let params = model.params.tracked(&tape, |name| model.is_trained(name));
+        let params = model.params.tracked(&tape, |name| moving.contains(name));
         let pass = model.pass(&params, Some(done), tile);
         let (images, captions) = model.encode(&pass, &items, &device);
         let loss = model.system.loss(&pass, &images, &captions, &about(&IDS[..batch]));
@@ -499,7 +602,7 @@ fn step(mut model: Model, device: &Device, batch: usize, extra: usize) -> Job {
             .iter()
             .filter_map(|s| Some((s.name.clone(), grads.of(params.named(&s.name))?.clone())))
             .collect();
-        let schedule = model.system.schedule(&rates, 0, done);
+        let schedule = model.schedule(done);
         let squares = optimizer.step(&mut model.params, &named, &schedule.adam(), &|g| schedule.rate(g));
         take_buffers(&mut model.params, &buffers, &squares);
         done += 1;

@@ -1,5 +1,7 @@
 //! A split encoded once, and all its pairs scored in tiles.
 
+mod captions;
+
 use super::Progress;
 use super::model::Model;
 use super::text_cache::TextCache;
@@ -11,12 +13,16 @@ use crate::gpu::Class;
 use crate::host::Columns;
 use crate::systems::{Items, Pass, System};
 use crate::tensor::Device;
+use captions::Captions;
 
 /// Items encoded at a time.
 const ENCODE: usize = 64;
 /// Bytes of a tile's largest tensor: what stays near a CPU's caches, and what keeps a GPU busy.
 const SOFTWARE_TILE: usize = 8 << 20;
 const HARDWARE_TILE: usize = 64 << 20;
+
+/// Bytes of encoded images that the host holds at a time: all, but of systems whose images are large.
+const HELD: usize = 1 << 30;
 
 /// How often and how a split is scored: what boxes that are divided again on every read depend on.
 #[derive(Clone, Copy, Debug, Default)]
@@ -27,28 +33,33 @@ pub struct Scored {
     pub before: u64,
 }
 
-/// Encoded images and captions, kept on the host: a tile's worth goes to the device at a time.
-pub struct Encoded {
-    images: Columns,
-    captions: Columns,
+/// Encodes images of a split: so many from the first.
+type Encode<'a> = Box<dyn Fn(usize, usize) -> Result<Columns> + 'a>;
+
+/// A split whose captions are encoded and kept on the host. Images are encoded when they are scored, as many at a time as
+/// the host holds with ease, each once.
+pub struct Encoded<'a> {
+    encode: Encode<'a>,
+    images: usize,
+    captions: Captions,
     regions: usize,
     words: usize,
 }
 
-impl Encoded {
-    /// Encodes every image and caption of a split, captions from `states` where those are kept, boxes as `scored` says;
-    /// `stop` ends it between batches.
+impl<'a> Encoded<'a> {
+    /// Encodes every caption of a split, from `states` where those are kept, and says how images are, their boxes as
+    /// `scored` says; `stop` ends it between batches.
     ///
     /// # Errors
-    /// Features that cannot be read, what the device reports, or `stop`.
+    /// What the device reports, or `stop`.
     pub fn new(
-        model: &Model,
-        data: &Dataset,
-        tokens: &TokenTable,
+        model: &'a Model,
+        data: &'a Dataset,
+        tokens: &'a TokenTable,
         states: Option<&TextCache>,
         scored: Scored,
-        device: &Device,
-        stop: &dyn Fn() -> bool,
+        device: &'a Device,
+        stop: &'a dyn Fn() -> bool,
     ) -> Result<Self> {
         let system = &*model.system;
         let pass = Pass::evaluation(model.params.root());
@@ -56,73 +67,68 @@ impl Encoded {
         let reads = inputs.boxes_again.map_or_else(Vec::new, |batch| {
             BoxRead::of_split(data, batch, scored.folds, 2 * scored.before as usize)
         });
-        let batch = |captions, images: Vec<usize>| {
+        let batch = move |captions, images: Vec<usize>| {
             interrupted(stop)?;
             let boxes = images.iter().filter_map(|&image| reads.get(image).copied()).collect();
             assemble(data, tokens, &inputs, &BatchPlan { captions, images, boxes }, None)
         };
-        let mut all = Self::of(Columns::default(), Columns::default(), data.regions(), tokens.words());
-        for start in (0..data.images()).step_by(ENCODE) {
-            let batch = batch(Vec::new(), (start..data.images().min(start + ENCODE)).collect())?;
-            all.images.extend(system.images(&pass, &Items::upload(&batch.images, device)).to_host()?);
-        }
-        let (mut start, mut most) = (0, ENCODE);
-        while start < data.captions() {
+        let mut captions = Captions::new(system.padded_columns(), tokens.words());
+        let mut most = ENCODE;
+        while captions.len() < data.captions() {
+            let start = captions.len();
             let batch = batch((start..data.captions().min(start + most)).collect(), Vec::new())?;
             let mut items = Items::upload(&batch.captions, device);
             if let Some(states) = states {
                 items = items.with("states", states.upload(&batch.caption_ids, batch.words, device)?);
             }
-            let encoded = match system.captions(&pass, &items).to_host() {
-                Err(e) if e.kind() == Kind::OutOfMemory && most > 1 => {
-                    most = most.div_ceil(2);
-                    continue;
+            match system.captions(&pass, &items).to_host() {
+                Err(e) if e.kind() == Kind::OutOfMemory && most > 1 => most = most.div_ceil(2),
+                encoded => captions.extend(&encoded?),
+            }
+        }
+        let encode = move |start: usize, n: usize| {
+            let pass = Pass::evaluation(model.params.root());
+            let (mut all, mut most) = (Columns::default(), ENCODE);
+            while all.len() < n {
+                let first = start + all.len();
+                let batch = batch(Vec::new(), (first..(start + n).min(first + most)).collect())?;
+                match model.system.images(&pass, &Items::upload(&batch.images, device)).to_host() {
+                    Err(e) if e.kind() == Kind::OutOfMemory && most > 1 => most = most.div_ceil(2),
+                    encoded => all.extend(encoded?),
                 }
-                other => other?,
-            };
-            // Columns that a tile will cut to its longest caption have rows of one length until then.
-            let names = system.padded_columns().iter();
-            all.captions.extend(names.fold(encoded, |all, name| all.lengthened(name, tokens.words())));
-            start += batch.caption_ids.len();
-        }
-        Ok(all)
-    }
-
-    /// Items that are encoded already, from images of so many regions and captions of so many words at most.
-    pub fn of(images: Columns, captions: Columns, regions: usize, words: usize) -> Self {
-        Self { images, captions, regions, words }
-    }
-
-    /// The captions `[at]` on the device; where padding does not count, cut to the longest of them.
-    fn caption_tile(&self, system: &dyn System, at: &[usize], device: &Device) -> Items {
-        let captions = self.captions.select(at);
-        let names = system.padded_columns();
-        if names.is_empty() {
-            return Items::upload(&captions, device);
-        }
-        let longest = captions.at("lengths").values.iter().fold(0.0f32, |most, l| most.max(*l));
-        let cut = |captions: Columns, name: &&str| {
-            let most = captions.at(name).row[0];
-            captions.shortened(name, (longest as usize).next_multiple_of(4).min(most))
+            }
+            Ok(all)
         };
-        Items::upload(&names.iter().fold(captions, cut), device)
+        Ok(Self {
+            encode: Box::new(encode),
+            images: data.images(),
+            captions,
+            regions: data.regions(),
+            words: tokens.words(),
+        })
     }
 
-    /// The captions in the order they are scored: by length where a tile is cut to its longest.
-    fn order(&self, system: &dyn System) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.captions.len()).collect();
-        if !system.padded_columns().is_empty() {
-            let lengths = &self.captions.at("lengths").values;
-            order.sort_by(|a, b| lengths[*b].total_cmp(&lengths[*a]));
-        }
-        order
+    /// Items that are encoded already, from images of so many regions and captions of so many words at most, whose columns
+    /// `padded` need only reach to a caption's length.
+    pub fn of(
+        images: Columns,
+        captions: &Columns,
+        padded: &[&'static str],
+        regions: usize,
+        words: usize,
+    ) -> Self {
+        let mut kept = Captions::new(padded, words);
+        kept.extend(captions);
+        let count = images.len();
+        let encode = move |start: usize, n: usize| Ok(images.select(&(start..start + n).collect::<Vec<_>>()));
+        Self { encode: Box::new(encode), images: count, captions: kept, regions, words }
     }
 
     /// Similarities `[images, captions]`, row-major, in tiles that fit the adapter; a tile that the device
-    /// has no memory for is halved. `tell` hears of pairs done, and of a smaller tile.
+    /// has no memory for is made smaller. `tell` hears of pairs done, and of a smaller tile.
     ///
     /// # Errors
-    /// What the device reports, or `stop`.
+    /// Images that cannot be read, what the device reports, or `stop`.
     pub fn score(
         &self,
         model: &Model,
@@ -132,49 +138,97 @@ impl Encoded {
         tell: &mut dyn FnMut(Progress),
     ) -> Result<Vec<f32>> {
         let system = &*model.system;
-        let pass = Pass::evaluation(model.params.root());
-        let (images, captions) = (self.images.len(), self.captions.len());
-        let order = self.order(system);
-        let mut sims = vec![0.0; images * captions];
-        let (mut down, mut across) = tile_of(system, self.regions, self.words, device, tile);
-        let (mut image, mut caption) = (0, 0);
-        let mut done = 0;
-        while caption < captions {
-            interrupted(stop)?;
-            let (n, m) = (down.min(images - image), across.min(captions - caption));
-            let scored = &order[caption..caption + m];
-            let rows = Items::upload_part(&self.images, image, n, device);
-            let part = system.score(&pass, &rows, &self.caption_tile(system, scored, device)).to_vec();
-            let values = match part {
-                Err(e) if e.kind() == Kind::OutOfMemory && down.max(across) > 1 => {
-                    if let Some(gpu) = device.gpu() {
-                        gpu.trim();
-                    }
-                    (down, across) =
-                        if down >= across { (down.div_ceil(2), across) } else { (down, across.div_ceil(2)) };
-                    let text = format!("too little device memory: scoring in tiles of {down} x {across}");
-                    tell(Progress::Notice(text));
-                    continue;
+        let captions = self.captions.len();
+        let mut sims = vec![0.0; self.images * captions];
+        let mut tiles = tile_of(system, self.regions, self.words, device, tile);
+        let mut first = 0;
+        while first < self.images {
+            let block = self.block(first)?;
+            let done = first * captions;
+            let mut tell = |p| match p {
+                Progress::Evaluating { done: more, .. } => {
+                    let (done, total) = (done as u64 + more, (self.images * captions) as u64);
+                    tell(Progress::Evaluating { done, total });
                 }
-                other => other?,
+                other => tell(other),
             };
-            for (i, row) in values.chunks(m).enumerate() {
-                scored.iter().zip(row).for_each(|(c, s)| sims[(image + i) * captions + c] = *s);
-            }
-            done += n * m;
-            tell(Progress::Evaluating { done: done as u64, total: (images * captions) as u64 });
-            image += n;
-            if image == images {
-                (image, caption) = (0, caption + m);
-            }
+            let to = &mut sims[done..done + block.len() * captions];
+            self.score_block(model, device, &block, &mut tiles, stop, &mut tell, to)?;
+            first += block.len();
         }
         Ok(sims)
+    }
+
+    /// Images from the first on, as many as a block of the host's memory holds.
+    fn block(&self, first: usize) -> Result<Columns> {
+        let mut block = Columns::default();
+        loop {
+            let n = ENCODE.min(self.images - first - block.len());
+            block.extend((self.encode)(first + block.len(), n)?);
+            let values: usize = block.iter().map(|(_, column)| column.values.len()).sum();
+            let full = 4 * (values + values / block.len().max(1) * ENCODE) > HELD;
+            if full || first + block.len() == self.images {
+                return Ok(block);
+            }
+        }
+    }
+
+    /// Scores a block's images with every caption: each image is brought to the device once.
+    fn score_block(
+        &self,
+        model: &Model,
+        device: &Device,
+        images: &Columns,
+        (down, across): &mut (usize, usize),
+        stop: &dyn Fn() -> bool,
+        tell: &mut dyn FnMut(Progress),
+        sims: &mut [f32],
+    ) -> Result<()> {
+        let pass = Pass::evaluation(model.params.root());
+        let (captions, order) = (self.captions.len(), self.captions.order());
+        let mut image = 0;
+        'images: while image < images.len() {
+            let n = (*down).min(images.len() - image);
+            let rows = Items::upload_part(images, image, n, device);
+            let mut caption = 0;
+            while caption < captions {
+                interrupted(stop)?;
+                let m = (*across).min(captions - caption);
+                let scored = &order[caption..caption + m];
+                let columns = Items::upload(&self.captions.select(scored), device);
+                let values = match model.system.score(&pass, &rows, &columns).to_vec() {
+                    Err(e) if e.kind() == Kind::OutOfMemory && (*down).max(*across) > 1 => {
+                        if let Some(gpu) = device.gpu() {
+                            gpu.trim();
+                        }
+                        let fewer_images = down > across;
+                        let smaller = if fewer_images { &mut *down } else { &mut *across };
+                        *smaller = smaller.div_ceil(2);
+                        let text = format!("too little device memory: scoring in tiles of {down} x {across}");
+                        tell(Progress::Notice(text));
+                        if fewer_images {
+                            continue 'images;
+                        }
+                        continue;
+                    }
+                    other => other?,
+                };
+                for (i, row) in values.chunks(m).enumerate() {
+                    scored.iter().zip(row).for_each(|(c, s)| sims[(image + i) * captions + c] = *s);
+                }
+                caption += m;
+                let done = image * captions + n * caption;
+                tell(Progress::Evaluating { done: done as u64, total: 0 });
+            }
+            image += n;
+        }
+        Ok(())
     }
 
     /// In words, why an image and a caption have their similarity, where the system says.
     ///
     /// # Errors
-    /// What the device reports.
+    /// An image that cannot be read, what the device reports.
     pub fn explain(
         &self,
         model: &Model,
@@ -182,10 +236,9 @@ impl Encoded {
         image: usize,
         caption: usize,
     ) -> Result<Option<String>> {
-        let system = &*model.system;
-        let captions = self.caption_tile(system, &[caption], device);
-        let images = Items::upload_part(&self.images, image, 1, device);
-        system.explain(&Pass::evaluation(model.params.root()), &images, &captions)
+        let captions = Items::upload(&self.captions.select(&[caption]), device);
+        let images = Items::upload(&(self.encode)(image, 1)?, device);
+        model.system.explain(&Pass::evaluation(model.params.root()), &images, &captions)
     }
 }
 

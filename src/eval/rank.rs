@@ -234,7 +234,12 @@ impl Metrics {
         sum(&self.i2t) + sum(&self.t2i)
     }
 
-    /// `r1 + r5` both ways: what some published training selects its best weights by.
+    /// `r1` both ways: what some published training selects its best weights by.
+    pub fn r1(&self) -> f64 {
+        self.i2t.r1 + self.t2i.r1
+    }
+
+    /// `r1 + r5` both ways: what other published training selects by.
     pub fn r1r5(&self) -> f64 {
         self.i2t.r1 + self.i2t.r5 + self.t2i.r1 + self.t2i.r5
     }

@@ -79,8 +79,9 @@ impl<'a> Members<'a> {
         let device = open(self.options)?;
         let stopped = || stop.load(Ordering::Relaxed);
         for member in &self.all {
-            let (model, encoded) = member.encoded(self.options, &device, stop)?;
-            let scores = encoded.score(&model, &device, self.options.tile, &stopped, tell)?;
+            let scores = member.encoded(self.options, &device, stop, |model, encoded| {
+                encoded.score(model, &device, self.options.tile, &stopped, tell)
+            })?;
             done.push(Matrix {
                 images: member.data.images(),
                 captions_per_image: member.data.captions_per_image(),
@@ -97,7 +98,19 @@ impl<'a> Members<'a> {
     pub fn show(&self, sims: &Matrix, stop: &AtomicBool) -> Result<String> {
         let Some(member) = self.all.first() else { return Ok(String::new()) };
         let (device, data) = (open(self.options)?, &member.data);
-        let (model, encoded) = member.encoded(self.options, &device, stop)?;
+        member.encoded(self.options, &device, stop, |model, encoded| {
+            self.shown(data, sims, model, encoded, &device)
+        })
+    }
+
+    fn shown(
+        &self,
+        data: &Dataset,
+        sims: &Matrix,
+        model: &Model,
+        encoded: &Encoded,
+        device: &Device,
+    ) -> Result<String> {
         let name = |i: usize| match &self.names {
             Some(names) => names[i].clone(),
             None => format!("image {i}"),
@@ -116,7 +129,7 @@ impl<'a> Members<'a> {
             let mut order: Vec<usize> = (0..data.images()).collect();
             order.sort_by(|a, b| score(*b, caption).total_cmp(&score(*a, caption)).then(b.cmp(a)));
             for (rank, image) in order.iter().take(SHOWN).enumerate() {
-                let why = encoded.explain(&model, &device, *image, caption)?.unwrap_or_default();
+                let why = encoded.explain(model, device, *image, caption)?.unwrap_or_default();
                 let own = if *image == own { "*" } else { " " };
                 let line =
                     format!("  {}.{own} {:<24} {:.3}  {why}", rank + 1, name(*image), score(*image, caption));
@@ -178,19 +191,20 @@ impl Member {
         Ok(Self { run, folder, data })
     }
 
-    /// The model on the device, and the split encoded by it.
-    fn encoded(
+    /// What `f` makes of the model on the device, and of the split encoded by it.
+    fn encoded<T>(
         &self,
         options: &EvaluateOptions,
         device: &Device,
         stop: &AtomicBool,
-    ) -> Result<(Model, Encoded)> {
+        f: impl FnOnce(&Model, &Encoded) -> Result<T>,
+    ) -> Result<T> {
         let model = Model::open(&self.run, options.vocab.as_deref(), device)?;
         let tokens = self.data.tokens(&model.tokenizer, model.system.inputs().max_words)?;
         let scored = Scored { folds: options.folds.is_some(), before: 0 };
         let stop = || stop.load(Ordering::Relaxed);
         let encoded = Encoded::new(&model, &self.data, &tokens, None, scored, device, &stop)?;
-        Ok((model, encoded))
+        f(&model, &encoded)
     }
 }
 

@@ -206,6 +206,8 @@ impl States {
 
 /// Runs the encoder. Padded positions have outputs of their own; they are only masked as keys.
 pub fn encode(scope: &Scope, config: &Config, tokens: &Tokens, dropouts: Option<&Dropouts>) -> States {
+    let rates = [config.hidden_dropout_prob, config.attention_probs_dropout_prob];
+    let dropouts = dropouts.filter(|_| rates.iter().any(|rate| *rate > 0.0));
     let drop = |x: Tensor, rate: f32| match dropouts {
         Some(d) => d.apply(&x, rate),
         None => x,

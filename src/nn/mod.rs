@@ -1,5 +1,5 @@
 //! Building blocks shared by the systems: parameters by name, linear maps, norms, transformer layers, BERT,
-//! gated recurrent units, tables of position biases.
+//! Swin, gated recurrent units, tables of position biases.
 
 pub mod bert;
 pub mod gru;
@@ -7,6 +7,7 @@ pub mod optim;
 mod params;
 pub mod position_table;
 mod slab;
+pub mod swin;
 pub mod transformer;
 
 use crate::ops::{Act, Expr, Linears, map, scaled_sum_of, sum_of};

@@ -1,6 +1,8 @@
 //! Multi-head attention (Vaswani et al. 2017, section 3.2) in one kernel forward and two backward: the weights
 //! are recomputed, never stored. The composition it replaces stores them three times.
 
+mod window;
+
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::codegen::{each, fill, pointwise};
@@ -11,6 +13,7 @@ use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Style, Words};
 use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
 use crate::tensor::{Back, Cost, Grad, Keep, Op, Pullback, Tensor, apply, compute};
+pub use window::Window;
 
 const FORWARD: &str = include_str!("../../shaders/attention.wgsl");
 const QUERIES: &str = include_str!("../../shaders/attention_queries.wgsl");
@@ -36,7 +39,8 @@ impl Tensor {
     /// [masks, l]`, which gets no gradient; -1e30 leaves a key out.
     #[track_caller]
     pub fn attention(&self, k: &Self, v: &Self, heads: usize, scale: f64, bias: Option<&Self>) -> Self {
-        let op = Attention { heads, scale, stacked: false, masked: bias.is_some(), plus: false };
+        let bias_of = if bias.is_some() { Bias::Keys } else { Bias::None };
+        let op = Attention { heads, scale, stacked: false, bias: bias_of, plus: false, window: None };
         let mut x = vec![self, k, v];
         x.extend(bias);
         // Kernels read four channels of a head at a time.
@@ -47,7 +51,8 @@ impl Tensor {
     /// concatenated. The result, with `plus` added, is `[n, r, heads * d]`.
     #[track_caller]
     pub fn self_attention(&self, heads: usize, scale: f64, bias: Option<&Self>, plus: Option<&Self>) -> Self {
-        let op = Attention { heads, scale, stacked: true, masked: bias.is_some(), plus: plus.is_some() };
+        let bias_of = if bias.is_some() { Bias::Keys } else { Bias::None };
+        let op = Attention { heads, scale, stacked: true, bias: bias_of, plus: plus.is_some(), window: None };
         let width = self.shape().last() / 3;
         if !(width / heads.max(1)).is_multiple_of(4) {
             let [q, k, v] = [0, 1, 2].map(|i| materialize(self.view().slice(2, i * width, width)));
@@ -59,6 +64,33 @@ impl Tensor {
         x.extend(plus);
         apply(op, &x)
     }
+
+    /// [`Tensor::self_attention`] inside windows of a grid (Swin, Liu et al. 2021, section 3.2): this is `[images, grid *
+    /// grid, 3 * heads * d]`, row by row. Window `n` of an image reads `bias[n % masks]` of `[masks, heads, rows of a window,
+    /// the same]`, which gets a gradient; `masks` divides the windows of an image. The result is `[images, grid * grid, heads
+    /// * d]`, each row at its own place.
+    #[track_caller]
+    pub fn window_attention(&self, window: Window, heads: usize, scale: f64, bias: &Self) -> Self {
+        let op =
+            Attention { heads, scale, stacked: true, bias: Bias::Pairs, plus: false, window: Some(window) };
+        let width = self.shape().last() / 3;
+        if (width / heads.max(1)).is_multiple_of(4) {
+            return apply(op, &[self, bias]);
+        }
+        let windows = window.partition(self);
+        let [q, k, v] = [0, 1, 2].map(|i| materialize(windows.view().slice(2, i * width, width)));
+        window.merge(&op.composed(&[&q, &k, &v, bias]), self.shape()[0])
+    }
+}
+
+/// What is added to scores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Bias {
+    None,
+    /// One for each key.
+    Keys,
+    /// One for each head, query and key, with a gradient.
+    Pairs,
 }
 
 #[derive(Clone, Debug)]
@@ -67,10 +99,12 @@ struct Attention {
     scale: f64,
     /// Whether one input holds queries, keys and values.
     stacked: bool,
-    /// Whether a bias comes after them.
-    masked: bool,
+    /// Which bias comes after them.
+    bias: Bias,
     /// Whether the last input is added to the result.
     plus: bool,
+    /// Whether sequences are windows of a grid.
+    window: Option<Window>,
 }
 
 /// Sequences, queries, keys and the width of a head.
@@ -89,11 +123,43 @@ impl Attention {
 
     /// The bias among the inputs, if there is one.
     fn bias<T: Copy>(&self, x: &[T]) -> Option<T> {
-        x.get(self.sides()).copied().filter(|_| self.masked)
+        x.get(self.sides()).copied().filter(|_| self.is_biased())
+    }
+
+    fn is_biased(&self) -> bool {
+        self.bias != Bias::None
+    }
+
+    /// The number of row `i` of sequence `n`, of `rows`, among all rows.
+    fn row_at(&self, n: usize, i: usize, rows: usize) -> usize {
+        self.window.map_or(n * rows + i, |window| window.row_at(n, i))
+    }
+
+    /// Where the bias of a sequence's head, query and key is, of a bias of this shape.
+    fn bias_at(&self, shape: Shape, [n, head, query, key]: [usize; 4]) -> usize {
+        let row = n % shape[0];
+        match self.bias {
+            Bias::Pairs => ((row * shape[1] + head) * shape[2] + query) * shape[3] + key,
+            Bias::None | Bias::Keys => row * shape[1] + key,
+        }
     }
 
     #[track_caller]
     fn sizes(&self, x: &[Shape]) -> Sizes {
+        if let Some(window) = self.window {
+            let (rows, bias) = (window.size * window.size, x[1]);
+            assert!(
+                x[0].rank() == 3
+                    && x[0][1] == window.grid * window.grid
+                    && x[0][2].is_multiple_of(3 * self.heads)
+                    && window.grid.is_multiple_of(window.size)
+                    && window.shift < window.grid
+                    && bias.dims()[1..] == [self.heads, rows, rows]
+                    && window.count().is_multiple_of(bias[0]),
+                "attention: {x:?}, {window:?}"
+            );
+            return Sizes { n: x[0][0] * window.count(), r: rows, l: rows, d: x[0][2] / 3 / self.heads };
+        }
         assert!(self.bias(x).is_none_or(|b| b[1] == x[usize::from(!self.stacked)][1]), "attention: {x:?}");
         if self.stacked {
             assert!(x[0].rank() == 3 && x[0][2].is_multiple_of(3 * self.heads), "attention: {x:?}");
@@ -113,9 +179,11 @@ impl Attention {
         let scores = x[0].head_scores(x[1], self.heads, self.scale);
         let scores = match x.get(3) {
             Some(bias) => {
-                let (masks, l) = (bias.shape()[0], bias.shape()[1]);
-                let grouped = [x[0].shape()[0] / masks, masks, self.heads * x[0].shape()[1], l];
-                let rows = bias.view().repeat(1, 1).repeat(0, 1);
+                let (masks, l) = (bias.shape()[0], bias.shape().last());
+                let all = self.heads * x[0].shape()[1];
+                let grouped = [x[0].shape()[0] / masks, masks, all, l];
+                let rows = if self.bias == Bias::Pairs { all } else { 1 };
+                let rows = bias.reshape([1, masks, rows, l]).view();
                 scores.reshape(grouped).map2(rows, |s, b| s + b).reshape(scores.shape())
             }
             None => scores,
@@ -131,8 +199,16 @@ impl Attention {
         let bias = self.bias(shapes);
         let (own, other) = if part == Part::Keys { (l, r) } else { (r, l) };
         let plus = self.plus && part == Part::Forward;
-        let plan =
-            Plan { part, lanes, quads: d / 4, masked: self.masked, stacked: self.stacked, plus, held: None };
+        let plan = Plan {
+            part,
+            lanes,
+            quads: d / 4,
+            bias: self.bias,
+            stacked: self.stacked,
+            plus,
+            windowed: self.window.is_some(),
+            held: None,
+        };
         let holds = lanes > 1 && part != Part::Keys && other <= HELD && plan.quads <= HELD_QUADS;
         let plan = Plan { held: holds.then(|| other.div_ceil(plan.chunk()).next_multiple_of(2)), ..plan };
         #[cfg(test)]
@@ -143,6 +219,8 @@ impl Attention {
         let padded = own.next_multiple_of(lanes);
         let masks = bias.map_or(1, |b| b[0]);
         let count = n * self.heads * padded;
+        let [grid, side, shift, across] =
+            self.window.map_or([0; 4], |w| [w.grid, w.size, w.shift, w.grid / w.size]);
         let mut hash = DefaultHasher::new();
         plan.hash(&mut hash);
         gpu.dispatch(&Launch {
@@ -152,7 +230,7 @@ impl Attention {
             reads: &reads,
             writes,
             params: Words::default()
-                .sizes(&[count, self.heads, own, padded, other, masks, l])
+                .sizes(&[count, self.heads, own, padded, other, masks, l, grid, side, shift, across])
                 .floats(&[self.scale as f32]),
             grid: Grid::Heavy(count),
             loops: PASSES * other.div_ceil(plan.chunk()),
@@ -161,7 +239,7 @@ impl Attention {
 
     /// Queries, keys, values and the bias, each by itself.
     fn apart(&self, x: &[ArrayView]) -> Vec<Array> {
-        let x = &x[..self.sides() + usize::from(self.masked)];
+        let x = &x[..self.sides() + usize::from(self.is_biased())];
         let own = |x: &ArrayView| Array::new(x.shape, x.data.to_vec());
         if !self.stacked {
             return x.iter().map(own).collect();
@@ -176,15 +254,14 @@ impl Attention {
 
     /// Calls `f` with the weights of every sequence, head and query, in f64.
     fn weights(&self, x: &[Array], mut f: impl FnMut(usize, usize, usize, &[f64])) {
-        let ([n, r, width], l) = ([0, 1, 2].map(|i| x[0].shape[i]), x[1].shape[1]);
-        let d = width / self.heads;
+        let (Sizes { n, r, l, d }, width) = (self.sizes_apart(x), x[0].shape[2]);
         for s in 0..n {
             for h in 0..self.heads {
                 for i in 0..r {
-                    let q = &x[0].data[(s * r + i) * width + h * d..][..d];
+                    let q = &x[0].data[self.row_at(s, i, r) * width + h * d..][..d];
                     let score = |j: usize| {
-                        let k = &x[1].data[(s * l + j) * width + h * d..][..d];
-                        let bias = x.get(3).map_or(0.0, |b| b.data[s % b.shape[0] * l + j]);
+                        let k = &x[1].data[self.row_at(s, j, l) * width + h * d..][..d];
+                        let bias = x.get(3).map_or(0.0, |b| b.data[self.bias_at(b.shape, [s, h, i, j])]);
                         self.scale * q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>() + bias
                     };
                     let scores: Vec<f64> = (0..l).map(score).collect();
@@ -197,18 +274,37 @@ impl Attention {
         }
     }
 
-    fn grads_on_host(&self, x: &[Array], g: ArrayView) -> [Array; 3] {
-        let ([r, width], l) = ([1, 2].map(|i| x[0].shape[i]), x[1].shape[1]);
-        let d = width / self.heads;
-        let mut grads = [0, 1, 2].map(|i| Array::zeros(x[i].shape));
+    /// The sizes of what [`Attention::apart`] gives.
+    fn sizes_apart(&self, x: &[Array]) -> Sizes {
+        let ([n, r, width], l) = ([0, 1, 2].map(|i| x[0].shape[i]), x[1].shape[1]);
+        match self.window {
+            Some(w) => {
+                Sizes { n: n * w.count(), r: w.size * w.size, l: w.size * w.size, d: width / self.heads }
+            }
+            None => Sizes { n, r, l, d: width / self.heads },
+        }
+    }
+
+    /// The gradients of queries, keys and values, and, of [`Bias::Pairs`], of each sequence's bias.
+    fn grads_on_host(&self, x: &[Array], g: ArrayView) -> Vec<Array> {
+        let (Sizes { n, r, l, d }, width) = (self.sizes_apart(x), x[0].shape[2]);
+        let mut grads: Vec<Array> = x[..3].iter().map(|x| Array::zeros(x.shape)).collect();
+        let pairs = self.bias == Bias::Pairs;
+        if pairs {
+            grads.push(Array::zeros(Shape::new(&[n, self.heads, r, l])));
+        }
         self.weights(x, |s, h, i, p| {
-            let q = (s * r + i) * width + h * d;
-            let at = |j: usize| (s * l + j) * width + h * d;
+            let q = self.row_at(s, i, r) * width + h * d;
+            let at = |j: usize| self.row_at(s, j, l) * width + h * d;
             let slopes: Vec<f64> =
                 (0..l).map(|j| (0..d).map(|c| g.data[q + c] * x[2].data[at(j) + c]).sum()).collect();
             let mean: f64 = p.iter().zip(&slopes).map(|(p, s)| p * s).sum();
             for j in 0..l {
-                let score = self.scale * p[j] * (slopes[j] - mean);
+                let slope = p[j] * (slopes[j] - mean);
+                if pairs {
+                    grads[3].data[((s * self.heads + h) * r + i) * l + j] = slope;
+                }
+                let score = self.scale * slope;
                 for c in 0..d {
                     grads[0].data[q + c] += score * x[1].data[at(j) + c];
                     grads[1].data[at(j) + c] += score * x[0].data[q + c];
@@ -238,12 +334,12 @@ impl Op for Attention {
         let plus = self.plus.then(|| x[x.len() - 1].data.to_vec());
         let x = &self.apart(x)[..];
         let mut y = plus.map_or_else(|| Array::zeros(x[0].shape), |plus| Array::new(x[0].shape, plus));
-        let (r, l, width) = (x[0].shape[1], x[1].shape[1], x[0].shape[2]);
-        let d = width / self.heads;
+        let (Sizes { r, l, d, .. }, width) = (self.sizes_apart(x), x[0].shape[2]);
         self.weights(x, |s, h, i, p| {
+            let (to, from) = (self.row_at(s, i, r) * width, |j| self.row_at(s, j, l) * width);
             for (j, p) in p.iter().enumerate() {
                 for c in h * d..(h + 1) * d {
-                    y.data[(s * r + i) * width + c] += p * x[2].data[(s * l + j) * width + c];
+                    y.data[to + c] += p * x[2].data[from(j) + c];
                 }
             }
         });
@@ -259,17 +355,27 @@ impl Op for Attention {
 
 impl Pullback for Attention {
     fn keep(&self) -> Keep {
-        Keep::inputs(0..self.sides() + usize::from(self.masked))
+        Keep::inputs(0..self.sides() + usize::from(self.is_biased()))
     }
 
     fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
-        let mut x: Vec<&Tensor> = (0..self.sides() + usize::from(self.masked)).map(|i| back.x(i)).collect();
+        let mut x: Vec<&Tensor> =
+            (0..self.sides() + usize::from(self.is_biased())).map(|i| back.x(i)).collect();
+        let shapes: Vec<Shape> = x.iter().map(|x| x.shape()).collect();
         x.push(back.g());
-        let sides: Vec<Shape> = (0..self.sides()).map(|i| back.shape(i)).collect();
-        let (places, total) = places(&back.g().device(), sides.iter().map(Shape::len));
+        let mut wanted = shapes[..self.sides()].to_vec();
+        if self.bias == Bias::Pairs {
+            let Sizes { n, r, l, .. } = self.sizes(&shapes);
+            let masks = shapes[self.sides()][0];
+            wanted.push(Shape::new(&[n / masks, masks, self.heads, r, l]));
+        }
+        let (places, total) = places(&back.g().device(), wanted.iter().map(Shape::len));
         let all = compute(AttentionGrad { op: self.clone(), places: places.clone(), total }, &x);
-        let section = |(place, shape): (&usize, &Shape)| Some(all.section(*place, *shape).into());
-        let mut grads: Vec<Option<Grad>> = places.iter().zip(&sides).map(section).collect();
+        let section = |(place, shape): (&usize, &Shape)| all.section(*place, *shape);
+        let sections: Vec<Tensor> = places.iter().zip(&wanted).map(section).collect();
+        let mut grads: Vec<Option<Grad>> =
+            sections[..self.sides()].iter().map(|x| Some(x.clone().into())).collect();
+        grads.extend(sections.get(self.sides()).map(|x| Some(x.sum(0).into())));
         grads.resize(back.inputs(), None);
         if self.plus {
             grads[back.inputs() - 1] = Some(back.g().clone().into());
@@ -297,13 +403,16 @@ impl Op for AttentionGrad {
 
     fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, shapes: &[Shape]) {
         let (op, n) = (&self.op, x.len());
-        let Sizes { n: sequences, r, .. } = op.sizes(&shapes[..n - 1]);
-        let part =
-            |(place, shape): (&usize, &Shape)| y.part(*place, shape.len()).expect("a place it can bind");
-        let grads: Vec<Buf> = self.places.iter().zip(shapes).map(part).collect();
+        let Sizes { n: sequences, r, l, .. } = op.sizes(&shapes[..n - 1]);
+        let part = |place: usize, len: usize| y.part(place, len).expect("a place it can bind");
+        let sides = op.sides();
+        let grads: Vec<Buf> =
+            self.places[..sides].iter().zip(shapes).map(|(place, shape)| part(*place, shape.len())).collect();
         let about = gpu.alloc(4 * sequences * op.heads * r);
+        let biases = self.places.get(sides).map(|place| part(*place, sequences * op.heads * r * l));
         let (x, g, shapes) = (&x[..n - 1], x[n - 1], &shapes[..n - 1]);
-        op.launch(gpu, Part::Queries, x, &[g], &[&grads[0], &about], shapes);
+        let writes: Vec<&Buf> = [&grads[0], &about].into_iter().chain(&biases).collect();
+        op.launch(gpu, Part::Queries, x, &[g], &writes, shapes);
         let rest: Vec<&Buf> = grads.iter().skip(usize::from(!op.stacked)).collect();
         op.launch(gpu, Part::Keys, x, &[g, &about], &rest, shapes);
     }
@@ -311,7 +420,9 @@ impl Op for AttentionGrad {
     fn host(&self, x: &[ArrayView]) -> Array {
         let (g, x) = x.split_last().expect("the gradient comes last");
         let grads = self.op.grads_on_host(&self.op.apart(x), *g);
-        let grads = if self.op.stacked { vec![concat(&grads)] } else { grads.to_vec() };
+        let (sides, biases) = grads.split_at(3);
+        let mut grads = if self.op.stacked { vec![joined(sides)] } else { sides.to_vec() };
+        grads.extend_from_slice(biases);
         let mut y = Array::zeros(Shape::new(&[self.total]));
         for (grad, place) in grads.iter().zip(&self.places) {
             y.data[*place..place + grad.data.len()].copy_from_slice(&grad.data);
@@ -329,7 +440,7 @@ impl Op for AttentionGrad {
 }
 
 /// Arrays `[n, r, width]` as one `[n, r, 3 width]`.
-fn concat(x: &[Array; 3]) -> Array {
+fn joined(x: &[Array]) -> Array {
     let (shape, width) = (x[0].shape, x[0].shape[2]);
     let row = |i: usize| x.iter().flat_map(move |x| x.data[i * width..(i + 1) * width].iter().copied());
     Array::new(shape.with(2, 3 * width), (0..shape.len() / width).flat_map(row).collect())
@@ -369,9 +480,10 @@ struct Plan {
     lanes: usize,
     /// Fours of channels in a head.
     quads: usize,
-    masked: bool,
+    bias: Bias,
     stacked: bool,
     plus: bool,
+    windowed: bool,
     /// Steps whose scores are held.
     held: Option<usize>,
 }
@@ -386,9 +498,10 @@ impl Plan {
         let (lanes, quads, chunk, steps) = (self.lanes, self.quads, self.chunk(), self.held.unwrap_or(1));
         let (vectors, shares) = (chunk * quads, (chunk * quads).div_ceil(lanes));
         // In one array the gradients of keys and values are bound once, after what is read.
+        let pairs = self.bias == Bias::Pairs;
         let (values, params) = match self.part {
             Part::Forward => (None, 6),
-            Part::Queries => (None, 7),
+            Part::Queries => (None, if pairs { 8 } else { 7 }),
             Part::Keys if self.stacked => {
                 (Some("fn store_value(place: u32, x: vec4<f32>) { gk[place] = x; }"), 7)
             }
@@ -398,9 +511,10 @@ impl Plan {
         let variant = format!(
             "@group(0) @binding({params}) var<uniform> p: Params;\nconst LANES = {lanes}u;\n\
              const QUADS = {quads}u;\nconst CHUNK = {chunk}u;\nconst SHARES = {shares}u;\nconst HELD = {};\n\
-             const MASKED = {};\nconst PLUS = {};\nconst PARTS = {parts}u;\nconst K = {k}u;\nconst V = {v}u;",
+             const MASKED = {};\nconst BIASED = {pairs};\nconst WINDOWED = {};\nconst PLUS = {};\nconst PARTS = {parts}u;\nconst K = {k}u;\nconst V = {v}u;",
             self.held.is_some(),
-            self.masked,
+            self.bias == Bias::Keys,
+            self.windowed,
             self.plus,
         );
         let [entry, gather, spread] = if lanes > 1 {
@@ -413,6 +527,9 @@ impl Plan {
         let mut all =
             vec![("variant", &*variant), ("entry", entry), ("gather", &gather), ("spread", &spread)];
         all.extend(values.map(|text| ("values", text)));
+        if !pairs {
+            all.push(("bias", "fn store_bias(place: u32, x: f32) {}"));
+        }
         let counts = [("c", chunk), ("e", vectors), ("h", steps), ("j", quads), ("t", shares)];
         let text = fill(self.part.text(), &all);
         let text = counts.iter().fold(text, |text, (name, count)| each(&text, name, *count));
@@ -428,11 +545,16 @@ pub(super) fn variants(gpu: &Gpu) -> Vec<super::gates::Variant> {
     for part in [Part::Forward, Part::Queries, Part::Keys] {
         for (quads, n) in [1, 2, 3, 4, 16].into_iter().flat_map(|quads| (0..8).map(move |n| (quads, n))) {
             let [masked, stacked, plus] = [0, 1, 2].map(|i| n >> i & 1 == 1);
+            let bias = if masked { Bias::Keys } else { Bias::None };
             let holds = lanes > 1 && part != Part::Keys && quads <= HELD_QUADS;
             for held in [None, Some(2), Some(6)].into_iter().filter(|held| held.is_none() || holds) {
                 let plus = plus && part == Part::Forward;
-                let plan = Plan { part, lanes, quads, masked, stacked, plus, held };
+                let plan = Plan { part, lanes, quads, bias, stacked, plus, windowed: false, held };
                 all.push(super::gates::Variant::new("attention", &plan, plan.source()));
+                if n == 2 {
+                    let plan = Plan { bias: Bias::Pairs, windowed: true, ..plan };
+                    all.push(super::gates::Variant::new("attention", &plan, plan.source()));
+                }
             }
         }
     }
@@ -506,6 +628,20 @@ pub(super) fn cases() -> Vec<Case> {
             x[0].map(|x| x * 1e-2).attention(&x[1].map(|x| x * 1e-4), &x[2].map(|x| x * 1e-4), 4, 1.0, None)
         })
         .all(Values::Extreme),
+        case(
+            "attention",
+            "in windows, rolled, a bias for each",
+            &[&[2, 36, 48], &[4, 2, 9, 9]],
+            sums(32),
+            |x| x[0].window_attention(Window { grid: 6, size: 3, shift: 1 }, 2, 0.35, &x[1]),
+        ),
+        case("attention", "in windows, heads of Swin", &[&[2, 196, 192], &[1, 2, 49, 49]], sums(98), |x| {
+            x[0].window_attention(Window { grid: 14, size: 7, shift: 3 }, 2, 0.18, &x[1])
+        })
+        .bench(),
+        case("attention", "in windows, heads of odd width", &[&[2, 16, 18], &[4, 2, 4, 4]], sums(16), |x| {
+            x[0].window_attention(Window { grid: 4, size: 2, shift: 1 }, 2, 0.35, &x[1])
+        }),
         case("attention", "BERT's heads", &[&[2, 5, 384], &[2, 5, 128]], sums(64), |x| {
             x[0].self_attention(2, 0.125, None, Some(&x[1]))
         }),

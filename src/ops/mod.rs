@@ -27,6 +27,7 @@ mod write;
 
 pub use adam::{AdamState, AdamStep, adam, sum_of_squares};
 pub use alias::stack;
+pub use attention::Window;
 pub use backward::Grads;
 pub use cosines::{cosines, mean_cosines};
 pub use cross_attention::{CrossAttention, QueryNorm, WordAxis};

@@ -33,6 +33,8 @@ pub struct Row {
     pub worst: f64,
     /// The bound.
     pub bound: f64,
+    /// Whether the bound is what rounding the inputs moves the result.
+    pub raised: bool,
     /// What is wrong besides, such as a missing tensor.
     pub problem: Option<String>,
 }
@@ -40,12 +42,26 @@ pub struct Row {
 impl Row {
     /// A comparison by a bound.
     pub fn new(path: &'static str, name: impl Into<String>, worst: f64, bound: f64) -> Self {
-        Self { path, name: name.into(), worst, bound, problem: None }
+        Self { path, name: name.into(), worst, bound, raised: false, problem: None }
     }
 
     /// A tensor that could not be compared.
     pub fn missing(path: &'static str, name: impl Into<String>, problem: &str) -> Self {
-        Self { path, name: name.into(), worst: f64::NAN, bound: 0.0, problem: Some(problem.into()) }
+        Self {
+            path,
+            name: name.into(),
+            worst: f64::NAN,
+            bound: 0.0,
+            raised: false,
+            problem: Some(problem.into()),
+        }
+    }
+
+    /// Takes a larger bound.
+    pub(super) fn raise(&mut self, bound: f64) {
+        if bound > self.bound {
+            (self.bound, self.raised) = (bound, true);
+        }
     }
 
     /// Whether it holds.
@@ -81,6 +97,11 @@ impl Rules {
         };
         let grad = if half { HALF_GRAD } else { [1e-4, 1e-6][usize::from(host)] };
         Self { host, half, out, grad }
+    }
+
+    /// The bounds where gradients go on through an image encoder.
+    pub fn through_pixels(self) -> Self {
+        if self.host || self.half { self } else { Self { grad: 1e-3, ..self } }
     }
 }
 

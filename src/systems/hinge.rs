@@ -13,9 +13,20 @@ pub fn hinge(sims: &Tensor, margin: f64, max_violation: bool) -> Tensor {
     hinge_without(sims, &eye(sims, n), margin, max_violation)
 }
 
+/// What each of the first `n` images, and each of the first `n` captions, costs by [`hinge`]: the sums of both are the loss.
+pub fn costs(sims: &Tensor, margin: f64, max_violation: bool) -> [Tensor; 2] {
+    let n = sims.shape()[0].min(sims.shape()[1]);
+    costs_without(sims, &eye(sims, n), margin, max_violation)
+}
+
 /// As [`hinge`]; the pairs of the leading square that `without [n, n]` holds 1 for, the diagonal among them, are no
 /// negatives.
 pub fn hinge_without(sims: &Tensor, without: &Tensor, margin: f64, max_violation: bool) -> Tensor {
+    let [images, captions] = costs_without(sims, without, margin, max_violation);
+    crate::ops::add(&images.sum_all(), &captions.sum_all())
+}
+
+fn costs_without(sims: &Tensor, without: &Tensor, margin: f64, max_violation: bool) -> [Tensor; 2] {
     let (images, captions) = (sims.shape()[0], sims.shape()[1]);
     let n = images.min(captions);
     let square = sims.view().slice(0, 0, n).slice(1, 0, n);
@@ -26,10 +37,9 @@ pub fn hinge_without(sims: &Tensor, without: &Tensor, margin: f64, max_violation
         let violations = map(vec![scores, positives.view().repeat(axis, others), own], |x| {
             (&x[0] - &x[1] + margin).relu() * (1.0 - x[2].clone())
         });
-        let kept = if max_violation { violations.max(axis as isize) } else { violations.sum(axis as isize) };
-        kept.sum_all()
+        if max_violation { violations.max(axis as isize) } else { violations.sum(axis as isize) }
     };
-    crate::ops::add(&side(1, captions), &side(0, images))
+    [side(1, captions), side(0, images)]
 }
 
 /// The identity matrix.

@@ -6,9 +6,9 @@ use std::sync::RwLock;
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 use serde_json::{Map, Value as Json, json};
 
-use super::{System, dime, gsmn, hrem};
+use super::{System, dime, gsmn, hat, hrem};
 use crate::error::{Error, Result};
-use crate::nn::bert;
+use crate::nn::{bert, swin};
 
 /// A system's options as the user gave them: what makes the model, and the parts of its schedule.
 pub trait Options {
@@ -45,6 +45,11 @@ pub trait Options {
         None
     }
 
+    /// The folder of the image encoder to begin with: of systems that read [`Images::Pictures`].
+    fn image_encoder(&self) -> Option<&Path> {
+        None
+    }
+
     /// The system over these encoders.
     ///
     /// # Errors
@@ -59,6 +64,8 @@ pub struct Encoders {
     pub regions: usize,
     /// Width of a region's features.
     pub dim: usize,
+    /// The image encoder to begin with, where one is given.
+    pub image: Option<swin::Config>,
     /// What it reads captions with.
     pub text: TextSide,
     /// Samples of a batch.
@@ -246,8 +253,12 @@ impl Kind {
 pub const DEFAULT: &str = dime::Options::NAME;
 
 /// The published systems.
-const PUBLISHED: &[Kind] =
-    &[Kind::of::<dime::Options>(), Kind::of::<hrem::Options>(), Kind::of::<gsmn::Options>()];
+const PUBLISHED: &[Kind] = &[
+    Kind::of::<dime::Options>(),
+    Kind::of::<hrem::Options>(),
+    Kind::of::<gsmn::Options>(),
+    Kind::of::<hat::Options>(),
+];
 
 /// Systems of the program that uses this library.
 static OWN: RwLock<Vec<Kind>> = RwLock::new(Vec::new());

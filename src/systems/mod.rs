@@ -4,8 +4,10 @@
 //! and trained ([`System`]); its options, and how its authors' checkpoints are read, come with it ([`Kind`]).
 //! Adding one is a folder, its name here and a line in [`kinds`]'s file; a program that has a system of its own calls [`register`].
 
+pub mod contexts;
 pub mod dime;
 pub mod gsmn;
+pub mod hat;
 pub mod hinge;
 pub mod hrem;
 mod items;
@@ -21,7 +23,7 @@ pub use pass::{Form, Pass, Step, Taps};
 
 pub use crate::host::Inputs;
 
-use crate::nn::{ParamSpec, bert};
+use crate::nn::{ParamSpec, bert, swin};
 use crate::ops::AdamStep;
 use crate::tensor::Tensor;
 
@@ -38,6 +40,11 @@ pub trait System {
 
     /// The text encoder whose weights may come from another model, and whose states may be kept.
     fn text_encoder(&self) -> Option<TextEncoder<'_>> {
+        None
+    }
+
+    /// The image encoder whose weights may come from another model.
+    fn image_encoder(&self) -> Option<ImageEncoder<'_>> {
         None
     }
 
@@ -98,6 +105,15 @@ pub struct TextEncoder<'a> {
     pub prefix: &'static str,
     /// Its configuration.
     pub config: &'a bert::Config,
+}
+
+/// A Swin inside a system.
+#[derive(Clone, Copy)]
+pub struct ImageEncoder<'a> {
+    /// What its parameters' names begin with, the dot included.
+    pub prefix: &'static str,
+    /// Its configuration.
+    pub config: &'a swin::Config,
 }
 
 /// What a loss knows of its batch besides the encoded items.

@@ -9,8 +9,8 @@ use crate::data::weights::{self, Weights};
 use crate::data::words::Vocabulary;
 use crate::error::{Error, Result};
 use crate::eval::model::{Model, check_vocab, read_json, stored};
-use crate::nn::{ParamSpec, Params, Role, begin_values, bert};
-use crate::systems::{Encoders, Text, TextSide};
+use crate::nn::{ParamSpec, ParamValues, Params, Role, begin_values, bert, position_table, swin};
+use crate::systems::{Encoders, System, Text, TextSide};
 use crate::tensor::Device;
 
 /// Pieces of a random encoder's captions at most, where the options do not say.
@@ -25,51 +25,105 @@ const VOCAB: usize = 2000;
 /// A vocabulary or BERT folder that is missing, not imported or of another shape; sizes that make no model.
 pub fn fresh(options: &TrainOptions, data: &Dataset, device: &Device) -> Result<Model> {
     let fixed = &options.fixed;
-    let (tokenizer, text, pretrained) = match fixed.bert_init {
+    let mut pretrained: Vec<Pretrained> = Vec::new();
+    let image = options.own.image_encoder().map(|folder| open_swin(folder, &mut pretrained)).transpose()?;
+    let (tokenizer, text) = match fixed.bert_init {
         _ if options.kind.text == Text::Words => {
             let vocabulary = vocabulary(options)?;
             let ids = vocabulary.size();
-            (Tokenizer::Words(vocabulary), TextSide::Words(ids), None)
+            (Tokenizer::Words(vocabulary), TextSide::Words(ids))
         }
         BertInit::Random => {
             let vocab = build_vocab(data.texts(), fixed.vocab_size.unwrap_or(VOCAB));
             let pieces = WordPiece::from_vocab(vocab)?;
             let config = random_bert(options, pieces.size())?;
-            (Tokenizer::Pieces(pieces), TextSide::Bert(config), None)
+            (Tokenizer::Pieces(pieces), TextSide::Bert(config))
         }
         BertInit::Pretrained => {
             let folder = &options.run.bert_path;
-            let weights = open_bert(folder)?;
+            pretrained.push(Pretrained { part: Part::Text, weights: open_bert(folder)? });
             let path = folder.join("config.json");
             let config = bert::Config::read(&read_json(&path)?).map_err(|e| e.at(path.display()))?;
             let pieces = WordPiece::open(&folder.join("vocab.txt"))?;
-            (Tokenizer::Pieces(pieces), TextSide::Bert(config), Some(weights))
+            (Tokenizer::Pieces(pieces), TextSide::Bert(config))
         }
     };
     let (batch_size, faithful) = (fixed.batch_size, fixed.faithful);
     let (regions, dim) = (data.regions(), data.dim());
-    let system = options.own.system(&Encoders { regions, dim, text, batch_size, faithful })?;
+    let system = options.own.system(&Encoders { regions, dim, image, text, batch_size, faithful })?;
     check_vocab(&tokenizer, &*system)?;
     let specs = system.parameters();
-    let prefix = system.text_encoder().map_or("", |encoder| encoder.prefix);
-    // What the encoder's file holds needs no random beginning; many encoders come without a pooler, which
-    // nothing here uses.
-    let held = |s: &ParamSpec| {
-        let inner = s.name.strip_prefix(prefix).filter(|_| s.role == Role::Encoder);
-        inner.zip(pretrained.as_ref()).is_some_and(|(name, weights)| {
-            !name.starts_with("pooler.") || weights.names().any(|name| name.starts_with("pooler."))
-        })
-    };
-    if let Some(weights) = &pretrained {
-        let inner = |s: &ParamSpec| (s.name[prefix.len()..].to_string(), s.shape.dims().to_vec());
-        let expected: Vec<_> = specs.iter().filter(|s| held(s)).map(inner).collect();
-        weights::check(weights.path().display(), &expected, weights.shapes())?;
+    for encoder in &pretrained {
+        encoder.check(&*system, &specs)?;
     }
-    let params = Params::new(&specs, device, &mut |spec| match &pretrained {
-        Some(weights) if held(spec) => stored(weights, &spec.name[prefix.len()..], spec),
-        _ => Ok(begin_values(spec, &specs, fixed.seed)),
+    let params = Params::new(&specs, device, &mut |spec| {
+        let held = pretrained.iter().find_map(|encoder| Some((encoder, encoder.name(&*system, spec)?)));
+        match held {
+            Some((encoder, name)) => encoder.values(name, spec),
+            None => Ok(begin_values(spec, &specs, fixed.seed)),
+        }
     })?;
     Ok(Model { name: options.kind.name.to_string(), system, specs, params, tokenizer })
+}
+
+/// Which of a system's encoders.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Text,
+    Image,
+}
+
+/// An encoder's weights to begin with.
+struct Pretrained {
+    part: Part,
+    weights: Weights,
+}
+
+impl Pretrained {
+    /// A parameter's name in the encoder's file; `None` for another's, and for one that the file lacks and may lack: a
+    /// pooler, which nothing reads, and norms of a Swin's inner stages, which its first task has no use for.
+    fn name<'s>(&self, system: &dyn System, spec: &'s ParamSpec) -> Option<&'s str> {
+        let (prefix, optional) = match self.part {
+            Part::Text => (system.text_encoder()?.prefix, "pooler."),
+            Part::Image => (system.image_encoder()?.prefix, "norm_"),
+        };
+        let name = spec.name.strip_prefix(prefix).filter(|_| spec.role == Role::Encoder)?;
+        let lacks = name.starts_with(optional) && !self.weights.names().any(|n| n.starts_with(optional));
+        (!lacks).then_some(name)
+    }
+
+    /// Whether all parameters are there, of the right shapes.
+    fn check(&self, system: &dyn System, specs: &[ParamSpec]) -> Result<()> {
+        let expected = |spec: &ParamSpec| {
+            let name = self.name(system, spec)?;
+            let own = spec.shape.dims();
+            // A table of another size is resampled.
+            let found = self.weights.shape(name).filter(|found| resampled(name, found, own).is_some());
+            Some((name.to_string(), found.unwrap_or(own).to_vec()))
+        };
+        let expected: Vec<_> = specs.iter().filter_map(expected).collect();
+        weights::check(self.weights.path().display(), &expected, self.weights.shapes())
+    }
+
+    /// A parameter's values.
+    fn values(&self, name: &str, spec: &ParamSpec) -> Result<ParamValues<'_>> {
+        let found = self.weights.shape(name).unwrap_or_default();
+        match resampled(name, found, spec.shape.dims()) {
+            Some([from, to, heads]) => {
+                let table = self.weights.f32s(name)?;
+                Ok(ParamValues::Values(position_table::resampled(&table, from, to, heads)))
+            }
+            None => stored(&self.weights, name, spec),
+        }
+    }
+}
+
+/// For a table of relative positions in place of one of another size: both sides, and the heads.
+fn resampled(name: &str, found: &[usize], own: &[usize]) -> Option<[usize; 3]> {
+    let ([rows, heads], [own_rows, own_heads]) = (found, own) else { return None };
+    let (from, to) = (rows.isqrt(), own_rows.isqrt());
+    let square = from * from == *rows && to * to == *own_rows && heads == own_heads && from > 0;
+    (name.ends_with(swin::TABLE) && square && from != to).then_some([from, to, *heads])
 }
 
 /// The data's vocabulary; a run that goes on has its own, unless another is given.
@@ -104,25 +158,55 @@ fn random_bert(options: &TrainOptions, vocab_size: usize) -> Result<bert::Config
 }
 
 fn open_bert(folder: &Path) -> Result<Weights> {
+    let expected = "model.safetensors, config.json and vocab.txt, as the `import` program writes them";
+    let cure = "give --bert_path, or train a small BERT along with --bert-init random";
+    open_encoder(folder, "BERT", "bert", ["pytorch_model.bin"].as_slice(), expected, cure)
+}
+
+/// Opens an imported Swin: its weights are added to `pretrained`.
+fn open_swin(folder: &Path, pretrained: &mut Vec<Pretrained>) -> Result<swin::Config> {
+    let expected = "model.safetensors and config.json, as the `import` program writes them";
+    let cure = "give the folder that `import -- swin FILE OUT` made, or train a small Swin along with --swin-init random";
+    let weights = open_encoder(folder, "Swin", "swin", &[], expected, cure)?;
+    pretrained.push(Pretrained { part: Part::Image, weights });
+    let path = folder.join("config.json");
+    let config: swin::Config = read_json(&path)?;
+    config.check().map_err(|e| e.at(path.display()))?;
+    Ok(config)
+}
+
+fn open_encoder(
+    folder: &Path,
+    name: &str,
+    what: &str,
+    theirs: &[&str],
+    expected: &str,
+    cure: &str,
+) -> Result<Weights> {
     let file = folder.join("model.safetensors");
     if file.exists() {
         let weights = Weights::open(&file)?;
         weights.check_finite()?;
         return Ok(weights);
     }
-    let error = Error::new("there is no imported BERT here").at(folder.display());
+    let error = Error::new(format!("there is no imported {name} here")).at(folder.display());
+    let import = |file: &Path| {
+        format!(
+            "import it: cargo run --release --bin import -- {what} {} OUT, then --{what}_path OUT",
+            file.display()
+        )
+    };
     if let Some(parent) = folder.parent().filter(|_| folder.is_file()) {
-        return Err(error.found("a file").cure(format!("give its folder: --bert_path {}", parent.display())));
+        let error = error.found("a file");
+        let imported = folder.file_name().is_some_and(|name| name == "model.safetensors");
+        return Err(match imported {
+            true => error.cure(format!("give its folder: --{what}_path {}", parent.display())),
+            false => error.cure(import(folder)),
+        });
     }
-    let theirs = folder.join("pytorch_model.bin");
-    Err(if theirs.exists() {
-        error.cure(format!(
-            "import it: cargo run --release --bin import -- bert {} OUT, then --bert_path OUT",
-            theirs.display()
-        ))
-    } else {
-        error
-            .expected("model.safetensors, config.json and vocab.txt, as the `import` program writes them")
-            .cure("give --bert_path, or train a small BERT along with --bert-init random")
+    let theirs = theirs.iter().map(|name| folder.join(name)).find(|path| path.exists());
+    Err(match theirs {
+        Some(file) => error.cure(import(&file)),
+        None => error.expected(expected).cure(cure),
     })
 }

@@ -61,6 +61,8 @@ pub enum BertInit {
 pub enum Select {
     /// The sum of all six recalls.
     Rsum,
+    /// R@1 both ways.
+    R1,
     /// R@1 + R@5 both ways.
     R1r5,
 }
@@ -364,10 +366,11 @@ impl TrainOptions {
         if let Some(resumed) = &self.run.resume {
             self.run.resume = Some(run_folder(resumed)?);
         }
-        if let Some(path) = self.own.vocabulary().filter(|path| path.to_str().is_none()) {
-            return Err(Error::new("a run cannot keep the path of a vocabulary that is no UTF-8 text")
+        let own = [self.own.vocabulary(), self.own.image_encoder()];
+        if let Some(path) = own.into_iter().flatten().find(|path| path.to_str().is_none()) {
+            return Err(Error::new("a run cannot keep this path: it is no UTF-8 text")
                 .at(path.display())
-                .cure("copy the file to another name"));
+                .cure("give it another name"));
         }
         self.check_sizes()?;
         self.check_numbers()?;

@@ -1,6 +1,6 @@
 //! The training loop: the system's schedule, with a true resume.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +26,7 @@ use crate::eval::model::{Model, is_trained};
 use crate::eval::rank::{Metrics, Sims};
 use crate::eval::text_cache::{Captions, TextCache};
 use crate::gpu::{Gpu, Options};
+use crate::nn::ParamSpec;
 use crate::nn::optim::{Optimizer, take_buffers};
 use crate::ops::{concat, write};
 use crate::systems::{self, Items, Loss, Pass, Step};
@@ -325,7 +326,12 @@ impl<'a> Session<'a> {
         let (options, system) = (self.options, &*self.model.system);
         let tape = Tape::new();
         let with_text = options.trains_text();
-        let params = self.model.params.tracked(&tape, |name| self.model.is_trained(name, with_text));
+        let schedule = system.schedule(&options.rates(), placed.epoch, step);
+        // What is frozen in this epoch needs no gradient.
+        let moves = |s: &ParamSpec| is_trained(s, with_text) && schedule.rate(s.group).is_some();
+        let moving: HashSet<&str> =
+            self.model.specs.iter().filter(|s| moves(s)).map(|s| s.name.as_str()).collect();
+        let params = self.model.params.tracked(&tape, |name| moving.contains(name));
         let text_dropout = options.fixed.bert_dropout == BertDropout::Auto;
         let at = Step { seed: options.fixed.seed, epoch: placed.epoch, step, text_dropout };
         let pass = Pass::training(params.root(), at).computed(system.form(), self.state.tile);
@@ -341,7 +347,6 @@ impl<'a> Session<'a> {
             .iter()
             .filter_map(|s| Some((s.name.clone(), grads.of(params.named(&s.name))?.clone())))
             .collect();
-        let schedule = system.schedule(&options.rates(), placed.epoch, step);
         let lr = schedule.rates.first().map_or(0.0, |(_, rate)| *rate);
         let squares =
             self.optimizer.step(&mut self.model.params, &named, &schedule.adam(), &|g| schedule.rate(g));
@@ -474,6 +479,7 @@ impl<'a> Session<'a> {
         };
         let metrics = Sims::new(&sims, self.dev.images(), self.dev.captions_per_image())?.metrics();
         let value = match self.options.fixed.select {
+            Select::R1 => metrics.r1(),
             Select::R1r5 => metrics.r1r5(),
             Select::Rsum => metrics.rsum(),
         };

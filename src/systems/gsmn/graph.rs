@@ -8,38 +8,14 @@
 
 use super::Run;
 use crate::ops::{Expr, concat, map, sum_of};
+use crate::systems::contexts::{places, within};
 use crate::systems::{Form, Items};
-use crate::tensor::{Device, Tensor, Viewed};
+use crate::tensor::Tensor;
 
 /// Kernels of each graph layer.
 pub(super) const KERNELS: usize = 8;
 /// Added to a squared deviation.
 const EPS: f64 = 1e-14;
-
-/// Whole numbers from 0 as floats.
-pub(super) fn places(n: usize, device: &Device) -> Tensor {
-    device.tensor([n], &(0..n).map(|i| i as f32).collect::<Vec<_>>())
-}
-
-/// `x` with 0 past each caption's length, which lies along the axis after that of the captions.
-pub(super) fn within(x: &Tensor, lengths: &Tensor, captions: usize) -> Tensor {
-    map(within_views(x, lengths, captions), |x| x[2].greater(&x[1]).select(&x[0], 0.0))
-}
-
-/// `x`, a word's place and its caption's length.
-pub(super) fn within_views(x: &Tensor, lengths: &Tensor, captions: usize) -> Vec<Viewed> {
-    let shape = x.shape();
-    let (mut place, mut lens) = (places(shape[captions + 1], &x.device()).view(), lengths.view());
-    for axis in 0..shape.rank() {
-        if axis != captions + 1 {
-            place = place.repeat(axis, shape[axis]);
-        }
-        if axis != captions {
-            lens = lens.repeat(axis, shape[axis]);
-        }
-    }
-    vec![x.view(), place, lens]
-}
 
 /// What the neighbours of each region weigh, `[images, regions, 8]`, from boxes `[images, regions, 4]`: Gaussian kernels
 /// of the distance and the direction of their centres, normalised over the kernels.

@@ -1,25 +1,15 @@
 //! What regions and words are compared with, and the score of each pair of an image and a caption (sections 3.2 and 3.3
 //! of the paper).
 //!
-//! Both sides share one affinity `v t`. A node attends to the other side's vectors, and is compared with the mean that it
-//! attends to, block by block: `m_b = q_b c_b / max(|q_b| |c_b|, 1e-8)` with `c = Σ_k a_k x_k`. Where the vectors are wide
-//! for their number the mean is never made: with the dots of blocks `D_kb = q_b x_kb`, whose sum over the blocks is the
-//! affinity, and the Gram matrices `G_b = x_b x_bᵀ`, `q_b c_b = Σ_k a_k D_kb` and `|c_b|² = Σ_kl a_k a_l G_klb`.
+//! Both sides share one affinity `v t`.
 
-use super::graph::{KERNELS, within, within_views};
+use super::graph::KERNELS;
 use super::{Config, Run};
 use crate::nn::Scope;
-use crate::ops::{
-    Act, CrossAttention, Expr, QueryNorm, WordAxis, add, concat, cosines, map, materialize, mean_cosines,
-    recompute, sum_of,
-};
+use crate::ops::{Act, WordAxis, add, concat, map, materialize, recompute};
+use crate::systems::contexts::{attention, by_contexts, by_grams, compared, dims, mean_of_words, within};
 use crate::systems::{Form, Items};
-use crate::tensor::{Tensor, Viewed};
-
-/// The attention's slope of scores below zero.
-const SLOPE: f64 = 0.1;
-/// Added to a score's norm over the queries; and the least product of two blocks' norms.
-const EPS: f64 = 1e-8;
+use crate::tensor::Tensor;
 
 /// Similarities `[images, captions]`, as many captions at a time as the pass says.
 pub(super) fn scores(run: &Run, images: &Items, captions: &Items) -> Tensor {
@@ -142,17 +132,6 @@ fn of_tile(run: &Run, heads: &Heads, images: &Items, captions: &Items) -> Tensor
     }
 }
 
-/// The product over the norms of two blocks, from the product and the norms' squares.
-fn cosine(dot: &Expr, squares: Expr) -> Expr {
-    squares.greater(EPS * EPS).select(dot / squares.sqrt(), dot * (1.0 / EPS))
-}
-
-/// How a side attends: regions to words, or words to regions.
-fn attention(config: &Config, words: WordAxis) -> CrossAttention {
-    let (leaky, over) = (Some(SLOPE), QueryNorm::Plus(EPS));
-    CrossAttention { leaky, over, scale: config.options.lambda_softmax, words }
-}
-
 /// As the paper writes it.
 fn composed(
     run: &Run,
@@ -162,22 +141,11 @@ fn composed(
 ) -> Tensor {
     let ([i, r, d], [c, n, _]) = (dims(regions), dims(words));
     let (v, t) = (regions.reshape([i, 1, r, d]), words.reshape([1, c, n, d]));
-    let [width, blocks] = run.config.options.blocks();
+    let [_, blocks] = run.config.options.blocks();
     let hid = run.config.options.hid_dim;
     let compare = |x: &Tensor, others: &Tensor, axis: WordAxis| {
-        let scores = x.matmul(others, false, true);
-        let contexts =
-            attention(run.config, axis).composed(&scores, Some(lengths)).matmul(others, false, false);
-        let nodes = contexts.shape()[2];
-        let full = [i, c, nodes * blocks, width].into();
-        let (x, y) = (x.view(), contexts.reshape(full));
-        let x = x.tensor.reshape([x.shape()[0], x.shape()[1], nodes * blocks, width]).view().broadcast(full);
-        let dot = sum_of(vec![x.clone(), y.view()], 3, |x| &x[0] * &x[1]);
-        let squares = |x: Viewed| sum_of(vec![x], 3, |x| &x[0] * &x[0]);
-        let all = map(vec![dot.view(), squares(x).view(), squares(y.view()).view()], |x| {
-            cosine(&x[0], &x[1] * &x[2])
-        });
-        all.reshape([i, c, nodes, blocks])
+        let attention = attention(run.config.options.lambda_softmax, axis);
+        compared(&attention, x, others, lengths, blocks, &mut |_, _| ())
     };
     let by_caption = |x: &Tensor| materialize(x.view().permute(&[1, 0, 2, 3]));
     let of_nodes = |head: &Head, hidden: &Tensor| {
@@ -214,15 +182,6 @@ fn composed(
     add(&i2t, &t2i)
 }
 
-/// The mean over the words of `x [images, captions, words, ..]` within the captions' lengths.
-fn mean_of_words(x: &Tensor, lengths: &Tensor) -> Tensor {
-    sum_of(within_views(x, lengths, 1), 2, |x| x[2].greater(&x[1]).select(&x[0] / x[2].max(1.0), 0.0))
-}
-
-fn dims(x: &Tensor) -> [usize; 3] {
-    [0, 1, 2].map(|k| x.shape()[k])
-}
-
 /// With one affinity for both directions, no context where Gram matrices are cheaper, and the maps joined. Regions are
 /// computed caption by caption, `[captions, images, regions]`, words image by image.
 fn fast(
@@ -244,7 +203,9 @@ fn fast(
 
     let scores = materialize(affinity.view().permute(&[0, 2, 3, 1])).reshape([1, c * i, r, n]);
     let lens = materialize(lengths.view().repeat(1, i)).reshape([c * i]);
-    let weights = attention(config, WordAxis::Context).weights(&scores, Some(&lens)).reshape([c, i * r, n]);
+    let weights = attention(config.options.lambda_softmax, WordAxis::Context)
+        .weights(&scores, Some(&lens))
+        .reshape([c, i * r, n]);
     let m = match dots.as_ref().filter(|_| grams(n)) {
         Some(dots) => {
             let dots = dots.view().permute(&[1, 0, 3, 4, 2]);
@@ -260,7 +221,9 @@ fn fast(
     let image = heads.image.score(&hidden.linear(w, Some(b), Act::Tanh).mean(1)).reshape([c, i]);
 
     let scores = materialize(affinity.view().permute(&[2, 0, 1, 3]));
-    let weights = attention(config, WordAxis::Queries).weights(&scores, Some(lengths)).reshape([i, c * n, r]);
+    let weights = attention(config.options.lambda_softmax, WordAxis::Queries)
+        .weights(&scores, Some(lengths))
+        .reshape([i, c * n, r]);
     let m = match dots.as_ref().filter(|_| grams(r)) {
         Some(dots) => {
             let dots = dots.view().permute(&[3, 0, 1, 2, 4]);
@@ -289,58 +252,4 @@ impl Head {
         let [w, b] = &self.second;
         mean.linear(w, Some(&b.detach()), Act::None)
     }
-}
-
-/// The squares of a vector's blocks, `[.., blocks]`.
-fn squares(x: &Tensor, blocks: usize) -> Tensor {
-    let [a, b, d] = dims(x);
-    sum_of(vec![x.reshape([a * b, blocks, d / blocks]).view()], 2, |x| &x[0] * &x[0])
-}
-
-/// Comparisons `[outer, nodes, blocks]` of nodes with the means of `x [outer, context, embed]` that `weights [outer, nodes,
-/// context]` make; `of` are the nodes' vectors, those of one item after another.
-fn by_contexts(weights: &Tensor, x: &Tensor, of: &Tensor, blocks: usize) -> Tensor {
-    let [outer, nodes, _] = dims(weights);
-    let width = x.shape()[2] / blocks;
-    let means = weights.matmul(x, false, false).reshape([outer, nodes * blocks, width]);
-    let own = of.reshape([nodes * blocks, width]);
-    if ![&means, &own].iter().any(|x| x.is_tracked()) {
-        return cosines(&means, &own, EPS).reshape([outer, nodes, blocks]);
-    }
-    let own = own.view().repeat(0, outer);
-    let dot = sum_of(vec![means.view(), own], 2, |x| &x[0] * &x[1]);
-    let square = sum_of(vec![means.view()], 2, |x| &x[0] * &x[0]);
-    let own = squares(of, blocks).reshape([nodes * blocks]).view().repeat(0, outer);
-    map(vec![dot.view(), square.view(), own], |x| cosine(&x[0], &x[1] * &x[2]))
-        .reshape([outer, nodes, blocks])
-}
-
-/// The same from `dots`, each node's blocks' products with those of the context, `[outer, blocks, items, nodes of an item,
-/// context]`, and Gram matrices.
-fn by_grams(
-    weights: &Tensor,
-    [items, nodes]: [usize; 2],
-    dots: Viewed,
-    x: &Tensor,
-    of: &Tensor,
-    blocks: usize,
-) -> Tensor {
-    let [outer, all, context] = dims(weights);
-    let grams = x.head_scores(x, blocks, 1.0);
-    if ![weights, &dots.tensor, x, of].iter().any(|x| x.is_tracked()) {
-        let squares = squares(of, blocks);
-        if let Some(fused) = mean_cosines(weights, &dots, &grams, &squares, EPS) {
-            return fused;
-        }
-    }
-    let mixed = weights.reshape([outer, 1, all, context]).matmul(&grams, false, false);
-    let square = sum_of(vec![mixed.view(), weights.view().repeat(1, blocks)], 3, |x| &x[0] * &x[1]);
-    let each = weights.reshape([outer, items, nodes, context]);
-    let dot = sum_of(vec![dots, each.view().repeat(1, blocks)], 4, |x| &x[0] * &x[1]);
-    let own = squares(of, blocks).view().repeat(0, outer);
-    let last = |x: &Tensor| x.view().permute(&[0, 2, 1]);
-    // Where the mean's terms cancel, rounding may leave less of its square than there is: a cosine has its bounds.
-    map(vec![last(&dot.reshape([outer, blocks, all])), last(&square), own], |x| {
-        cosine(&x[0], &x[1] * &x[2]).max(-1.0).min(1.0)
-    })
 }

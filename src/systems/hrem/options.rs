@@ -225,7 +225,7 @@ mod tests {
 
     fn encoders(batch_size: usize) -> Encoders {
         let text = TextSide::Bert(bert::Config::read(&small_bert()).expect("an encoder"));
-        Encoders { regions: 12, dim: 20, text, batch_size, faithful: false }
+        Encoders { regions: 12, dim: 20, image: None, text, batch_size, faithful: false }
     }
 
     #[test]
