@@ -181,6 +181,9 @@ def of_part(p, cfg, regions, row_sums, words, lengths):
     return image + text.T
 
 
+FORMS = (published, factored)
+
+
 # ---- both -----------------------------------------------------------------------------------------
 
 

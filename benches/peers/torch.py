@@ -2,7 +2,8 @@
 """PyTorch on the shapes of Crossweave's benches: a case's name a line in, a line of JSON out.
 
 DIME and BERT are those of tools/reference.py, in f32 and with PyTorch's own fused pieces in place of the spelled
-out ones; GSMN is that of gsmn.py, as published or `factored`. They are held against fixtures before they are timed.
+out ones; GSMN and HAT are those of gsmn.py and hat.py, as published or `factored`. They are held against fixtures
+before they are timed.
 Runs on CUDA where there is one, else on the CPU.
 
     python benches/peers/torch.py [--autocast]      --autocast: f16 where PyTorch thinks it safe (CUDA only)
@@ -28,9 +29,11 @@ import torch.nn.functional as F  # noqa: E402
 
 import reference as ref  # noqa: E402
 import reference_gsmn as ref_gsmn  # noqa: E402
+import reference_hat as ref_hat  # noqa: E402
 
 sys.path.append(HERE)  # PyTorch is loaded by now.
 import gsmn  # noqa: E402
+import hat  # noqa: E402
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -116,15 +119,12 @@ def check_dime():
             hold(name, g, given["grad"][n])
 
 
-FORMS = (gsmn.published, gsmn.factored)
-
-
 def check_gsmn():
     for name in ("gsmn_dense_eval", "gsmn_dense_train"):
         spec, given = ref.read_fixture(os.path.join(ROOT, "tests", "fixtures", name + ".safetensors"))
         cfg, inputs = spec["config"], on_device(given["in"])
         items = [inputs[n] for n in ("images", "bboxes", "captions", "cap_lens")]
-        for form in FORMS:
+        for form in gsmn.FORMS:
             p, leaves = tracked(on_device(given["param"]), lambda n: True)
             scores = form(p, cfg, *gsmn.encode(p, cfg, form, *items))
             hold(name, scores, given["out"]["scores"])
@@ -135,7 +135,24 @@ def check_gsmn():
                 hold(name, g, given["grad"][n])
 
 
-CHECKS = {"dime": check_dime, "gsmn": check_gsmn}
+def check_hat():
+    for name in ("hat_i2t_unfrozen_train", "hat_t2i_unfrozen_train"):
+        spec, given = ref.read_fixture(os.path.join(ROOT, "tests", "fixtures", name + ".safetensors"))
+        cfg, inputs = spec["config"], on_device(given["in"])
+        items = [inputs[n] for n in ("image", "input_ids", "lengths")]
+        for form in hat.FORMS:
+            p, leaves = tracked(on_device(given["param"]), lambda n: hat.trains(n, False))
+            scores = form(cfg, hat.encode(p, cfg, form, *items), items[-1])
+            hold(name, scores, given["out"]["scores_all"])
+            grads = torch.autograd.grad(hat.hinge(cfg, scores), list(leaves.values()))
+            for n, g in zip(leaves, grads):
+                if not ref_hat.unstable(n):
+                    hold(name, g, given["grad"][n])
+
+
+CHECKS = {"dime": check_dime, "gsmn": check_gsmn, "hat": check_hat}
+# Whose check a case needs, where that is not the beginning of its name.
+CHECKED_AS = {"swin": "hat"}
 
 
 # ---- cases: each returns a function that does the job once ----------------------------------------
@@ -264,14 +281,84 @@ def gsmn_step(form, demo, size):
     return run
 
 
+HAT = {**ref_hat.HAT, "image_size": 224, "hidden_size": 768, "max_text_len": 32, "bert": {**BERT, "vocab_size": 30522},
+       "swin": {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32]}}  # fmt: skip
+HAT_DEMO = {"image_size": 64, "hidden_size": 64, "swin": {"embed_dim": 16, "num_heads": [2, 4, 8, 16]},
+            "bert": {**BERT, "vocab_size": 772, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 256,
+                     "max_position_embeddings": 64}}  # fmt: skip
+
+
+def hat_config(demo, direction="i2t"):
+    cfg = {**HAT, **(HAT_DEMO if demo else {}), "direction": direction}
+    cfg["swin"] = ref_hat.swin_config(cfg["image_size"], {"depths": [2, 2, 2, 2], "mlp_ratio": 4.0, **cfg["swin"]})
+    cfg["bert"] = {**cfg["bert"], "num_hidden_layers": 12}
+    return cfg
+
+
+def hat_model(demo):
+    cfg, draw = hat_config(demo), ref.Draw([1])
+    p = {**ref_hat.draw_swin(draw, cfg["swin"]), **draw.bert(cfg["bert"], hat.TEXT)}
+    for level, stage, _ in hat.LEVELS:
+        width = cfg["swin"]["embed_dim"] * 2**stage
+        draw.linear(p, f"{hat.LINEAR}image_transform{level}", width, cfg["hidden_size"])
+        draw.linear(p, f"{hat.LINEAR}text_transform{level}", cfg["bert"]["hidden_size"], cfg["hidden_size"])
+    return cfg, on_device(p)
+
+
+def hat_lengths(captions):
+    """Of 20 to 9 pieces."""
+    return torch.tensor([20 - 12 * i // captions for i in range(captions)], device="cpu")
+
+
+def swin(form, demo, images):
+    cfg = hat_config(demo)["swin"]
+    p = on_device(ref_hat.draw_swin(ref.Draw([1]), cfg))
+    pixels = torch.randn(images, 3, cfg["img_size"], cfg["img_size"])
+    return torch.inference_mode()(lambda: hat.swin(p, cfg, form, pixels))
+
+
+def hat_tile(form, demo, direction, images, captions):
+    """From rows of encoded items, whose encoders count nothing."""
+    cfg, lengths = hat_config(demo, direction), hat_lengths(captions).to(DEVICE)
+    grid = cfg["image_size"] // cfg["swin"]["patch_size"]
+    rows = lambda n, of: torch.randn(n, of, cfg["hidden_size"])
+    items = [(rows(images, (grid >> stage) ** 2), rows(captions, 20)) for _, stage, _ in hat.LEVELS]
+    items = hat.prepared(cfg, form, items, lengths)
+    return torch.inference_mode()(lambda: form(cfg, items, lengths))
+
+
+def hat_step(form, demo, frozen, size):
+    cfg, params = hat_model(demo)
+    on_cpu = dict(device="cpu")
+    pixels = torch.randn(size, 3, cfg["image_size"], cfg["image_size"], **on_cpu)
+    lengths = hat_lengths(size)
+    ids = torch.randint(4, cfg["bert"]["vocab_size"], (size, cfg["max_text_len"]), **on_cpu)
+    given = (pixels, ids * hat.mask(lengths, cfg["max_text_len"]), lengths)
+    p, leaves = tracked(params, lambda n: hat.trains(n, frozen))
+    adam = torch.optim.Adam(leaves.values(), lr=1e-4, fused=form is hat.factored)
+
+    def run():
+        items = hat.encode(p, cfg, form, *(t.to(DEVICE) for t in given), frozen)
+        adam.zero_grad(set_to_none=True)
+        hat.hinge(cfg, form(cfg, items, lengths.to(DEVICE))).backward()
+        adam.step()
+
+    return run
+
+
+# The systems of two forms.
+TWO_FORMS = {"gsmn": gsmn, "hat": hat, "swin": hat}
+
+
 def prepare(name):
     words = name.split()
-    of_gsmn = words[0].startswith("gsmn")
-    if "composed" in words or ("demo" in words and not of_gsmn):
+    system = TWO_FORMS.get(words[0].split("_")[0])
+    if "composed" in words or ("demo" in words and not system):
         raise ValueError("a form of ours")
-    if "factored" in words and not of_gsmn:
-        raise ValueError("a form of GSMN")
-    form, demo = FORMS["factored" in words], "demo" in words
+    if "factored" in words and not system:
+        raise ValueError("a form of GSMN and HAT")
+    form = system.FORMS["factored" in words] if system else None
+    demo, frozen = "demo" in words, "frozen" in words
     direction = "t2i" if "t2i" in words else "i2t"
     numbers = [int(w) for w in words[1:] if w.isdigit()]
     kinds = {
@@ -282,6 +369,9 @@ def prepare(name):
         "dime_step": lambda: dime_step(direction, numbers[0], numbers[-1]),
         "gsmn_tile": lambda: gsmn_tile(form, demo, *numbers),
         "gsmn_step": lambda: gsmn_step(form, demo, *numbers),
+        "swin": lambda: swin(form, demo, *numbers),
+        "hat_tile": lambda: hat_tile(form, demo, direction, *numbers),
+        "hat_step": lambda: hat_step(form, demo, frozen, *numbers),
     }
     if words[0] not in kinds:
         raise ValueError(f"no job `{name}`")
@@ -323,7 +413,8 @@ def main():
             continue
         try:
             if name not in jobs:
-                system = name.split("_")[0]
+                system = name.split()[0].split("_")[0]
+                system = CHECKED_AS.get(system, system)
                 if system in CHECKS and system not in checked:
                     CHECKS[system]()
                     checked.add(system)

@@ -1,5 +1,5 @@
 //! Building blocks shared by the systems: parameters by name, linear maps, norms, transformer layers, BERT,
-//! Swin, gated recurrent units.
+//! Swin, gated recurrent units, tables of position biases.
 
 pub mod bert;
 pub mod gru;

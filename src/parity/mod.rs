@@ -5,6 +5,7 @@ mod levels;
 mod parts;
 mod pipeline;
 mod system;
+mod tables;
 mod transform;
 
 use std::collections::BTreeMap;
@@ -140,6 +141,7 @@ fn run(fixture: &Fixture, device: &Device) -> Result<Vec<Row>> {
         "adam" => parts::adam(fixture, device),
         "recall" => parts::recall(fixture),
         _ if transform::is_one(fixture) => transform::check(fixture),
+        _ if tables::is_of_tables(fixture) => tables::check(fixture),
         name => {
             let kind = kind(name).map_err(|e| e.at(&fixture.place))?;
             if fixture.tensors.contains_key(pipeline::BOXES) {
