@@ -160,14 +160,15 @@ impl Unused {
         let mut warnings = Vec::new();
         for (name, value) in &self.0 {
             let key = name.trim_start_matches(THEIR);
-            if let Some((_, values, cure)) = SETTLED.iter().find(|(settled, ..)| settled == name) {
-                if !values.contains(&value.as_str()) {
-                    return Err(Error::new(format!("{key} cannot be chosen"))
-                        .at(format!("{key}={value}"))
-                        .expected(values[0])
-                        .found(value)
-                        .cure(cure));
-                }
+            let settled = SETTLED.iter().find(|(settled, ..)| settled == name);
+            if let Some((_, values, cure)) =
+                settled.filter(|(_, values, _)| !values.contains(&value.as_str()))
+            {
+                return Err(Error::new(format!("{key} cannot be chosen"))
+                    .at(format!("{key}={value}"))
+                    .expected(values[0])
+                    .found(value)
+                    .cure(cure));
             }
             let idle = IDLE.iter().find(|(idle, _)| idle == name);
             match idle {
