@@ -10,7 +10,7 @@ use super::config::out_of_range;
 use super::{Config, Hat, IMAGE, ModelOptions};
 use crate::error::{Error, Result};
 use crate::nn::swin;
-use crate::systems::{Checkpoint, Encoders, Family, Form, Images, System, Text};
+use crate::systems::{BERT, Checkpoint, Encoders, Family, Form, Images, System, Text};
 
 /// HAT's options: those of the published `config.py` under their names and with their defaults.
 #[derive(Args, Clone, Debug, PartialEq, Serialize)]
@@ -260,7 +260,16 @@ impl Family for Options {
   crossweave train --system hat with data_root=data/ direction=t2i
   crossweave train --config tools/demo-hat.toml --seed 2";
     const TITLE: &'static str = "HAT (ACM MM 2023)";
-    const MODULES: &'static [&'static str] = &[];
+    const MODULES: &'static [&'static str] = &[
+        "vit_model",
+        "text_transformer",
+        "cross_modal_text_transform",
+        "cross_modal_image_transform",
+        "cross_modal_text_transform_1",
+        "cross_modal_image_transform_1",
+        "cross_modal_text_transform_2",
+        "cross_modal_image_transform_2",
+    ];
     const IMAGES: Images = Images::Pictures;
     const TEXT: Text = Text::Bert { trained: true };
 
@@ -280,6 +289,9 @@ impl Family for Options {
         if let Some(Json::Object(config)) = checkpoint.options.remove("config") {
             let given = std::mem::replace(&mut checkpoint.options, config);
             checkpoint.options.extend(given);
+        }
+        if let Some(bert) = checkpoint.options.remove("bert") {
+            checkpoint.options.entry(BERT).or_insert(bert);
         }
         let swin = swin_of(&checkpoint.options, checkpoint.shape)?;
         checkpoint.options.insert("swin".into(), swin);
