@@ -15,7 +15,7 @@ use crate::tensor::{Device, Tape, Tensor};
 
 const DIRECTIONS: [(&str, WordAxis); 2] = [("i2t", WordAxis::Context), ("t2i", WordAxis::Queries)];
 /// What is compared under another name than a system gives it: of training, and of an evaluation's direction.
-const RENAMED: [(&str, &str); 2] = [("scores", "scores_0"), ("scores_all", "scores")];
+const RENAMED: [(&str, &str); 2] = [("scores", "scores_0"), ("scores_all", "sims")];
 const SCORES: [(&str, &str); 4] =
     [("sims", "scores_0"), ("sims_1", "scores_1"), ("sims_2", "scores_2"), ("sims_all", "sims")];
 /// The ranks of the recalls.
@@ -136,9 +136,8 @@ fn training(fixture: &Fixture, kind: Kind, device: &Device) -> Result<Vec<Row>> 
     let renamed = |full: &String| match full.strip_prefix("out.") {
         Some(name) => {
             let (name, step) = match name.strip_suffix("_2") {
-                Some(base) if RENAMED.iter().any(|(theirs, _)| *theirs == base) && base != "scores" => {
-                    (base, "_2")
-                }
+                // The sum of a second step; `scores_2` is a level.
+                Some("scores_all") => ("scores_all", "_2"),
                 _ => (name, ""),
             };
             format!("out.{}{step}", ours(name))

@@ -105,7 +105,7 @@ impl System for Hat {
         let [of_images, of_captions] = costs(&sims, self.config.options.margin, !warm);
         let terms = [of_images.sum_all(), of_captions.sum_all()];
         let total = add(&terms[0], &terms[1]);
-        pass.tap("scores", &sims);
+        pass.tap("sims", &sims);
         pass.tap("cost_s", &of_images);
         pass.tap("cost_im", &of_captions);
         pass.tap("loss_s", &terms[0]);
