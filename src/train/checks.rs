@@ -85,10 +85,16 @@ impl Splits {
     /// Checks both against the model, says what they are, and gives their captions as the model reads them.
     pub(super) fn prepare(&mut self, model: &Model, tell: &mut dyn FnMut(Event)) -> Result<[TokenTable; 2]> {
         let inputs = model.system.inputs();
+        let mut told: Vec<String> = Vec::new();
         for set in [&mut self.train, &mut self.dev] {
             set.prepare(&inputs, &model.tokenizer)?;
             tell(Event::notice(set.describe()));
-            set.notices().iter().for_each(|n| tell(Event::notice(n.clone())));
+            for notice in set.notices() {
+                if !told.contains(notice) {
+                    told.push(notice.clone());
+                    tell(Event::notice(notice.clone()));
+                }
+            }
         }
         let tokens = |set: &Dataset| set.tokens(&model.tokenizer, inputs.max_words);
         Ok([tokens(&self.train)?, tokens(&self.dev)?])
