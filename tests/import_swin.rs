@@ -62,7 +62,8 @@ impl File {
     }
 
     fn with(self, name: &str, shape: &[usize], value: f32) -> Self {
-        let mut file = self.without(name);
+        let mut file = self;
+        file.0.retain(|entry| entry.name != name);
         let bytes = value.to_le_bytes().repeat(shape.iter().product());
         let (name, shape) = (name.to_string(), shape.to_vec());
         file.0.push(Entry { name, dtype: Dtype::F32, shape, bytes: Cow::Owned(bytes) });

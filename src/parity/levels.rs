@@ -133,11 +133,13 @@ fn training(fixture: &Fixture, kind: Kind, device: &Device) -> Result<Vec<Row>> 
     let ours = |name: &str| {
         RENAMED.iter().find(|(theirs, _)| *theirs == name).map_or(name, |(_, own)| own).to_string()
     };
+    let two_steps = fixture.tensors.contains_key("out.lr_2");
     let renamed = |full: &String| match full.strip_prefix("out.") {
         Some(name) => {
             let (name, step) = match name.strip_suffix("_2") {
-                // The sum of a second step; `scores_2` is a level.
                 Some("scores_all") => ("scores_all", "_2"),
+                // Of two steps, what bears this name is the second's main level, not the first's level 2.
+                Some("scores") if two_steps => ("scores", "_2"),
                 _ => (name, ""),
             };
             format!("out.{}{step}", ours(name))
