@@ -35,8 +35,8 @@ pub fn middle(sides: [usize; 2], crop: usize) -> Area {
     Area { left, top, width: crop, height: crop }
 }
 
-/// What evaluation sees: the picture resized to a shorter side of `resize_to`, and of that the middle. Only the middle is
-/// computed, so a long, thin picture costs no more than another.
+/// What evaluation sees: the picture resized to a shorter side of `resize_to`, and of that the middle. Only
+/// the middle is computed, so a long, thin picture costs no more than another.
 #[track_caller]
 pub fn evaluation_view(picture: &Rgb, resize_to: usize, crop_to: usize) -> Rgb {
     let sides = evaluation_sides(picture.sides(), resize_to);
@@ -50,7 +50,8 @@ pub fn training_view(picture: &Rgb, size: usize, draws: &mut Rng) -> (Rgb, bool)
     (crop_resize(picture, part, [size, size]), mirrored)
 }
 
-/// A random part: its area uniform, its shape log-uniform; after ten that do not fit, the middle in the nearest shape.
+/// A random part: its area uniform, its shape log-uniform; after ten that do not fit, the middle in the
+/// nearest shape.
 pub fn training_area([width, height]: [usize; 2], draws: &mut Rng) -> Area {
     let area = width as f64 * height as f64;
     for _ in 0..DRAWS {

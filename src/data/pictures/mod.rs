@@ -1,8 +1,8 @@
-//! Picture files as a model of one size reads them: in evaluation the middle of the picture, in training a random part of
-//! it, normalised. What PIL and torchvision make of a decoded picture is made here to the bit.
+//! Picture files as a model of one size reads them: in evaluation the middle of the picture, in training a
+//! random part of it, normalised. What PIL and torchvision make of a decoded picture is made here to the bit.
 //!
-//! A JPEG's pixels are the decoder's, which may differ from libjpeg's by a few grey levels. A grey PNG of 16 bits keeps its
-//! upper eight, where PIL would cut it off at 255.
+//! A JPEG's pixels are the decoder's, which may differ from libjpeg's by a few grey levels. Of 16 bits a
+//! sample, the upper eight are kept.
 
 mod cache;
 mod crop;
@@ -57,11 +57,12 @@ pub struct Asked {
 }
 
 impl Pictures {
-    /// Looks at the beginning of every file. `size` is the width and height of what is read; pictures are turned
-    /// upright by their EXIF orientation unless `as_stored`.
+    /// Looks at the beginning of every file. `size` is the width and height of what is read; pictures are
+    /// turned upright by their EXIF orientation unless `as_stored`.
     ///
     /// # Errors
-    /// Files that are missing, begin like no PNG or JPEG, or are too large (see [`decode`]): one error of all of them.
+    /// Files that are missing, begin like no PNG or JPEG, or are too large (see [`decode`]): one error of all
+    /// of them.
     pub fn open(files: Vec<PathBuf>, size: usize, as_stored: bool) -> Result<Self> {
         if size == 0 {
             return Err(Error::new("pictures cannot be read at a size of 0").cure("give a size of 1 or more"));
@@ -111,8 +112,8 @@ impl Pictures {
         self.sides[picture].map(|side| side as usize)
     }
 
-    /// Reads pictures on some threads, in the order asked: `[n, 3, size, size]`, normalised. What is read does not depend
-    /// on the number of threads.
+    /// Reads pictures on some threads, in the order asked: `[n, 3, size, size]`, normalised. What is read
+    /// does not depend on the number of threads.
     ///
     /// # Errors
     /// The first picture that cannot be read, by its file.
@@ -150,12 +151,13 @@ impl Pictures {
         Ok(evaluation_view(&picture, resized_to(self.size), self.size))
     }
 
-    /// From now on what evaluation sees comes from a mapped file of bytes. It is made on some threads if it is not there,
-    /// is damaged, or was made of other files (by path, length and time of change), at another size or orientation.
-    /// `stop` ends the making; `tell` hears how many of how many pictures are done.
+    /// From now on what evaluation sees comes from a mapped file of bytes. It is made on some threads if it
+    /// is not there, is damaged, or was made of other files (by path, length and time of change), at another
+    /// size or orientation. `stop` ends the making; `tell` hears how many of how many pictures are done.
     ///
     /// # Errors
-    /// A picture that cannot be read, a file that cannot be written, or `stop`: no file is then left, or the former one.
+    /// A picture that cannot be read, a file that cannot be written, or `stop`: no file is then left, or the
+    /// former one.
     pub fn cached(
         mut self,
         file: &Path,
@@ -241,8 +243,8 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Does work on items in order, on some threads. No item is begun after one has failed; of those that did, the error
-/// is the first one's, so that it is the same on any number of threads.
+/// Does work on items in order, on some threads. No item is begun after one has failed; of those that did,
+/// the error is the first one's, so that it is the same on any number of threads.
 fn spread<T: Send, I: ExactSizeIterator<Item = T> + Send>(
     items: I,
     threads: usize,
