@@ -199,7 +199,7 @@ impl Config {
 
     /// Rows and columns of a stage's grid.
     pub fn grid(&self, stage: usize) -> usize {
-        self.img_size / self.patch_size >> stage
+        (self.img_size / self.patch_size) >> stage
     }
 
     /// Width of a stage's vectors.
