@@ -1,6 +1,6 @@
 //! Options from files: a flat one of `name = value` lines (the part of TOML that options need), or a run's own.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::path::Path;
 
@@ -48,44 +48,91 @@ pub fn system(text: &str) -> Option<String> {
 /// # Errors
 /// Unknown or repeated names, values that do not parse.
 pub fn parse(kind: Kind, text: &str, place: &str) -> Result<Vec<OsString>> {
-    let train = options::command(kind);
-    let (mut seen, mut arguments) = (Vec::new(), Vec::new());
+    let mut list = List::new(kind);
     for (i, line) in text.lines().enumerate() {
         let at = format!("{place}, line {}", i + 1);
-        let Some((key, value)) = entry(line).map_err(|e| e.at(&at))? else { continue };
-        let name = |long: &str| long.replace('-', "_").eq_ignore_ascii_case(&key.replace('-', "_"));
-        let option = train.get_arguments().filter(|a| a.get_long() != Some("config")).find(|a| {
-            a.get_long().is_some_and(name) || a.get_all_aliases().unwrap_or_default().into_iter().any(name)
-        });
-        let Some(option) = option else {
-            if let Some(error) = options::owned_by_another(key, kind) {
-                return Err(error.at(&at));
-            }
-            return Err(Error::new(format!("no such option: {key}"))
-                .at(&at)
-                .expected(format!("an option of `crossweave train --system {}`", kind.name))
-                .cure(format!("`crossweave train --system {} --help` lists them", kind.name)));
-        };
-        if seen.contains(option.get_id()) {
-            return Err(Error::new(format!("{key} is there twice")).at(&at).cure("remove one"));
-        }
-        seen.push(option.get_id().clone());
-        let long = option.get_long().unwrap_or_default();
-        let argument = match (option.get_action().takes_values(), value) {
-            (true, Value::Text(value)) => format!("--{long}={value}"),
-            (false, Value::Flag(true)) => format!("--{long}"),
-            (false, Value::Flag(false)) => continue,
-            (takes_values, _) => {
-                let expected = if takes_values { "a number or a string" } else { "true or false" };
-                return Err(Error::new(format!("a wrong kind of value for {key}"))
-                    .at(&at)
-                    .expected(expected));
-            }
-        };
-        try_alone(&train, &argument, key).map_err(|e| e.at(&at))?;
-        arguments.push(argument.into());
+        let add = |(key, value)| list.add(key, value);
+        entry(line).and_then(|entry| entry.map_or(Ok(()), add)).map_err(|e| e.at(&at))?;
     }
-    Ok(arguments)
+    Ok(list.arguments)
+}
+
+/// Arguments of options by their names, each there once and checked by itself.
+pub struct List {
+    kind: Kind,
+    train: clap::Command,
+    seen: Vec<clap::Id>,
+    /// What was added so far.
+    pub arguments: Vec<OsString>,
+}
+
+impl List {
+    /// Of a system's `train`.
+    pub fn new(kind: Kind) -> Self {
+        Self { kind, train: options::command(kind), seen: Vec::new(), arguments: Vec::new() }
+    }
+
+    /// The option of a name.
+    ///
+    /// # Errors
+    /// None of that name.
+    pub fn option(&self, key: &str) -> Result<&clap::Arg> {
+        let name = |long: &str| long.replace('-', "_").eq_ignore_ascii_case(&key.replace('-', "_"));
+        let named = |arg: &&clap::Arg| {
+            arg.get_long().is_some_and(name)
+                || arg.get_all_aliases().unwrap_or_default().into_iter().any(name)
+        };
+        let mut options = self.train.get_arguments().filter(|arg| arg.get_long() != Some("config"));
+        options.find(named).ok_or_else(|| {
+            options::owned_by_another(key, self.kind).unwrap_or_else(|| {
+                let name = self.kind.name;
+                Error::new(format!("no such option: {key}"))
+                    .expected(format!("an option of `crossweave train --system {name}`"))
+                    .cure(format!("`crossweave train --system {name} --help` lists them"))
+            })
+        })
+    }
+
+    /// Adds an option.
+    ///
+    /// # Errors
+    /// Unknown or repeated names, values that do not parse.
+    pub fn add(&mut self, key: &str, value: Value) -> Result<()> {
+        let option = self.option(key)?;
+        if self.seen.contains(option.get_id()) {
+            return Err(Error::new(format!("{key} is there twice")).cure("remove one"));
+        }
+        let long = option.get_long().unwrap_or_default();
+        let (takes_values, takes_several) =
+            (option.get_action().takes_values(), option.get_value_delimiter().is_some());
+        let argument: Option<OsString> = match (takes_values, value) {
+            (true, Value::Text(value)) => Some(format!("--{long}={value}").into()),
+            (true, Value::List(values)) if takes_several || values.len() == 1 => {
+                Some(format!("--{long}={}", values.join(",")).into())
+            }
+            (true, Value::Raw(value)) => {
+                let mut argument = OsString::from(format!("--{long}="));
+                argument.push(value);
+                Some(argument)
+            }
+            (false, Value::Flag(true)) => Some(format!("--{long}").into()),
+            (false, Value::Flag(false)) => None,
+            _ => {
+                let expected = match (takes_values, takes_several) {
+                    (true, true) => "numbers or strings",
+                    (true, false) => "a number or a string",
+                    (false, _) => "true or false",
+                };
+                return Err(Error::new(format!("a wrong kind of value for {key}")).expected(expected));
+            }
+        };
+        if let Some(argument) = &argument {
+            try_alone(&self.train, argument, key)?;
+        }
+        self.seen.push(option.get_id().clone());
+        self.arguments.extend(argument);
+        Ok(())
+    }
 }
 
 /// The arguments that a run was begun with, so that `--resume RUN` needs no others.
@@ -121,8 +168,8 @@ pub fn of_run(folder: &Path) -> Result<Vec<OsString>> {
     Ok(options.iter().filter_map(argument).collect())
 }
 
-fn try_alone(train: &clap::Command, argument: &str, key: &str) -> Result<()> {
-    let parsed = train.clone().try_get_matches_from(["train", argument]);
+fn try_alone(train: &clap::Command, argument: &OsStr, key: &str) -> Result<()> {
+    let parsed = train.clone().try_get_matches_from([OsStr::new("train"), argument]);
     let first = |e: clap::Error| {
         let text = e.to_string();
         let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
@@ -134,11 +181,16 @@ fn try_alone(train: &clap::Command, argument: &str, key: &str) -> Result<()> {
 }
 
 /// A value as options take it.
-#[derive(Debug, PartialEq)]
-enum Value {
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// Whether a flag is given.
     Flag(bool),
     /// A number as written, or a string's content.
     Text(String),
+    /// Several of these.
+    List(Vec<String>),
+    /// What is no text, a path most likely.
+    Raw(OsString),
 }
 
 /// A line's key and value; `None` for an empty line or a comment.
@@ -149,7 +201,7 @@ fn entry(line: &str) -> Result<Option<(&str, Value)>> {
     }
     let wrong = |what: &str| {
         Err(Error::new(what.to_owned())
-            .expected("name = value, with a number, true, false or a \"string\"")
+            .expected("name = value, with a number, a list [1, 2] of them, true, false or a \"string\"")
             .found(line.chars().take(80).collect::<String>()))
     };
     let Some((key, rest)) = line.split_once('=') else { return wrong("the line sets nothing") };
@@ -168,6 +220,10 @@ fn entry(line: &str) -> Result<Option<(&str, Value)>> {
             match word.trim() {
                 "true" => (Value::Flag(true), after),
                 "false" => (Value::Flag(false), after),
+                list if list.starts_with('[') => match numbers(list) {
+                    Some(numbers) => (Value::List(numbers), after),
+                    None => return wrong("the value is no list of numbers"),
+                },
                 number if number.parse::<f64>().is_ok() => (Value::Text(number.to_owned()), after),
                 _ => return wrong("the value is none"),
             }
@@ -179,6 +235,13 @@ fn entry(line: &str) -> Result<Option<(&str, Value)>> {
     } else {
         wrong("something follows the value")
     }
+}
+
+/// The numbers of a list in brackets.
+fn numbers(list: &str) -> Option<Vec<String>> {
+    let entries = list.strip_prefix('[')?.strip_suffix(']')?.split(',').map(str::trim);
+    let number = |entry: &str| entry.parse::<f64>().ok().map(|_| entry.to_owned());
+    entries.map(number).collect()
 }
 
 /// The string at the start of `text`, and what follows it. Only double quotes know escapes.
@@ -219,6 +282,9 @@ mod tests {
             "--lambda_softmax_CMRC=9",
         ];
         assert_eq!(parse(dime(), text, "x.toml").expect("a good file"), want.map(OsString::from));
+        let hrem = crate::systems::kind("hrem").expect("a system");
+        let lists = parse(hrem, "lr_schedules = [15, 25] # epochs", "x.toml").expect("a good file");
+        assert_eq!(lists, ["--lr_schedules=15,25"].map(OsString::from));
     }
 
     /// Whatever a run keeps of its options, an unusual one of every system among them, is asked for again on resuming.
@@ -260,6 +326,9 @@ mod tests {
             ("data_name = \"a", &["no end"]),
             ("data_name = \"a\" b", &["follows"]),
             ("data name = 1", &["the name is none"]),
+            ("batch_size = [8, 9]", &["batch_size", "a number or a string"]),
+            ("batch_size = [8", &["no list"]),
+            ("batch_size = [8, x]", &["no list"]),
             ("lr_schedules = \"2,4\"", &["an option of hrem", "--system hrem", "line 1"]),
         ];
         for (text, parts) in cases {

@@ -13,7 +13,9 @@ pub mod plot;
 mod progress;
 mod recall;
 mod selftest;
+mod test_only;
 mod train;
+mod with;
 
 use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
@@ -175,11 +177,13 @@ fn train_options(args: &[OsString]) -> Result<TrainOptions> {
     let in_file = text.as_deref().and_then(config::system);
     let name = named(args).or(in_file).or_else(|| named(&run));
     let kind = kind(name.as_deref().unwrap_or(systems::DEFAULT)).map_err(|e| e.at("--system"))?;
-    let mut all = run;
+    let line = with::read(kind, args)?;
+    let mut all = [line.sets, run].concat();
     if let (Some(file), Some(text)) = (&file, &text) {
         all.extend(config::parse(kind, text, &file.display().to_string())?);
     }
-    all.extend_from_slice(args);
+    all.extend_from_slice(line.options);
+    all.extend(line.keys);
     let options = TrainOptions::parse(kind, &all, |e| {
         // As the whole program would say it: its usage, its help, its status.
         let line = [&["crossweave".into(), "train".into()], all.as_slice()].concat();
@@ -196,7 +200,10 @@ fn train_options(args: &[OsString]) -> Result<TrainOptions> {
 
 fn run(asked: Asked) -> Result<Verdict> {
     match asked {
-        Asked::Train(options) => train::run(*options),
+        Asked::Train(options) => match options.own.tested() {
+            Some(checkpoint) => test_only::run(&options, checkpoint),
+            None => train::run(*options),
+        },
         Asked::Other(Command::Devices(options)) => devices::run(&options),
         Asked::Other(Command::Selftest(options)) => selftest::run(&options),
         Asked::Other(Command::Check(options)) => check::run(&options),

@@ -50,6 +50,11 @@ pub trait Options {
         None
     }
 
+    /// The checkpoint that is evaluated on the test split instead of training, where the options ask for that.
+    fn tested(&self) -> Option<&Path> {
+        None
+    }
+
     /// The system over these encoders.
     ///
     /// # Errors
@@ -178,6 +183,9 @@ impl Checkpoint<'_> {
     }
 }
 
+/// Sets of keys and their values, by name.
+pub type Sets = &'static [(&'static str, &'static [(&'static str, &'static str)])];
+
 /// What a system's folder declares once; [`Kind::of`] makes its entry in the list.
 pub trait Family: Options + Args + 'static {
     /// The name, as `--system` takes it.
@@ -192,6 +200,16 @@ pub trait Family: Options + Args + 'static {
     const IMAGES: Images = Images::Features;
     /// What it reads of a caption.
     const TEXT: Text;
+    /// The authors' names of options common to all systems: theirs, and the id of ours.
+    const ALIASES: &'static [(&'static str, &'static str)] = &[];
+    /// Of a system whose authors' program is called `with key=value ..`: the sets that may be named there. The first is
+    /// nameless and always counts: where their defaults are not ours.
+    const SETS: Sets = &[];
+
+    /// The option that a key after `with` stands for, and its value: those of the same name, where nothing else is meant.
+    fn key<'a>(key: &'a str, value: &'a str) -> (&'a str, &'a str) {
+        (key, value)
+    }
 
     /// The system of a stored configuration: a run's, or a fixture's.
     ///
@@ -221,6 +239,12 @@ pub struct Kind {
     pub images: Images,
     /// What it reads of a caption.
     pub text: Text,
+    /// See [`Family::ALIASES`].
+    pub aliases: &'static [(&'static str, &'static str)],
+    /// See [`Family::SETS`].
+    pub sets: Sets,
+    /// See [`Family::key`].
+    pub key: for<'a> fn(&'a str, &'a str) -> (&'a str, &'a str),
     /// Adds its options to a command.
     pub augment: fn(Command) -> Command,
     /// Its options among those that were parsed.
@@ -241,6 +265,9 @@ impl Kind {
             modules: F::MODULES,
             images: F::IMAGES,
             text: F::TEXT,
+            aliases: F::ALIASES,
+            sets: F::SETS,
+            key: F::key,
             augment: |command| F::augment_args(command),
             parse: |matches| Ok(Box::new(<F as FromArgMatches>::from_arg_matches(matches)?)),
             open: F::open,

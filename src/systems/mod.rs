@@ -16,7 +16,7 @@ mod pass;
 
 pub use items::Items;
 pub use kind::{
-    BERT, Checkpoint, DEFAULT, Encoders, Family, Images, Kind, Options, Text, TextSide, kind, kinds,
+    BERT, Checkpoint, DEFAULT, Encoders, Family, Images, Kind, Options, Sets, Text, TextSide, kind, kinds,
     of_config, register,
 };
 pub use pass::{Form, Pass, Step, Taps};

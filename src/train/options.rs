@@ -8,6 +8,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::parser::ValueSource;
 use clap::{Args, Command, FromArgMatches, ValueEnum};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
@@ -240,6 +241,8 @@ pub struct TrainOptions {
     pub run: RunOptions,
     /// What does nothing, a line each.
     pub warnings: Vec<String>,
+    /// The options that the arguments name, by their ids.
+    pub given: Vec<String>,
 }
 
 impl TrainOptions {
@@ -253,7 +256,12 @@ impl TrainOptions {
             value_of(&args, "system").map_or(DEFAULT.into(), |name| name.to_string_lossy().into_owned());
         let failed =
             |e: clap::Error| Error::new(e.to_string().trim().trim_start_matches("error: ").to_owned());
-        Self::parse(kind(&system)?, &args, failed)
+        let options = Self::parse(kind(&system)?, &args, failed)?;
+        match options.own.tested() {
+            Some(_) => Err(Error::new("these options evaluate a checkpoint and train nothing")
+                .cure("leave out --test_only, or use `crossweave train`")),
+            None => Ok(options),
+        }
     }
 
     /// As [`TrainOptions::of`], for a system that is known; `failed` says what to do with clap's own errors.
@@ -278,7 +286,14 @@ impl TrainOptions {
             refuse_ours(&command(kind), &first, &defaults)?;
         }
         let matches = matches(with_defaults(command(kind), &defaults))?;
+        let given = |id: &&str| matches.value_source(id) == Some(ValueSource::CommandLine);
         let mut options = Self {
+            given: command(kind)
+                .get_arguments()
+                .map(|arg| arg.get_id().as_str())
+                .filter(given)
+                .map(Into::into)
+                .collect(),
             kind,
             own,
             fixed: FixedOptions::from_arg_matches(&matches).map_err(&failed)?,

@@ -7,6 +7,7 @@ mod align;
 mod config;
 mod encode;
 mod options;
+mod run_py;
 
 pub use config::{Config, ModelOptions};
 pub use options::Options;

@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 
 use super::config::out_of_range;
+use super::run_py::{self, RunPyOptions};
 use super::{Config, Hat, IMAGE, ModelOptions};
 use crate::error::{Error, Result};
 use crate::nn::swin;
-use crate::systems::{BERT, Checkpoint, Encoders, Family, Form, Images, System, Text};
+use crate::systems::{BERT, Checkpoint, Encoders, Family, Form, Images, Sets, System, Text};
 
 /// HAT's options: those of the published `config.py` under their names and with their defaults.
 #[derive(Args, Clone, Debug, PartialEq, Serialize)]
@@ -27,6 +28,9 @@ pub struct Options {
     #[command(flatten)]
     #[serde(flatten)]
     files: FileOptions,
+    #[command(flatten)]
+    #[serde(skip)]
+    theirs: RunPyOptions,
 }
 
 /// Where the image encoder's weights come from.
@@ -167,7 +171,7 @@ impl super::super::Options for Options {
             }
             (SwinInit::Random, None) => self.random_swin().check()?,
         }
-        Ok(Vec::new())
+        self.theirs.check()
     }
 
     fn common(&self, faithful: bool) -> Vec<(&'static str, String)> {
@@ -183,7 +187,8 @@ impl super::super::Options for Options {
         ];
         let theirs = [("select", "r1")];
         let all = ours.into_iter().chain(theirs.into_iter().filter(|_| faithful));
-        all.map(|(name, value)| (name, value.to_string())).collect()
+        let folder = self.theirs.run_folder().map(|folder| ("logger_name", folder));
+        all.map(|(name, value)| (name, value.to_string())).chain(folder).collect()
     }
 
     fn all(&self) -> Json {
@@ -202,6 +207,10 @@ impl super::super::Options for Options {
 
     fn image_encoder(&self) -> Option<&Path> {
         self.files.swin_path.as_deref()
+    }
+
+    fn tested(&self) -> Option<&Path> {
+        self.theirs.tested()
     }
 
     fn system(&self, encoders: &Encoders) -> Result<Box<dyn System>> {
@@ -257,8 +266,14 @@ impl Family for Options {
     const EXAMPLES: &'static str = "\
   crossweave train --system hat --data_path data/ --data_name f30k --swin_path swin --bert_path bert \\
       --logger_name runs/hat
-  crossweave train --system hat with data_root=data/ direction=t2i
-  crossweave train --config tools/demo-hat.toml --seed 2";
+  crossweave train --system hat --swin_path swin --bert_path bert with data_root=data/ direction=t2i
+  crossweave train --system hat --bert_path bert with coco_config data_root=data/ test_only=True \\
+      checkpoint=hat.ckpt
+  crossweave train --config tools/demo-hat.toml --seed 2
+
+After `with` are the keys of the authors' run.py, as key=value, and the set coco_config. What is not given is as there: \
+seed 0, datasets=f30k, the run in result/finetune_irtr_f30k. --swin_path and --bert_path name what their code downloads. A \
+key that does nothing there does nothing here, and is told.";
     const TITLE: &'static str = "HAT (ACM MM 2023)";
     const MODULES: &'static [&'static str] = &[
         "vit_model",
@@ -272,6 +287,12 @@ impl Family for Options {
     ];
     const IMAGES: Images = Images::Pictures;
     const TEXT: Text = Text::Bert { trained: true };
+    const ALIASES: &'static [(&'static str, &'static str)] = run_py::ALIASES;
+    const SETS: Sets = run_py::SETS;
+
+    fn key<'a>(key: &'a str, value: &'a str) -> (&'a str, &'a str) {
+        run_py::key(key, value)
+    }
 
     fn open(config: &Json) -> Result<Box<dyn System>> {
         let not_understood =

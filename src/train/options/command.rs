@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
-use clap::{ArgMatches, Args, Command};
+use clap::{ArgAction, ArgMatches, Args, Command};
 use clap_lex::OsStrExt;
 
 use super::{FixedOptions, RULES, RunOptions, TEXT, clash};
@@ -13,7 +13,19 @@ use crate::systems::{Kind, Text, kinds};
 
 /// The command `train` of a system: its options beside the common ones, with its authors' defaults.
 pub fn command(kind: Kind) -> Command {
-    let command = both_spellings((kind.augment)(common())).args_override_self(true).infer_long_args(true);
+    let named = kind
+        .aliases
+        .iter()
+        .fold(common(), |command, (theirs, ours)| command.mut_arg(*ours, |arg| arg.visible_alias(*theirs)));
+    let command = both_spellings((kind.augment)(named)).args_override_self(true).infer_long_args(true);
+    // A later list replaces an earlier one, too, as of other values.
+    let command = command.mut_args(|arg| match arg.get_action() {
+        ArgAction::Append => {
+            let id = arg.get_id().clone();
+            arg.overrides_with(id)
+        }
+        _ => arg,
+    });
     let mut command = command.mut_arg("system", |arg| arg.default_value(kind.name));
     if kind.text == Text::Words {
         command =
@@ -121,16 +133,17 @@ pub fn value_of(args: &[OsString], option: &str) -> Option<OsString> {
     found
 }
 
-/// Gives every option of a command its other spelling: `data_path` and `data-path`, lower case too. A negative number is
-/// a value, so that where it is wrong the error names the option.
+/// Gives every option of a command the other spellings of its names: `data_path` and `data-path`, lower case too. A
+/// negative number is a value, so that where it is wrong the error names the option.
 pub fn both_spellings(command: Command) -> Command {
     command.mut_args(|arg| {
         let Some(long) = arg.get_long().map(str::to_owned) else { return arg };
         let mut taken: Vec<String> =
             arg.get_all_aliases().unwrap_or_default().iter().map(|a| (*a).into()).collect();
-        taken.push(long.clone());
+        taken.push(long);
         let mut others = Vec::new();
-        for spelling in [long.replace('_', "-"), long.replace('-', "_")] {
+        for spelling in taken.clone().iter().flat_map(|name| [name.replace('_', "-"), name.replace('-', "_")])
+        {
             for name in [spelling.to_lowercase(), spelling] {
                 if !taken.contains(&name) {
                     taken.push(name.clone());

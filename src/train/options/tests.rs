@@ -114,4 +114,6 @@ fn the_last_value_of_an_option_counts_in_every_spelling() {
     assert_eq!(value_of(&args, "system"), Some("b".into()));
     assert_eq!(value_of(&args, "resume"), Some("r".into()));
     assert_eq!(value_of(&args, "config"), None);
+    let lists = of("--system hrem --lr_schedules=1,2 --lr_schedules 3 4").expect("legal").stored();
+    assert_eq!(lists["lr_schedules"], serde_json::json!([3, 4]));
 }
