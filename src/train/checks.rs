@@ -110,6 +110,7 @@ pub(super) fn resumed_with(options: &TrainOptions) -> Result<Begun> {
     let now = now(options, &*system, &open_tokenizer(&folder, None, options.kind.text)?)?;
     // Runs of before this was kept go on with what is there.
     let Some(begun) = Begun::of_run(&description) else { return Ok(now) };
+    begun.refuse_other_features(now.recipe.as_ref(), &folder, &options.data_folder())?;
     let differing = begun.differences(&now, &["train", &options.fixed.dev_split]);
     if differing.is_empty() {
         return Ok(begun);
