@@ -204,7 +204,7 @@ fn inputs(crop: bool) -> Inputs {
         images: &["image"],
         captions: &["input_ids"],
         image_size: 8,
-        crop,
+        crop: if crop { 0.08 } else { 0.0 },
         max_words: 16,
         ..Inputs::default()
     }

@@ -76,7 +76,7 @@ impl Splits {
             };
             split.keep_pictures(&folder.join(format!("pictures-{name}.u8")), stop, tell)
         };
-        if !model.system.inputs().crop {
+        if model.system.inputs().crop == 0.0 {
             keep(&mut self.train, "train")?;
         }
         keep(&mut self.dev, "dev")

@@ -22,7 +22,8 @@ impl Files {
     }
 
     pub(super) fn open(&mut self, inputs: &Inputs) -> Result<()> {
-        self.open = Some(Pictures::open(self.files.clone(), inputs.image_size, inputs.as_stored)?);
+        let open = Pictures::open(self.files.clone(), inputs.image_size, inputs.as_stored)?;
+        self.open = Some(open.cropped(inputs.crop));
         Ok(())
     }
 

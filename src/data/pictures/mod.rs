@@ -18,7 +18,8 @@ use cache::{About, Cache};
 use header::Header;
 
 pub use crop::{
-    MEAN, Normal, STD, evaluation_sides, evaluation_view, middle, resized_to, training_area, training_view,
+    LEAST_SHARE, MEAN, Normal, STD, evaluation_sides, evaluation_view, middle, resized_to, training_area,
+    training_view,
 };
 pub use decode::{Rgb, decode, read_file};
 pub use header::{MAX_BYTES, MAX_FILE, MAX_PIXELS};
@@ -43,6 +44,8 @@ pub struct Pictures {
     sides: Vec<[u32; 2]>,
     size: usize,
     as_stored: bool,
+    /// The least share of a picture that a random part covers.
+    least: f64,
     normal: Normal,
     cache: Option<Cache>,
 }
@@ -81,10 +84,23 @@ impl Pictures {
             }
         }
         match wrong.len() {
-            0 => Ok(Self { files, sides, size, as_stored, normal: Normal::default(), cache: None }),
+            0 => Ok(Self {
+                files,
+                sides,
+                size,
+                as_stored,
+                least: LEAST_SHARE,
+                normal: Normal::default(),
+                cache: None,
+            }),
             1 => Err(wrong.remove(0)),
             _ => Err(all_of(&wrong, files.len())),
         }
+    }
+
+    /// The same pictures; training reads random parts of at least this share of them.
+    pub fn cropped(self, least: f64) -> Self {
+        Self { least, ..self }
     }
 
     /// Files.
@@ -133,7 +149,7 @@ impl Pictures {
         match &asked.draws {
             Some(draws) => {
                 let picture = read_file(path, self.as_stored)?;
-                let (seen, mirrored) = training_view(&picture, self.size, &mut draws.clone());
+                let (seen, mirrored) = training_view(&picture, self.size, self.least, &mut draws.clone());
                 self.normal.write(&seen.pixels, self.size, mirrored, out);
             }
             None => match self.cache.as_ref().and_then(|cache| cache.picture(asked.picture)) {

@@ -57,7 +57,7 @@ impl System for Hat {
             images: &["image"],
             captions: &["input_ids", "input_mask", "lengths"],
             image_size: self.config.swin.img_size,
-            crop: self.training.crop == 1,
+            crop: self.training.crop,
             as_stored: self.config.faithful,
             max_words: self.config.max_words(),
             ..Inputs::default()
