@@ -35,6 +35,10 @@ const REDUCED: &[&str] = &[
     "gsmn_step 16 demo",
     "gsmn_tile 16 16 demo",
     "gsmn_tile 8 8",
+    "swin 2",
+    "hat_step 16 demo",
+    "hat_tile i2t 16 16 demo",
+    "hat_tile i2t 4 4",
     "bert_layer 8 32 forward",
     "bert_layer 8 32 both",
     "growing",
@@ -54,6 +58,13 @@ const FULL: &[&str] = &[
     "gsmn_tile 16 16 demo",
     "gsmn_step 16",
     "gsmn_tile 16 16",
+    "swin 8",
+    "hat_step 16 demo",
+    "hat_tile i2t 16 16 demo",
+    "hat_step 4",
+    "hat_step 4 frozen",
+    "hat_tile i2t 16 16",
+    "hat_tile t2i 16 16",
     "bert_layer 8 32 forward",
     "bert_layer 8 32 both",
     "bert 32 32",
@@ -71,6 +82,7 @@ const GROWING: &[&[&str]] = &[
     &["dime_set t2i 16 16 demo", "dime_set t2i 32 32 demo", "dime_set t2i 64 64 demo"],
     &["gsmn_tile 8 8 demo", "gsmn_tile 16 16 demo", "gsmn_tile 32 32 demo", "gsmn_tile 48 48 demo"],
     &["gsmn_set 16 16 demo", "gsmn_set 32 32 demo", "gsmn_set 64 64 demo"],
+    &["hat_tile i2t 8 8 demo", "hat_tile i2t 16 16 demo", "hat_tile i2t 32 32 demo"],
 ];
 
 const GROWING_FULL: &[&[&str]] = &[

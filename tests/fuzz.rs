@@ -54,12 +54,17 @@ fn configuration(system: &str) -> Vec<u8> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         name.starts_with(&format!("{system}_")) && name.ends_with(".safetensors")
     };
-    let file = files.map(|file| file.path()).filter(named).min().expect("a fixture of the system");
-    let weights = Weights::open(&file).expect("a fixture");
-    let spec: Json = serde_json::from_str(&weights.metadata()["spec"]).expect("JSON");
-    let mut config = spec["config"].clone();
-    config["system"] = system.into();
-    systems::of_config(&config).unwrap_or_else(|e| panic!("{system}: {e}"));
+    let mut files: Vec<PathBuf> = files.map(|file| file.path()).filter(named).collect();
+    files.sort();
+    // Some are of a part of the system, which no model is made of.
+    let whole = |file: &PathBuf| {
+        let weights = Weights::open(file).expect("a fixture");
+        let spec: Json = serde_json::from_str(&weights.metadata()["spec"]).expect("JSON");
+        let mut config = spec["config"].clone();
+        config["system"] = system.into();
+        systems::of_config(&config).is_ok().then_some(config)
+    };
+    let config = files.iter().find_map(whole).unwrap_or_else(|| panic!("no fixture of a whole {system}"));
     config.to_string().into_bytes()
 }
 

@@ -9,7 +9,9 @@ use crossweave::data::pytorch::Checkpoint;
 use crossweave::data::weights::{self, Dtype, Entry, Weights};
 use crossweave::eval::import::system;
 use crossweave::nn::{bert, shapes};
+use crossweave::parity;
 use crossweave::systems::kind;
+use crossweave::tensor::Device;
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 use std::fs;
@@ -240,14 +242,6 @@ fn every_list_of_state_dicts_is_exact() {
 #[test]
 fn every_lightning_checkpoint_is_exact() {
     let path = fixture("ckpt_hat_expect.safetensors");
-    // Among the repository's own fixtures there is none; `what_is_no_tensor_is_skipped_and_reported` has its form.
-    if !path.exists() {
-        assert_eq!(fixtures(), Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures"));
-        println!(
-            "not compared: the repository holds no Lightning checkpoint; CROSSWEAVE_FIXTURES names a folder"
-        );
-        return;
-    }
     let expected = Weights::open(&path).expect("the fixture");
     for path in checkpoints("ckpt_hat_") {
         let checkpoint = Checkpoint::open(&path).unwrap_or_else(|e| panic!("{e}"));
@@ -265,6 +259,55 @@ fn every_lightning_checkpoint_is_exact() {
         assert_eq!(checkpoint.facts()["hyper_parameters"]["config"]["direction"], "i2t");
         let skipped = ["callbacks: the name pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"];
         assert_eq!(checkpoint.unread(), skipped, "{}", path.display());
+    }
+}
+
+/// The authors' HAT checkpoints hold what their own code read back, and encode a batch as it did.
+#[test]
+fn every_hat_checkpoint_is_exact() {
+    let expected = Weights::open(&fixture("ckpt_hat_expect.safetensors")).expect("the fixture");
+    let mut spec: Json = serde_json::from_str(&expected.metadata()["spec"]).expect("its spec");
+    let bert = spec["config"]["bert"].clone();
+    let hat = kind("hat").expect("a system");
+    let folder = tempfile::tempdir().expect("a folder");
+    for path in checkpoints("ckpt_hat_") {
+        let source = Source::open(&path).unwrap_or_else(|e| panic!("{e}"));
+        let imported = system(hat, &source, Some(&bert), &[]).unwrap_or_else(|e| panic!("{e}"));
+        let config = &imported.config;
+        assert_eq!((&config["system"], &imported.metadata["epoch"]), (&json!("hat"), &"68".into()));
+        for option in ["direction", "lambda_softmax", "hidden_size", "max_text_len", "margin", "image_size"] {
+            assert_eq!(config[option], spec["config"][option], "{option}");
+        }
+        for size in ["img_size", "patch_size", "embed_dim", "depths", "num_heads", "mlp_ratio"] {
+            assert_eq!(config["swin"][size], spec["config"]["swin"][size], "{size}");
+        }
+        assert_eq!(config["bert_config"], bert);
+        for entry in &imported.entries {
+            let full = format!("param.{}", entry.name);
+            assert_eq!(Some(entry.shape.as_slice()), expected.shape(&full), "{full}");
+            assert_same_values(&path, entry, &expected, &full);
+        }
+        let buffer = |name: &str| name.ends_with("attn_mask") || name.ends_with("relative_position_index");
+        let held = expected.names().filter(|name| name.starts_with("param.") && !buffer(name));
+        assert_eq!(imported.entries.len(), held.count(), "{}", path.display());
+
+        spec["config"] = config.clone();
+        let params = imported
+            .entries
+            .into_iter()
+            .map(|entry| Entry { name: format!("param.{}", entry.name), ..entry });
+        let batch = expected.names().filter(|name| name.starts_with("in.") || name.contains("_feats"));
+        let batch = batch.map(|name| Entry {
+            name: name.to_string(),
+            dtype: expected.dtype(name).expect("held"),
+            shape: expected.shape(name).expect("held").to_vec(),
+            bytes: expected.bytes(name).expect("held").into(),
+        });
+        let file = folder.path().join("batch.safetensors");
+        let metadata = [("spec".to_string(), spec.to_string())].into();
+        weights::write(&file, &params.chain(batch).collect::<Vec<_>>(), &metadata).expect("a file");
+        let rows = parity::check(&file, &Device::Host).unwrap_or_else(|e| panic!("{e}"));
+        assert!(rows.len() >= 6 && rows.iter().all(parity::Row::passes), "{rows:?}");
     }
 }
 

@@ -193,3 +193,27 @@ fn gsmn_begins_as_published() {
         assert!((length - norm).abs() < 1e-6, "a row begins with its own length");
     }
 }
+
+/// `specs/hat.md`, sections 1 to 3: Swin's, BERT's and the maps' weights and tables normal of deviation 0.02, biases 0, norms
+/// 1 and 0; the patches' convolution is PyTorch's default.
+fn of_hat(specs: &[ParamSpec], spec: &ParamSpec) -> Drawn {
+    match spec.name.as_str() {
+        n if n.starts_with("text_transformer.") => of_bert(n),
+        n if n.starts_with("vit_model.patch_embed.proj") => linear(specs, n),
+        n if n.contains("norm") => Constant(f64::from(u8::from(n.ends_with("weight")))),
+        n if n.ends_with(".bias") => Constant(0.0),
+        _ => Normal(0.02),
+    }
+}
+
+#[test]
+fn hat_begins_as_published() {
+    let mut text = bert();
+    text["num_hidden_layers"] = 10.into();
+    let config = json!({
+        "direction": "i2t", "hidden_size": 24, "bert_config": text,
+        "swin": {"img_size": 64, "embed_dim": 16, "depths": [1, 2, 1, 1], "num_heads": [2, 4, 4, 8]},
+    });
+    let system = (kind("hat").expect("a system").open)(&config).expect("a configuration");
+    check(&*system, of_hat);
+}

@@ -7,8 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crossweave::data::pictures::{
-    Area, Asked, Normal, Pictures, Rgb, crop_resize, evaluation_sides, evaluation_view, middle, resize,
-    resized_to, training_area,
+    Area, Asked, LEAST_SHARE, Normal, Pictures, Rgb, crop_resize, evaluation_sides, evaluation_view, middle,
+    resize, resized_to, training_area,
 };
 use crossweave::host::Rng;
 use picture_files::{exif, png};
@@ -94,7 +94,7 @@ fn drawn_parts_have_the_stated_shares_and_shapes() {
     let sides = [500, 500];
     let mut draws = Rng::new(7);
     let n = 4000;
-    let areas: Vec<Area> = (0..n).map(|_| training_area(sides, &mut draws)).collect();
+    let areas: Vec<Area> = (0..n).map(|_| training_area(sides, LEAST_SHARE, &mut draws)).collect();
     assert!(areas.iter().all(|area| area.lies_in(sides)));
     let ratios: Vec<f64> = areas.iter().map(|a| a.width as f64 / a.height as f64).collect();
     assert!(ratios.iter().all(|r| (0.73..1.37).contains(r)));
@@ -110,10 +110,10 @@ fn drawn_parts_have_the_stated_shares_and_shapes() {
     assert!((0.47..0.53).contains(&(corner / f64::from(n))), "places are uniform");
     // Where nothing fits: the middle, as wide as shapes go.
     let thin = Area { left: 0, top: 2493, width: 10, height: 13 };
-    assert_eq!(training_area([10, 5000], &mut draws), thin);
+    assert_eq!(training_area([10, 5000], LEAST_SHARE, &mut draws), thin);
     let flat = Area { left: 2493, top: 0, width: 13, height: 10 };
-    assert_eq!(training_area([5000, 10], &mut draws), flat);
-    assert_eq!(training_area([1, 1], &mut draws), Area::whole([1, 1]));
+    assert_eq!(training_area([5000, 10], LEAST_SHARE, &mut draws), flat);
+    assert_eq!(training_area([1, 1], LEAST_SHARE, &mut draws), Area::whole([1, 1]));
 }
 
 /// A folder of pictures of noise.

@@ -110,6 +110,42 @@ fn every_kind_of_jpeg_is_read() {
     assert!(furthest < Some(8), "{furthest:?}");
 }
 
+/// Each block's level, luma then chroma, where the other is flat, as JPEGs of every sampling have them.
+#[test]
+fn blocks_of_subsampled_jpegs_are_in_their_places() {
+    let sides = [72, 56];
+    for luma in [[1, 1], [2, 1], [1, 2], [2, 2], [4, 1], [4, 2]] {
+        for (progressive, inks) in [(false, false), (true, false), (false, true), (true, true)] {
+            let mut jpeg = Jpeg { sides, progressive, adobe: inks.then_some(2), ..Jpeg::default() };
+            jpeg.sampling = vec![luma, [1, 1], [1, 1]];
+            jpeg.sampling.extend(inks.then_some(luma));
+            let groups = jpeg.groups();
+            for varied in [0, 2] {
+                let [h, v] = jpeg.sampling[varied];
+                let levels = |c: usize| match (c, jpeg.sampling[c]) {
+                    (c, _) if c == varied => {
+                        (0..groups[0] * groups[1] * h * v).map(|i| (i * 37 % 90 + 80) as u8).collect()
+                    }
+                    (3, [h, v]) => vec![255; groups[0] * groups[1] * h * v],
+                    (_, [h, v]) => vec![128; groups[0] * groups[1] * h * v],
+                };
+                jpeg.components = (0..jpeg.sampling.len()).map(|c| (c as u8 + 1, levels(c))).collect();
+                let picture = read(&jpeg.bytes());
+                let block = [8 * luma[0] / h, 8 * luma[1] / v];
+                for (x, y) in (0..72 / block[0]).flat_map(|x| (0..56 / block[1]).map(move |y| (x, y))) {
+                    let level = f64::from(jpeg.components[varied].1[y * groups[0] * h + x]);
+                    let red = if varied == 0 { level } else { 128.0 + 1.402 * (level - 128.0) };
+                    let red = if inks { 255.0 - red } else { red };
+                    let at = 3 * (72 * (y * block[1] + block[1] / 2) + x * block[0] + block[0] / 2);
+                    let found = f64::from(picture.pixels[at]);
+                    let what = format!("{luma:?}, {progressive}, {inks}: component {varied}, block {x}, {y}");
+                    assert!((found - red).abs() < 3.0, "{what}: {found}, not {red}");
+                }
+            }
+        }
+    }
+}
+
 /// Where pixel (x, y) of a stored picture belongs.
 fn upright_place(orientation: u16, [x, y]: [usize; 2], [w, h]: [usize; 2]) -> [usize; 2] {
     match orientation {
@@ -271,6 +307,10 @@ fn kinds_of_jpeg_that_are_not_read_are_named() {
     refused(folder.path(), "twelve.jpg", &frame(4, 12), &["12-bit JPEG", "magick"]);
     refused(folder.path(), "arithmetic.jpg", &frame(1, 0xc9), &["arithmetic-coded JPEG", "magick"]);
     refused(folder.path(), "lossless.jpg", &frame(1, 0xc3), &["lossless", "magick"]);
+    let mut apart =
+        Jpeg { sides: [16, 16], apart: true, sampling: vec![[2, 2], [1, 1], [1, 1]], ..Jpeg::of(&[]) };
+    apart.components = vec![(1, vec![9; 4]), (2, vec![99]), (3, vec![99])];
+    refused(folder.path(), "apart.jpg", &apart.bytes(), &["subsampled, many-scan JPEG", "magick"]);
     refused(folder.path(), "two.jpg", &Jpeg::of(&[5, 6]).bytes(), &["2-component JPEG", "magick"]);
 }
 

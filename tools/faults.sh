@@ -23,12 +23,14 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 data="--data_path tests/data --data_name emojitiny_precomp --dev-limit 20 --batch_size 4 --learning_rate 1e-3"
-data="$data --log_step 1 --val_step 5 --embed_size 8 --max-steps 24"
+data="$data --log_step 1 --val_step 5 --max-steps 24"
 bert="--bert-init random --bert-layers 1 --bert-hidden 16 --bert-heads 2 --bert-intermediate 32 --vocab-size 120"
-dime="--direction t2i --extra_img 1 --lambda_softmax 9 --max_words 12 --num_head_IMRC 2 --hid_IMRC 8 --hid_router 8 $bert"
-hrem="--nhead 2 --warmup 2 $bert"
-gsmn="--num_block 4 --feat_dim 4 --vocab_path tests/data/emojitiny_precomp --word_dim 8 --hid_dim 8 --bi_gru --max_violation"
-systems="dime hrem gsmn"
+dime="--embed_size 8 --direction t2i --extra_img 1 --lambda_softmax 9 --max_words 12 --num_head_IMRC 2 --hid_IMRC 8 --hid_router 8 $bert"
+hrem="--embed_size 8 --nhead 2 --warmup 2 $bert"
+gsmn="--embed_size 8 --num_block 4 --feat_dim 4 --vocab_path tests/data/emojitiny_precomp --word_dim 8 --hid_dim 8 --bi_gru --max_violation"
+hat="--swin-init random --swin-embed 8 --swin-depths 1,1,1,1 --swin-heads 1,2,2,4 --image_size 32 --hidden_size 8"
+hat="$hat --max_text_len 12 --frozen-epochs 0 ${bert/layers 1/layers 10}"
+systems="dime hrem gsmn hat"
 
 # What a run computed: every line of metrics but those of wall time.
 losses() { grep -v '"seconds"' "$1/metrics.jsonl"; }

@@ -17,12 +17,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Turns PyTorch and safetensors weights into a folder that Crossweave opens: model.safetensors, config.json,
-/// vocab.txt (vocab.json of a system that reads whole words). Nothing in a file is ever executed.
+/// vocab.txt (vocab.json of a system that reads whole words, none of a Swin). Nothing in a file is ever executed.
 #[derive(Parser)]
 #[command(name = "import", version)]
 struct Command {
-    /// What the weights are: a BERT encoder (with its bert_config.json and vocab.txt), a checkpoint of a system's
-    /// authors (with those of the BERT it was trained on), or plain tensors, each under its own name
+    /// What the weights are: a BERT encoder (with its bert_config.json and vocab.txt), a Swin, a checkpoint of a
+    /// system's authors (with those of the BERT it was trained on), or plain tensors, each under its own name
     #[arg(value_parser = PossibleValuesParser::new(whats()))]
     what: String,
     /// The weights, the index of several files, or a folder that holds model.safetensors, pytorch_model.bin or their index
@@ -41,10 +41,11 @@ struct Command {
 }
 
 const BERT: &str = "bert";
+const SWIN: &str = "swin";
 const TENSORS: &str = "tensors";
 
 fn whats() -> Vec<&'static str> {
-    [BERT, TENSORS].into_iter().chain(kinds().iter().map(|kind| kind.name)).collect()
+    [BERT, SWIN, TENSORS].into_iter().chain(kinds().iter().map(|kind| kind.name)).collect()
 }
 
 fn setting(text: &str) -> std::result::Result<(String, Json), String> {
@@ -70,9 +71,11 @@ fn main() -> ExitCode {
 
 fn run(command: &Command) -> Result<()> {
     atomic::refuse_existing(&command.out)?;
+    refuse_unread(command)?;
     let file = weights_file(&command.file)?;
     let source = Source::open(&file)?;
-    let model = command.what != TENSORS;
+    // Of the others the weights tell everything.
+    let model = ![SWIN, TENSORS].contains(&command.what.as_str());
     let words = model && command.what != BERT && kind(&command.what)?.text == Text::Words;
     // A system of words has no BERT whose configuration could be beside it.
     let configs: &[&str] = if words { &["config.json"] } else { &["bert_config.json", "config.json"] };
@@ -87,6 +90,7 @@ fn run(command: &Command) -> Result<()> {
             let layout = |json: &Json| Ok(shapes(&bert::Config::read(json)?.parameters("")));
             import::model(&source, &import::BERT, |_, _| Ok(config), layout)?
         }
+        SWIN => eval::import::swin(&source)?,
         TENSORS => Imported { config: config.unwrap_or(Json::Null), ..import::tensors(&source)? },
         name => eval::import::system(kind(name)?, &source, config.as_ref(), &command.settings)?,
     };
@@ -114,6 +118,19 @@ fn run(command: &Command) -> Result<()> {
         imported.report,
         command.out.display()
     ))
+}
+
+/// The weights of a Swin tell its sizes; there is nothing else to say.
+fn refuse_unread(command: &Command) -> Result<()> {
+    let given = [
+        ("--config", command.config.is_some()),
+        ("--vocab", command.vocab.is_some()),
+        ("--set", !command.settings.is_empty()),
+    ];
+    match given.iter().find(|(_, given)| *given && command.what == SWIN) {
+        Some((option, _)) => Err(Error::new(format!("{option} is of no use to a Swin")).cure("leave it out")),
+        None => Ok(()),
+    }
 }
 
 /// Prints what was asked for. A reader that closed the pipe has seen enough.

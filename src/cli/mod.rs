@@ -7,6 +7,7 @@ mod check;
 mod config;
 mod devices;
 mod evaluate;
+mod features;
 mod interrupt;
 mod parity;
 pub mod plot;
@@ -26,8 +27,8 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use comfy_table::{CellAlignment, Table, presets};
 
 use crate::error::{Error, Kind, Result};
-use crate::eval::EvaluateOptions;
 use crate::eval::model::run_folder;
+use crate::eval::{EvaluateOptions, FeaturesOptions};
 use crate::systems::{self, kind, kinds};
 use crate::train::options::{self, TrainOptions, both_spellings, value_of};
 
@@ -46,6 +47,7 @@ Examples:
   crossweave check data/f30k_precomp
   crossweave train --system dime --data_path data --data_name f30k_precomp --bert_path bert \\
       --logger_name runs/i2t --direction i2t --extra_stc 1 --lambda_softmax 4
+  crossweave features --encoder swin --images data/mine --out data/mine_precomp
   crossweave evaluate runs/i2t runs/t2i
   crossweave evaluate --sims coco.npy --folds 5
 
@@ -77,6 +79,21 @@ Examples:
   crossweave evaluate imported/dime --data_path data --data_name coco_precomp --split testall --folds 5
   crossweave evaluate --sims i2t.npy t2i.npy --json";
 
+const FEATURES_AFTER: &str = "\
+The folder of the pictures is one that a system which reads pictures trains on: Karpathy's dataset_*.json or COCO's \
+annotations with images/, or captions.tsv (for each caption a line with the picture's name, a TAB and the caption), whose \
+pictures are divided into train, dev and test by their names.
+
+Every system that reads features trains on the result and is evaluated on it. features.json in it says what it was made \
+with; a run refuses features that were made otherwise.
+
+Ctrl-C finishes the batch and exits with status 130; the same command goes on from there.
+
+Examples:
+  crossweave features --encoder swin --images data/mine --out data/mine_precomp
+  crossweave features --encoder runs/pictures --images data/f30k --out data/f30k_grid --stage 3
+  crossweave check data/mine_precomp";
+
 #[derive(Parser)]
 #[command(
     name = "crossweave",
@@ -106,6 +123,9 @@ enum Command {
     /// Evaluates runs, imported checkpoints or saved similarities
     #[command(after_long_help = EVALUATE_AFTER)]
     Evaluate(Box<EvaluateOptions>),
+    /// Makes a data folder of image features from pictures and their captions
+    #[command(after_long_help = FEATURES_AFTER)]
+    Features(Box<FeaturesOptions>),
 }
 
 /// How a command that ran to its end ended.
@@ -209,6 +229,7 @@ fn run(asked: Asked) -> Result<Verdict> {
         Asked::Other(Command::Check(options)) => check::run(&options),
         Asked::Other(Command::Parity(options)) => parity::run(&options),
         Asked::Other(Command::Evaluate(options)) => evaluate::run(&options),
+        Asked::Other(Command::Features(options)) => features::run(&options),
     }
 }
 

@@ -122,6 +122,9 @@ impl Reporter {
             Progress::Reading { done, total } => {
                 self.line.update(counting("resizing", "pictures", done, total, seconds), done == total);
             }
+            Progress::Extracting { done, total } => {
+                self.line.update(counting("features", "pictures", done, total, seconds), done == total);
+            }
             Progress::Notice(_) => {}
         }
     }

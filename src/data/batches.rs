@@ -330,7 +330,7 @@ fn picture_columns(
     let asked = |(i, &picture): (usize, &usize)| {
         // A picture comes up once for each of its captions, each time another part of it.
         let sample = plan.captions.get(i).copied().unwrap_or(i);
-        let draws = varied.filter(|_| inputs.crop).map(|varied| varied.draws(Stream::Crop, sample));
+        let draws = varied.filter(|_| inputs.crop > 0.0).map(|varied| varied.draws(Stream::Crop, sample));
         Asked { picture, draws }
     };
     let mut columns = Columns::new(plan.images.len());

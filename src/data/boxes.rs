@@ -14,7 +14,7 @@ use super::pickle::{self, Id, Node, Pickle};
 use crate::{Error, Kind, Result};
 
 /// The largest file read; COCO's boxes take 130 MB in f64.
-const MAX_FILE: u64 = 1 << 30;
+pub(crate) const MAX_FILE: u64 = 1 << 30;
 /// The most opcodes of pickled sizes: COCO's 113,000 dicts take some 2 million.
 const MAX_STEPS: usize = 8_000_000;
 /// Brackets of a structured array's header: enough for eight fields.

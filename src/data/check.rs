@@ -14,6 +14,7 @@ use super::dataset::{
 use super::depends;
 use super::features::Features;
 use super::ids;
+use super::recipe::{self, Recipe};
 use super::word_ids;
 use super::words::Vocabulary;
 use crate::{Error, Result};
@@ -118,9 +119,15 @@ pub fn scan_for(
     }
     report.without_usual(&found);
     let vocabulary = scan_vocabulary(folder, &mut report);
+    let recipe = Recipe::open(folder).unwrap_or_else(|e| {
+        report.problems.push(e.to_string());
+        None
+    });
     let mut shapes = Vec::new();
     for split in &found {
-        let shape = scan_split(folder, split, captions_per_image, vocabulary.as_ref(), &mut report, progress);
+        let told = || recipe.as_ref().and_then(|recipe| recipe.captions_per_image(split));
+        let asked = captions_per_image.or_else(told);
+        let shape = scan_split(folder, split, asked, vocabulary.as_ref(), &mut report, progress);
         shapes.extend(shape.map(|shape| (split, shape)));
     }
     if let [(first, shape), rest @ ..] = shapes.as_slice() {
@@ -229,7 +236,9 @@ fn scan_rows(features: &Features, report: &mut Report, progress: impl FnMut(usiz
 fn incomplete(folder: &Path, split: &str, vocabulary: bool) -> Option<String> {
     let there = |name: &&&str| folder.join(format!("{split}{name}")).exists();
     let (held, missing): (Vec<&str>, Vec<&str>) = [WORD_IDS, PAIRS, BOXES, SIZES].iter().partition(there);
-    let missing = missing.iter().map(|name| format!("{split}{name}"));
+    // Features that were made here have none: nothing parses their captions.
+    let made = folder.join(recipe::FILE).exists();
+    let missing = missing.iter().filter(|name| !made || **name != PAIRS).map(|name| format!("{split}{name}"));
     let missing: Vec<String> = missing
         .chain((!vocabulary).then(|| "*_vocab.json (unless --vocab_path names its folder)".into()))
         .collect();

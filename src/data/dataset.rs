@@ -25,6 +25,7 @@ use super::depends::{self, Pairs};
 use super::features::{Features, packed};
 use super::pictures::Asked;
 use super::ragged::Ragged;
+use super::recipe::Recipe;
 use super::tokenizer::{TokenTable, Tokenizer};
 use super::word_ids;
 use super::words::{self, Vocabulary};
@@ -118,7 +119,10 @@ impl Dataset {
         };
         let mut notices: Vec<String> =
             notices.into_iter().map(|notice| format!("{}: {notice}", caps.display())).collect();
-        let asked = options.captions_per_image;
+        let asked = match options.captions_per_image {
+            Some(n) => Some(n),
+            None => Recipe::open(folder)?.and_then(|recipe| recipe.captions_per_image(split)),
+        };
         let fits =
             |n: usize| rows.as_ref().map_or(layout(&features, n, asked).is_ok(), |rows| rows.len() == n);
         if leave_out_blank_end(&mut texts, fits) {

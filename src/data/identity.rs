@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::dataset::Dataset;
+use super::weights::Weights;
 use crate::{Error, Result};
 
 /// Rows of features, or pictures, that are hashed, spread from the first to the last.
@@ -44,12 +45,6 @@ impl Identity {
     /// # Errors
     /// A file that shrank since it was opened, or a picture that cannot be read.
     pub fn of(data: &Dataset) -> Result<Self> {
-        let mut texts = Xxh3::new();
-        for text in data.texts() {
-            // The length keeps captions apart.
-            texts.write(&(text.len() as u64).to_le_bytes());
-            texts.write(text.as_bytes());
-        }
         let (images, mut features) = (data.images(), Xxh3::new());
         let sampled = images.min(ROWS);
         for i in 0..sampled {
@@ -66,7 +61,7 @@ impl Identity {
             captions: data.captions(),
             regions: data.regions(),
             dim: data.dim(),
-            texts: hex(&texts),
+            texts: texts(data.texts().iter().map(String::as_str)),
             features: hex(&features),
             more,
         })
@@ -97,6 +92,32 @@ impl Identity {
         found.extend(gone.map(|name| format!("no {name}")));
         found
     }
+}
+
+/// A hash of some of a file's tensors, whatever their number type and what their names begin with.
+///
+/// # Errors
+/// A tensor that is not there, or holds no floats.
+pub fn tensors<'a>(weights: &Weights, prefix: &str, names: impl Iterator<Item = &'a str>) -> Result<String> {
+    let mut hash = Xxh3::new();
+    for name in names {
+        let own = format!("{prefix}{name}");
+        let shape = weights.shape(&own).unwrap_or_default();
+        hash.write(format!("{name} {shape:?}\n").as_bytes());
+        weights.f32s(&own)?.iter().for_each(|value| hash.write(&value.to_le_bytes()));
+    }
+    Ok(hex(&hash))
+}
+
+/// A hash of texts, in order.
+pub fn texts<'a>(texts: impl Iterator<Item = &'a str>) -> String {
+    let mut hash = Xxh3::new();
+    for text in texts {
+        // The length keeps texts apart.
+        hash.write(&(text.len() as u64).to_le_bytes());
+        hash.write(text.as_bytes());
+    }
+    hex(&hash)
 }
 
 fn hex(hash: &Xxh3) -> String {

@@ -2,6 +2,7 @@
 //! as f32, and a report of what became of every tensor.
 
 mod shards;
+mod swin;
 
 use crate::data::archive::shown;
 use crate::data::pytorch::Checkpoint;
@@ -16,6 +17,7 @@ use std::io::Read;
 use std::path::Path;
 
 pub use shards::Shards;
+pub use swin::swin;
 
 /// Names and shapes of a model's weights.
 pub type Layout = Vec<(String, Vec<usize>)>;
@@ -237,8 +239,10 @@ pub const BERT: StateDicts<'static> = StateDicts {
 };
 
 /// What any checkpoint may hold though the model does not ask for it: last parts of names.
-const EXTRAS: [(&str, &str); 3] = [
+const EXTRAS: [(&str, &str); 5] = [
     ("position_ids", "it only counts, and is not needed"),
+    ("relative_position_index", "it follows from the windows, and is not needed"),
+    ("attn_mask", "it follows from the windows, and is not needed"),
     ("token_type_ids", "it is all zeros, and is not needed"),
     ("num_batches_tracked", "it only counts batches, and is not needed"),
 ];
@@ -260,20 +264,8 @@ pub fn model<'a>(
     config: impl FnOnce(Option<&Map<String, Json>>, &dyn Fn(&str) -> Option<Vec<usize>>) -> Result<Json>,
     layout: impl FnOnce(&Json) -> Result<Layout>,
 ) -> Result<Imported<'a>> {
-    let place = source.path().display();
-    let mut plan = Plan::default();
-    plan.find(source, dicts)?;
-    let shapes: HashMap<&str, &[usize]> = source.shapes().collect();
-    let shape_of = |name: &str| {
-        let (old, _) = plan.kept.iter().find(|(_, new)| new == name)?;
-        shapes.get(old).map(|shape| shape.to_vec())
-    };
-    let config = config(source.options(), &shape_of).map_err(|e| e.at(&place))?;
-    let expected = layout(&config)
-        .map_err(|e| e.at(&place).cure("give the right --config, or single options by --set"))?;
-    let expected = plan.settle(expected, dicts);
-    plan.check(source, &expected)?;
-    plan.metadata = source.progress();
+    let mut plan = Plan::found(source, dicts)?;
+    let config = plan.fit(source, dicts, config, layout)?;
     plan.run(source, config)
 }
 
@@ -388,7 +380,8 @@ impl<'a> Plan<'a> {
     }
 
     /// Finds the weights of each module.
-    fn find(&mut self, source: &'a Source, dicts: &StateDicts) -> Result<()> {
+    fn found(source: &'a Source, dicts: &StateDicts) -> Result<Self> {
+        let mut plan = Self::default();
         let prefixes = prefixes(source, dicts.modules)?;
         for (module, prefix) in dicts.modules.iter().zip(&prefixes) {
             if prefix.is_none() && !dicts.optional.contains(module) {
@@ -409,13 +402,36 @@ impl<'a> Plan<'a> {
             let ignored = |new: &str| dicts.ignored.iter().find(|(pattern, _)| matches(new, pattern));
             match found {
                 Some(new) => match ignored(&new) {
-                    Some((_, why)) => self.ignore(name, why),
-                    None => self.kept.push((name, new)),
+                    Some((_, why)) => plan.ignore(name, why),
+                    None => plan.kept.push((name, new)),
                 },
-                None => self.ignore(name, ignored(name).map_or("not of the model", |(_, why)| why)),
+                None => plan.ignore(name, ignored(name).map_or("not of the model", |(_, why)| why)),
             }
         }
-        Ok(())
+        Ok(plan)
+    }
+
+    /// Makes the configuration, and checks what was found against it; [`model`] says what `config` and `layout` are.
+    fn fit(
+        &mut self,
+        source: &'a Source,
+        dicts: &StateDicts,
+        config: impl FnOnce(Option<&Map<String, Json>>, &dyn Fn(&str) -> Option<Vec<usize>>) -> Result<Json>,
+        layout: impl FnOnce(&Json) -> Result<Layout>,
+    ) -> Result<Json> {
+        let place = source.path().display();
+        let shapes: HashMap<&str, &[usize]> = source.shapes().collect();
+        let shape_of = |name: &str| {
+            let (old, _) = self.kept.iter().find(|(_, new)| new == name)?;
+            shapes.get(old).map(|shape| shape.to_vec())
+        };
+        let config = config(source.options(), &shape_of).map_err(|e| e.at(&place))?;
+        let expected = layout(&config)
+            .map_err(|e| e.at(&place).cure("give the right --config, or single options by --set"))?;
+        let expected = self.settle(expected, dicts);
+        self.check(source, &expected)?;
+        self.metadata = source.progress();
+        Ok(config)
     }
 
     /// Drops what is superfluous in any checkpoint, and of what is expected takes what may be missing.

@@ -20,6 +20,7 @@ pub mod pictures;
 pub mod prefetch;
 pub mod pytorch;
 pub mod ragged;
+pub mod recipe;
 pub mod tokenizer;
 pub mod weights;
 pub mod word_ids;

@@ -42,6 +42,18 @@ pub fn scan(path: &Path, tell: &mut dyn FnMut(Error)) -> Result<Ragged<u32>> {
     Ok(rows)
 }
 
+/// A caption's line.
+///
+/// # Errors
+/// More ids than a caption may have.
+pub fn line(ids: &[u32]) -> Result<String> {
+    if ids.len() > MAX_WORDS {
+        return Err(too_long());
+    }
+    let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
+    Ok(ids.join(",") + "\n")
+}
+
 pub(super) fn parse(line: &[u8]) -> Result<Vec<u32>> {
     let expected = "word ids with commas between them: 1,14,5,2";
     if line.is_empty() {

@@ -67,6 +67,19 @@ impl Vocabulary {
         })
     }
 
+    /// Of the words that captions have at least so often, the most frequent first, equal ones by their letters.
+    pub fn of_captions<'a>(captions: impl Iterator<Item = &'a str>, least: usize) -> Self {
+        let mut counts: HashMap<String, usize> = HashMap::new();
+        captions.flat_map(split).for_each(|word| *counts.entry(word).or_default() += 1);
+        let mut kept: Vec<_> = counts.into_iter().filter(|(_, n)| *n >= least).collect();
+        kept.sort_unstable_by(|(a, m), (b, n)| n.cmp(m).then_with(|| a.cmp(b)));
+        kept.truncate(MAX_WORDS - SPECIAL.len());
+        let words = SPECIAL.iter().map(ToString::to_string).chain(kept.into_iter().map(|(word, _)| word));
+        let words: Vec<String> = words.collect();
+        let ids = words.iter().cloned().zip(0..).collect();
+        Self { words, ids }
+    }
+
     pub(super) fn parse(bytes: &[u8]) -> Result<Self> {
         let expected = "{\"word2idx\": {\"<pad>\": 0, ..}, \"idx2word\": {\"0\": \"<pad>\", ..}, \"idx\": N}";
         let file: File = serde_json::from_slice(bytes).map_err(|e| {
@@ -304,6 +317,16 @@ mod tests {
         let words: Vec<String> = SPECIAL.iter().chain(words).map(ToString::to_string).collect();
         let ids = words.iter().cloned().zip(0..).collect();
         Vocabulary { words, ids }
+    }
+
+    #[test]
+    fn a_vocabulary_has_the_words_seen_often_enough() {
+        let captions = ["A dog's bone.", "a cat", "the dog <pad>"];
+        let of = |least| Vocabulary::of_captions(captions.into_iter(), least);
+        assert_eq!(of(2), vocabulary(&["a", "dog"]));
+        assert_eq!(of(1), vocabulary(&["a", "dog", "'s", ".", "<", ">", "bone", "cat", "pad", "the"]));
+        assert_eq!(of(2).encode("A dog bone"), [1, 4, 5, 3, 2]);
+        assert_eq!(of(4), vocabulary(&[]));
     }
 
     #[test]

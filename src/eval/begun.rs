@@ -9,8 +9,10 @@ use serde_json::Value;
 
 use crate::data::dataset::{self, Dataset};
 use crate::data::identity::{self, Identity};
+use crate::data::recipe::Recipe;
 use crate::data::tokenizer::Tokenizer;
-use crate::error::Result;
+use crate::data::weights::listing;
+use crate::error::{Error, Result};
 use crate::host::Inputs;
 
 /// What a run remembers.
@@ -20,6 +22,9 @@ pub struct Begun {
     pub data: BTreeMap<String, Identity>,
     /// A hash of the text encoder's weights, where the run leaves them as they are and so does not keep them.
     pub encoder: Option<String>,
+    /// What its features were made with, where the folder says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<Recipe>,
 }
 
 impl Begun {
@@ -42,7 +47,8 @@ impl Begun {
         tokenizer: &Tokenizer,
         encoder: Option<&Path>,
     ) -> Result<Self> {
-        let mut begun = Self::default();
+        let recipe = if wanted.pictures { None } else { Recipe::open(folder)? };
+        let mut begun = Self { recipe, ..Self::default() };
         for split in dataset::splits(folder, wanted.pictures) {
             // A split that is not whole is of no use to this run, nor to compare with.
             let Ok(mut data) = Dataset::open(folder, &split, wanted) else { continue };
@@ -54,6 +60,23 @@ impl Begun {
             begun.encoder = Some(identity::file(&folder.join("model.safetensors"), "the text encoder")?);
         }
         Ok(begun)
+    }
+
+    /// Refuses data whose features were made otherwise than those that the run was begun with, where both are known.
+    ///
+    /// # Errors
+    /// Another encoder, stage, size of pictures or preprocessing.
+    pub fn refuse_other_features(&self, now: Option<&Recipe>, run: &Path, data: &Path) -> Result<()> {
+        let (Some(begun), Some(now)) = (&self.recipe, now) else { return Ok(()) };
+        let differing = begun.differences(now);
+        if differing.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new("the features were not made as those that the run was trained on")
+            .at(data.display())
+            .expected(format!("features made as {} had them", run.display()))
+            .found(listing(&differing))
+            .cure(format!("make them as those were: {}", begun.command())))
     }
 
     /// How what is there now differs in these splits and in the encoder, a line each.

@@ -1,12 +1,13 @@
-//! Authors' checkpoints of any system: where a system has its weights and how its options make a configuration is in
-//! its folder, how files are read in [`crate::data::import`].
+//! Authors' checkpoints of any system, and image encoders: where a system has its weights and how its options make a
+//! configuration is in its folder, how files are read in [`crate::data::import`].
 
-use serde_json::{Map, Value as Json};
+use serde::Deserialize;
+use serde_json::{Map, Value as Json, json};
 
 use super::model::saved;
 use crate::data::import::{self, Imported, Source, StateDicts};
 use crate::error::{Error, Result};
-use crate::nn::{ParamSpec, bert, shapes};
+use crate::nn::{ParamSpec, bert, shapes, swin};
 use crate::systems::{BERT, Checkpoint, Kind, Text};
 
 /// A system's weights and configuration: the options beside the weights, which `given` (BERT's configuration, or a
@@ -45,6 +46,27 @@ pub fn system<'a>(
         Ok(shapes(&specs))
     };
     import::model(source, &dicts, config, layout)
+}
+
+/// A Swin's weights, and the configuration that their shapes tell.
+///
+/// # Errors
+/// A file of another model, weights that do not fit each other.
+pub fn swin(source: &Source) -> Result<Imported<'_>> {
+    let config = |shape: &dyn Fn(&str) -> Option<Vec<usize>>| {
+        let config = swin::Config::of_shapes(shape)?;
+        let mut json = json!(config);
+        // For whoever else opens the folder.
+        json["model_type"] = "swin".into();
+        json["window_size"] = config.window().into();
+        Ok(json)
+    };
+    let layout = |json: &Json| {
+        let config = swin::Config::deserialize(json);
+        let config = config.map_err(|e| Error::new(format!("the configuration is not understood: {e}")))?;
+        Ok(shapes(&config.parameters("")))
+    };
+    import::swin(source, config, layout)
 }
 
 /// Whether a setting is an option of the system, and what the weights leave open.

@@ -2,6 +2,7 @@
 
 pub mod begun;
 pub mod encoded;
+pub mod features;
 pub mod import;
 pub mod model;
 mod options;
@@ -10,6 +11,7 @@ pub mod score;
 pub mod sims;
 pub mod text_cache;
 
+pub use features::FeaturesOptions;
 pub use options::{EvaluateOptions, precisions};
 
 /// What long work over a split tells while it runs; who listens decides how to show it.
@@ -29,6 +31,13 @@ pub enum Progress {
         /// Captions encoded.
         done: u64,
         /// Captions in all.
+        total: u64,
+    },
+    /// Features are made of pictures.
+    Extracting {
+        /// Pictures done by this call.
+        done: u64,
+        /// Pictures that were to do.
         total: u64,
     },
     /// Pairs are being scored.

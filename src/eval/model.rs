@@ -14,7 +14,7 @@ use crate::data::tokenizer::{PIECES, Tokenizer, WORDS, WordPiece};
 use crate::data::weights::{self, Dtype, Entry, Weights};
 use crate::data::words::Vocabulary;
 use crate::error::{Error, Result};
-use crate::nn::{ParamSpec, ParamValues, Params, Role, shapes};
+use crate::nn::{ParamSpec, ParamValues, Params, Role, position_table, shapes, swin};
 use crate::systems::{System, Text, kind, kinds};
 use crate::tensor::Device;
 
@@ -158,6 +158,11 @@ impl Stored {
         Ok(Self { name, system, specs, weights, tokenizer })
     }
 
+    /// Its weights, as they are stored.
+    pub fn into_weights(self) -> Weights {
+        self.weights
+    }
+
     /// The model, its weights on a device.
     ///
     /// # Errors
@@ -199,6 +204,21 @@ pub fn stored<'a>(weights: &'a Weights, name: &str, spec: &ParamSpec) -> Result<
         (_, Role::Counter) => ParamValues::Values(weights.ints(name)?.iter().map(|v| *v as f32).collect()),
         _ => ParamValues::Values(weights.f32s(name)?),
     })
+}
+
+/// As [`stored`], of an encoder for pictures of any size: a table of relative positions is resampled.
+///
+/// # Errors
+/// As [`stored`].
+pub fn resampled<'a>(weights: &'a Weights, name: &str, spec: &ParamSpec) -> Result<ParamValues<'a>> {
+    let found = weights.shape(name).unwrap_or_default();
+    match swin::resized_table(name, found, spec.shape.dims()) {
+        Some([from, to, heads]) => {
+            let table = weights.f32s(name)?;
+            Ok(ParamValues::Values(position_table::resampled(&table, from, to, heads)))
+        }
+        None => stored(weights, name, spec),
+    }
 }
 
 /// What a model of a folder reads captions with: from the file `given`, or else from the folder's own.

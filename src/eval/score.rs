@@ -13,6 +13,7 @@ use super::sims::{Matrix, Scores};
 use super::{EvaluateOptions, Progress, rank};
 use crate::data::dataset::{self, Dataset};
 use crate::data::identity::Identity;
+use crate::data::recipe::Recipe;
 use crate::data::{ids, paths};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Options};
@@ -170,6 +171,10 @@ impl Member {
             }
             _ => e,
         })?;
+        let begun = Begun::of_run(&read_description(&run)?).unwrap_or_default();
+        if begun.recipe.is_some() {
+            begun.refuse_other_features(Recipe::open(&folder)?.as_ref(), &run, &folder)?;
+        }
         let inputs = stored.system.inputs();
         data.prepare(&inputs, &stored.tokenizer)?;
         tell(Progress::Notice(data.describe()));
@@ -181,7 +186,6 @@ impl Member {
                 .found(data.dim())
                 .cure("give the features that the model was trained on: --data_path, --data_name"));
         }
-        let begun = Begun::of_run(&read_description(&run)?).unwrap_or_default();
         if let Some(train) = begun.data.get("train").filter(|train| train.regions != data.regions()) {
             let (own, trained) = (data.regions(), train.regions);
             tell(Progress::Notice(format!("{own} regions an image, where training had {trained}")));

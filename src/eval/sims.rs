@@ -200,11 +200,13 @@ fn numbers(reader: &mut impl Read, element: Element, n: usize) -> std::io::Resul
     Ok(if element == Element::F64 { Scores::F64(wide) } else { Scores::F32(narrow) })
 }
 
-/// A version 1 header of an array of at least two dimensions, padded so that the numbers start at a multiple of 64 bytes.
+/// A version 1 header of an array, padded so that the values start at a multiple of 64 bytes; `kind` is a number type, or
+/// a list of fields.
 pub(super) fn npy_header(kind: &str, shape: &[usize]) -> Vec<u8> {
     let shape: Vec<String> = shape.iter().map(usize::to_string).collect();
-    let shape = shape.join(", ");
-    let text = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': ({shape}), }}");
+    let shape = shape.join(", ") + if shape.len() == 1 { "," } else { "" };
+    let kind = if kind.starts_with('[') { kind.to_owned() } else { format!("'{kind}'") };
+    let text = format!("{{'descr': {kind}, 'fortran_order': False, 'shape': ({shape}), }}");
     let length = (10 + text.len() + 1).next_multiple_of(64) - 10;
     let mut header = b"\x93NUMPY\x01\x00".to_vec();
     // The text is far below the 65,535 bytes that two bytes can say.

@@ -132,8 +132,8 @@ pub struct Inputs {
     pub dim: usize,
     /// Width and height of a picture as it is read; 0 where features are.
     pub image_size: usize,
-    /// Training reads random crops of pictures, half of them mirrored.
-    pub crop: bool,
+    /// Training reads random parts of pictures, of at least this share of them, half of them mirrored; 0: whole ones.
+    pub crop: f64,
     /// Pictures are read as they are stored, whatever their EXIF orientation says.
     pub as_stored: bool,
     /// Pieces of a caption at most, its two marks included; captions in whole words are never cut.

@@ -199,7 +199,7 @@ impl Config {
 
     /// Rows and columns of a stage's grid.
     pub fn grid(&self, stage: usize) -> usize {
-        self.img_size / self.patch_size >> stage
+        (self.img_size / self.patch_size) >> stage
     }
 
     /// Width of a stage's vectors.
@@ -211,6 +211,12 @@ impl Config {
     pub fn values(&self) -> usize {
         let hidden = self.hidden(0).max(3 * self.embed_dim);
         self.grid(0).pow(2) * hidden
+    }
+
+    /// Pictures at a time that make no tensor that the device could not bind.
+    pub fn at_once(&self, device: &Device) -> usize {
+        let limit = device.gpu().map_or(usize::MAX, |gpu| gpu.facts().max_binding as usize);
+        (limit / (4 * self.values())).max(1)
     }
 
     fn hidden(&self, stage: usize) -> usize {
@@ -285,6 +291,14 @@ fn norm(l: &mut Layout, at: &str, width: usize) {
 fn dense(l: &mut Layout, at: &str, from: usize, to: usize) {
     l.push(format!("{at}.weight"), &[to, from], Init::Normal(DEVIATION), Role::Encoder);
     l.push(format!("{at}.bias"), &[to], Init::Const(0.0), Role::Encoder);
+}
+
+/// For a block's table in place of one of another size: both sides, and the heads.
+pub fn resized_table(name: &str, found: &[usize], own: &[usize]) -> Option<[usize; 3]> {
+    let ([rows, heads], [own_rows, own_heads]) = (found, own) else { return None };
+    let (from, to) = (rows.isqrt(), own_rows.isqrt());
+    let square = from * from == *rows && to * to == *own_rows && heads == own_heads && from > 0;
+    (name.ends_with(TABLE) && square && from != to).then_some([from, to, *heads])
 }
 
 fn norm_name(stage: usize) -> String {

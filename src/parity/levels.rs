@@ -15,7 +15,7 @@ use crate::tensor::{Device, Tape, Tensor};
 
 const DIRECTIONS: [(&str, WordAxis); 2] = [("i2t", WordAxis::Context), ("t2i", WordAxis::Queries)];
 /// What is compared under another name than a system gives it: of training, and of an evaluation's direction.
-const RENAMED: [(&str, &str); 2] = [("scores", "scores_0"), ("scores_all", "scores")];
+const RENAMED: [(&str, &str); 2] = [("scores", "scores_0"), ("scores_all", "sims")];
 const SCORES: [(&str, &str); 4] =
     [("sims", "scores_0"), ("sims_1", "scores_1"), ("sims_2", "scores_2"), ("sims_all", "sims")];
 /// The ranks of the recalls.
@@ -133,12 +133,13 @@ fn training(fixture: &Fixture, kind: Kind, device: &Device) -> Result<Vec<Row>> 
     let ours = |name: &str| {
         RENAMED.iter().find(|(theirs, _)| *theirs == name).map_or(name, |(_, own)| own).to_string()
     };
+    let two_steps = fixture.tensors.contains_key("out.lr_2");
     let renamed = |full: &String| match full.strip_prefix("out.") {
         Some(name) => {
             let (name, step) = match name.strip_suffix("_2") {
-                Some(base) if RENAMED.iter().any(|(theirs, _)| *theirs == base) && base != "scores" => {
-                    (base, "_2")
-                }
+                Some("scores_all") => ("scores_all", "_2"),
+                // Of two steps, what bears this name is the second's main level, not the first's level 2.
+                Some("scores") if two_steps => ("scores", "_2"),
                 _ => (name, ""),
             };
             format!("out.{}{step}", ours(name))

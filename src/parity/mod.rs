@@ -102,7 +102,7 @@ impl Fixture {
                 continue;
             }
             for v in values.iter_mut().filter(|v| v.is_normal()) {
-                *v = if rng.next_u64() % 2 == 0 { v.next_up() } else { v.next_down() };
+                *v = if rng.next_u64().is_multiple_of(2) { v.next_up() } else { v.next_down() };
             }
         }
     }

@@ -67,9 +67,9 @@ fn in_steps(fixture: &Fixture) -> (Fixture, Option<(Fixture, f64)>) {
     let is_out = |name: &str| fixture.tensors.contains_key(&format!("out.{name}"));
     let in_second = |full: &str| {
         if let Some(name) = full.strip_prefix("out.") {
-            // Of three numbered tensors the last is no second one.
-            let base =
-                name.strip_suffix("_2").filter(|base| is_out(base) && !is_out(&format!("{base}_1")))?;
+            // Of three numbered tensors the last is no second one; its own second is, though a file may lack its first.
+            let known = |base: &str| is_out(base) || base.ends_with("_2");
+            let base = name.strip_suffix("_2").filter(|base| known(base) && !is_out(&format!("{base}_1")))?;
             return Some(format!("out.{base}"));
         }
         let (family, name) = full.split_once("2.").filter(|(family, _)| !family.contains('.'))?;

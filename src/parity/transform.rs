@@ -1,5 +1,5 @@
-//! Fixtures of what is made of a decoded picture before a model sees it. Both sides are bytes and single f32 operations,
-//! so results are equal or wrong.
+//! Fixtures of what is made of a decoded picture before a model sees it. Both sides are bytes and single f32
+//! operations, so results are equal or wrong.
 
 use std::collections::BTreeMap;
 

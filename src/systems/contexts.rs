@@ -102,11 +102,12 @@ fn aligned_composed(
 /// With all scores from one product, and no context where Gram matrices are cheaper.
 fn aligned_fast(attention: &CrossAttention, rows: &Tensor, words: &Tensor, lengths: &Tensor) -> Tensor {
     let ([i, r, d], [c, n, _]) = (dims(rows), dims(words));
-    let affinity = words.reshape([c * n, d]).matmul(&rows.reshape([i * r, d]), false, true);
-    let affinity = affinity.reshape([c, n, i, r]);
+    let (all_rows, all_words) = (rows.reshape([i * r, d]), words.reshape([c * n, d]));
+    // The product's rows are the nodes, so that a pair's scores are copied a row of its context at a time.
     match attention.words {
         WordAxis::Context => {
-            let scores = materialize(affinity.view().permute(&[0, 2, 3, 1]));
+            let affinity = all_rows.matmul(&all_words, false, true).reshape([i, r, c, n]);
+            let scores = materialize(affinity.view().permute(&[2, 0, 1, 3]));
             let lens = materialize(lengths.view().repeat(1, i)).reshape([c * i]);
             let weights = attention.weights(&scores.reshape([1, c * i, r, n]), Some(&lens));
             let weights = weights.reshape([c, i * r, n]);
@@ -118,6 +119,7 @@ fn aligned_fast(attention: &CrossAttention, rows: &Tensor, words: &Tensor, lengt
             materialize(cosines.reshape([c, i, r]).mean(2).view().permute(&[1, 0]))
         }
         WordAxis::Queries => {
+            let affinity = all_words.matmul(&all_rows, false, true).reshape([c, n, i, r]);
             let scores = materialize(affinity.view().permute(&[2, 0, 1, 3]));
             let weights = attention.weights(&scores, Some(lengths)).reshape([i, c * n, r]);
             let cosines = if r < d {

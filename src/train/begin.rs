@@ -8,8 +8,8 @@ use crate::data::tokenizer::{Tokenizer, WORDS, WordPiece, build_vocab};
 use crate::data::weights::{self, Weights};
 use crate::data::words::Vocabulary;
 use crate::error::{Error, Result};
-use crate::eval::model::{Model, check_vocab, read_json, stored};
-use crate::nn::{ParamSpec, ParamValues, Params, Role, begin_values, bert, position_table, swin};
+use crate::eval::model::{Model, check_vocab, read_json, resampled};
+use crate::nn::{ParamSpec, ParamValues, Params, Role, begin_values, bert, swin};
 use crate::systems::{Encoders, System, Text, TextSide};
 use crate::tensor::Device;
 
@@ -98,7 +98,8 @@ impl Pretrained {
             let name = self.name(system, spec)?;
             let own = spec.shape.dims();
             // A table of another size is resampled.
-            let found = self.weights.shape(name).filter(|found| resampled(name, found, own).is_some());
+            let found =
+                self.weights.shape(name).filter(|found| swin::resized_table(name, found, own).is_some());
             Some((name.to_string(), found.unwrap_or(own).to_vec()))
         };
         let expected: Vec<_> = specs.iter().filter_map(expected).collect();
@@ -107,23 +108,8 @@ impl Pretrained {
 
     /// A parameter's values.
     fn values(&self, name: &str, spec: &ParamSpec) -> Result<ParamValues<'_>> {
-        let found = self.weights.shape(name).unwrap_or_default();
-        match resampled(name, found, spec.shape.dims()) {
-            Some([from, to, heads]) => {
-                let table = self.weights.f32s(name)?;
-                Ok(ParamValues::Values(position_table::resampled(&table, from, to, heads)))
-            }
-            None => stored(&self.weights, name, spec),
-        }
+        resampled(&self.weights, name, spec)
     }
-}
-
-/// For a table of relative positions in place of one of another size: both sides, and the heads.
-fn resampled(name: &str, found: &[usize], own: &[usize]) -> Option<[usize; 3]> {
-    let ([rows, heads], [own_rows, own_heads]) = (found, own) else { return None };
-    let (from, to) = (rows.isqrt(), own_rows.isqrt());
-    let square = from * from == *rows && to * to == *own_rows && heads == own_heads && from > 0;
-    (name.ends_with(swin::TABLE) && square && from != to).then_some([from, to, *heads])
 }
 
 /// The data's vocabulary; a run that goes on has its own, unless another is given.

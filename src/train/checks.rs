@@ -76,7 +76,7 @@ impl Splits {
             };
             split.keep_pictures(&folder.join(format!("pictures-{name}.u8")), stop, tell)
         };
-        if !model.system.inputs().crop {
+        if model.system.inputs().crop == 0.0 {
             keep(&mut self.train, "train")?;
         }
         keep(&mut self.dev, "dev")
@@ -85,10 +85,16 @@ impl Splits {
     /// Checks both against the model, says what they are, and gives their captions as the model reads them.
     pub(super) fn prepare(&mut self, model: &Model, tell: &mut dyn FnMut(Event)) -> Result<[TokenTable; 2]> {
         let inputs = model.system.inputs();
+        let mut told: Vec<String> = Vec::new();
         for set in [&mut self.train, &mut self.dev] {
             set.prepare(&inputs, &model.tokenizer)?;
             tell(Event::notice(set.describe()));
-            set.notices().iter().for_each(|n| tell(Event::notice(n.clone())));
+            for notice in set.notices() {
+                if !told.contains(notice) {
+                    told.push(notice.clone());
+                    tell(Event::notice(notice.clone()));
+                }
+            }
         }
         let tokens = |set: &Dataset| set.tokens(&model.tokenizer, inputs.max_words);
         Ok([tokens(&self.train)?, tokens(&self.dev)?])
@@ -104,6 +110,7 @@ pub(super) fn resumed_with(options: &TrainOptions) -> Result<Begun> {
     let now = now(options, &*system, &open_tokenizer(&folder, None, options.kind.text)?)?;
     // Runs of before this was kept go on with what is there.
     let Some(begun) = Begun::of_run(&description) else { return Ok(now) };
+    begun.refuse_other_features(now.recipe.as_ref(), &folder, &options.data_folder())?;
     let differing = begun.differences(&now, &["train", &options.fixed.dev_split]);
     if differing.is_empty() {
         return Ok(begun);

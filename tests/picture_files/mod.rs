@@ -67,11 +67,14 @@ pub fn png(sides: [u32; 2], depth: u8, colour: u8, more: &[(&[u8; 4], &[u8])], r
 }
 
 /// A JPEG whose blocks of 8 x 8 pixels have one level each.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Jpeg {
     pub sides: [u16; 2],
-    /// Of each component: its id, and the level of each block, row by row.
+    /// Of each component: its id, and the level of each block, row by row: as many as cover whole groups of
+    /// blocks.
     pub components: Vec<(u8, Vec<u8>)>,
+    /// Of each component: blocks of a group across and down; where there is nothing, one.
+    pub sampling: Vec<[usize; 2]>,
     /// What Adobe's marker calls the colours.
     pub adobe: Option<u8>,
     pub exif: Option<Vec<u8>>,
@@ -84,7 +87,7 @@ impl Jpeg {
     /// One block of these levels, with the ids 1, 2, ..
     pub fn of(levels: &[u8]) -> Self {
         let components = (1..).zip(levels.iter().map(|level| vec![*level])).collect();
-        Self { sides: [8, 8], components, adobe: None, exif: None, progressive: false, apart: false }
+        Self { sides: [8, 8], components, ..Self::default() }
     }
 
     pub fn adobe(self, colours: u8) -> Self {
@@ -111,7 +114,10 @@ impl Jpeg {
         segment(0xdb, &[&[0][..], &[1; 64]].concat());
         let [width, height] = self.sides.map(u16::to_be_bytes);
         let mut frame = [&[8][..], &height, &width, &[self.components.len() as u8]].concat();
-        self.components.iter().for_each(|(id, _)| frame.extend([*id, 0x11, 0]));
+        for (c, (id, _)) in self.components.iter().enumerate() {
+            let [across, down] = self.sampling(c);
+            frame.extend([*id, (16 * across + down) as u8, 0]);
+        }
         segment(if self.progressive { 0xc2 } else { 0xc0 }, &frame);
         // Twelve sizes of a difference in four bits each, and one bit for a block's end.
         let mut sizes = [0; 17];
@@ -144,24 +150,58 @@ impl Jpeg {
         if self.apart { each.into_iter().map(scan(0, 63)).collect() } else { vec![scan(0, 63)(all)] }
     }
 
+    fn sampling(&self, component: usize) -> [usize; 2] {
+        self.sampling.get(component).copied().unwrap_or([1, 1])
+    }
+
+    /// Blocks across and down that a group has of the component with most.
+    fn most(&self) -> [usize; 2] {
+        [0, 1].map(|side| self.sampling.iter().map(|s| s[side]).max().unwrap_or(1))
+    }
+
+    /// Groups of blocks across and down.
+    pub fn groups(&self) -> [usize; 2] {
+        let most = self.most();
+        [0, 1].map(|side| usize::from(self.sides[side]).div_ceil(8 * most[side]))
+    }
+
+    /// The component and number of every block, in a scan's order, up to the first without a level.
+    fn blocks(&self, scan: &Scan) -> Vec<(usize, usize)> {
+        let (most, groups) = (self.most(), self.groups());
+        let known = |(c, block): &(usize, usize)| *block < self.components[*c].1.len();
+        if let [c] = *scan.components {
+            // Those that only fill up a group are left out.
+            let of = self.sampling(c);
+            let n = [0, 1].map(|s| (usize::from(self.sides[s]) * of[s]).div_ceil(most[s]).div_ceil(8));
+            let all = (0..n[0] * n[1]).map(|i| (c, i / n[0] * groups[0] * of[0] + i % n[0]));
+            return all.take_while(known).collect();
+        }
+        let of_group = |group: usize| {
+            let [gx, gy] = [group % groups[0], group / groups[0]];
+            scan.components.iter().flat_map(move |&c| {
+                let [h, v] = self.sampling(c);
+                (0..h * v).map(move |i| (c, (gy * v + i / h) * groups[0] * h + gx * h + i % h))
+            })
+        };
+        (0..groups[0] * groups[1]).flat_map(of_group).take_while(known).collect()
+    }
+
     fn data(&self, scan: &Scan) -> Vec<u8> {
         let mut bits = Vec::new();
         let mut put = |value: u32, n: u32| (0..n).rev().for_each(|i| bits.push((value >> i & 1) as u8));
         let mut before = vec![0; self.components.len()];
-        for block in 0..self.components[0].1.len() {
-            for c in &scan.components {
-                if scan.from == 0 {
-                    let level = (i32::from(self.components[*c].1[block]) - 128) * 8;
-                    let difference = level - before[*c];
-                    before[*c] = level;
-                    let size = 32 - difference.unsigned_abs().leading_zeros();
-                    put(size, 4);
-                    let value = if difference < 0 { difference - 1 } else { difference };
-                    put(value as u32 & ((1 << size) - 1), size);
-                }
-                if scan.to > 0 {
-                    put(0, 1);
-                }
+        for (c, block) in self.blocks(scan) {
+            if scan.from == 0 {
+                let level = (i32::from(self.components[c].1[block]) - 128) * 8;
+                let difference = level - before[c];
+                before[c] = level;
+                let size = 32 - difference.unsigned_abs().leading_zeros();
+                put(size, 4);
+                let value = if difference < 0 { difference - 1 } else { difference };
+                put(value as u32 & ((1 << size) - 1), size);
+            }
+            if scan.to > 0 {
+                put(0, 1);
             }
         }
         let byte = |bits: &[u8]| (0..8).fold(0, |byte, i| byte << 1 | bits.get(i).copied().unwrap_or(1));

@@ -42,7 +42,7 @@ impl System for Pretend {
             images: &["image"],
             captions: &["input_ids", "input_mask", "lengths"],
             image_size: self.pretend_size,
-            crop: self.pretend_crop,
+            crop: if self.pretend_crop { 0.08 } else { 0.0 },
             max_words: 16,
             ..Inputs::default()
         }

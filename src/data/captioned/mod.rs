@@ -116,6 +116,31 @@ pub fn all(folder: &Path, captions: Option<&Path>) -> Result<Vec<(PathBuf, Vec<S
     Ok(set.items.into_iter().map(|item| (item.file, item.texts)).collect())
 }
 
+/// The pictures and captions of each split, by name; of a caption file, which may be anywhere, if one is given: its
+/// pictures are divided by their names.
+///
+/// # Errors
+/// As [`open`].
+pub fn every(
+    folder: &Path,
+    captions: Option<&Path>,
+    captions_per_image: Option<usize>,
+) -> Result<Vec<(String, Captioned)>> {
+    let form = captions.map_or_else(|| known(folder), |path| Ok(Form::Whole(path.to_path_buf())))?;
+    let names = names_of(folder, &form)?;
+    let split = |name: String| {
+        let set = read(folder, &form, Some(&name))?;
+        Ok((name, finish(folder, set, captions_per_image)?))
+    };
+    names.into_iter().map(split).collect()
+}
+
+/// A picture's name below the folder, and below its folder of pictures if it is there.
+pub fn name_of(folder: &Path, file: &Path) -> String {
+    let below = file.strip_prefix(folder).unwrap_or(file);
+    below.strip_prefix(IMAGES).unwrap_or(below).display().to_string()
+}
+
 /// The name that a split goes by here.
 fn canonical(split: &str) -> &str {
     if split == "val" { "dev" } else { split }

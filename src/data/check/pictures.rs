@@ -36,7 +36,9 @@ pub(super) fn scan(
             }
         };
         let Captioned { files, texts, captions_per_image: k, notices, .. } = read;
-        report.notices.extend(notices);
+        // How one caption file is divided is the same for all.
+        let new: Vec<String> = notices.into_iter().filter(|n| !report.notices.contains(n)).collect();
+        report.notices.extend(new);
         let (sides, wrong) = decode(&files, |done| progress(&Progress { split, done, rows: files.len() }));
         report.problems_of(&wrong, |n| format!("{split}: {n} pictures cannot be read in all"));
         let (pictures, captions) = (files.len(), texts.len());

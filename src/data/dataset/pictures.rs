@@ -22,7 +22,8 @@ impl Files {
     }
 
     pub(super) fn open(&mut self, inputs: &Inputs) -> Result<()> {
-        self.open = Some(Pictures::open(self.files.clone(), inputs.image_size, inputs.as_stored)?);
+        let open = Pictures::open(self.files.clone(), inputs.image_size, inputs.as_stored)?;
+        self.open = Some(open.cropped(inputs.crop));
         Ok(())
     }
 
@@ -103,11 +104,7 @@ impl Dataset {
     /// The names of pictures' files below the folder, in order; nothing for features.
     pub fn picture_names(&self) -> Option<Vec<String>> {
         let Source::Pictures(files) = &self.source else { return None };
-        let name = |path: &PathBuf| {
-            let below = path.strip_prefix(&self.folder).unwrap_or(path);
-            below.strip_prefix(captioned::IMAGES).unwrap_or(below).display().to_string()
-        };
-        Some(files.files.iter().map(name).collect())
+        Some(files.files.iter().map(|path| captioned::name_of(&self.folder, path)).collect())
     }
 }
 

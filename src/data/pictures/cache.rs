@@ -1,7 +1,7 @@
 //! What evaluation sees of every picture, in one mapped file, so that a second evaluation decodes nothing.
 //!
-//! 32 bytes (a mark, a hash of what the pictures were, their number, their size), then for each picture a hash of its
-//! bytes and `[size, size, 3]` bytes.
+//! 32 bytes (a mark, a hash of what the pictures were, their number, their size), then for each picture a
+//! hash of its bytes and `[size, size, 3]` bytes.
 
 use std::fs::File;
 use std::hash::Hasher;
@@ -18,7 +18,8 @@ use crate::{Error, Result};
 const MARK: &[u8; 8] = b"CWVIEWS1";
 const HEAD: usize = 32;
 const HASH: usize = 8;
-/// Pictures checked when a file is opened, spread from the first to the last; the others are when they are read.
+/// Pictures checked when a file is opened, spread from the first to the last; the others are when they are
+/// read.
 const CHECKED: usize = 64;
 
 /// What a file was made of.
@@ -95,8 +96,9 @@ impl Cache {
             return None;
         }
         let file = File::open(path).ok()?;
-        // SAFETY: the map is read-only and every read rechecks the file's length first; what is left is a file
-        // cut short by another process during a read, which ends this process with a signal, not with bad data.
+        // SAFETY: the map is read-only and every read rechecks the file's length first; what is left is a
+        // file cut short by another process during a read, which ends this process with a signal, not with
+        // bad data.
         #[allow(unsafe_code, reason = "a map is unsafe as files change")]
         let map = unsafe { Mmap::map(&file) }.ok()?;
         let cache = Self { file, map, about };

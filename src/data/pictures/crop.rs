@@ -9,8 +9,8 @@ pub const MEAN: [f64; 3] = [0.485, 0.456, 0.406];
 /// The spread of each channel.
 pub const STD: [f64; 3] = [0.229, 0.224, 0.225];
 
-/// The share of a picture's area that a random part has.
-const SHARES: [f64; 2] = [0.08, 1.0];
+/// The least share of a picture that published training reads.
+pub const LEAST_SHARE: f64 = 0.08;
 /// Width over height of a random part.
 const RATIOS: [f64; 2] = [3.0 / 4.0, 4.0 / 3.0];
 /// Random parts drawn before the middle is taken.
@@ -35,8 +35,8 @@ pub fn middle(sides: [usize; 2], crop: usize) -> Area {
     Area { left, top, width: crop, height: crop }
 }
 
-/// What evaluation sees: the picture resized to a shorter side of `resize_to`, and of that the middle. Only the middle is
-/// computed, so a long, thin picture costs no more than another.
+/// What evaluation sees: the picture resized to a shorter side of `resize_to`, and of that the middle. Only
+/// the middle is computed, so a long, thin picture costs no more than another.
 #[track_caller]
 pub fn evaluation_view(picture: &Rgb, resize_to: usize, crop_to: usize) -> Rgb {
     let sides = evaluation_sides(picture.sides(), resize_to);
@@ -44,17 +44,18 @@ pub fn evaluation_view(picture: &Rgb, resize_to: usize, crop_to: usize) -> Rgb {
 }
 
 /// What training sees of a picture: a random part resized to `size` x `size`, and whether it is mirrored.
-pub fn training_view(picture: &Rgb, size: usize, draws: &mut Rng) -> (Rgb, bool) {
-    let part = training_area(picture.sides(), draws);
+pub fn training_view(picture: &Rgb, size: usize, least: f64, draws: &mut Rng) -> (Rgb, bool) {
+    let part = training_area(picture.sides(), least, draws);
     let mirrored = draws.unit() < 0.5;
     (crop_resize(picture, part, [size, size]), mirrored)
 }
 
-/// A random part: its area uniform, its shape log-uniform; after ten that do not fit, the middle in the nearest shape.
-pub fn training_area([width, height]: [usize; 2], draws: &mut Rng) -> Area {
+/// A random part of at least this share: its area uniform, its shape log-uniform; after ten that do not fit, the middle in the
+/// nearest shape.
+pub fn training_area([width, height]: [usize; 2], least: f64, draws: &mut Rng) -> Area {
     let area = width as f64 * height as f64;
     for _ in 0..DRAWS {
-        let target = area * draws.range(SHARES[0], SHARES[1]);
+        let target = area * draws.range(least, 1.0);
         let ratio = libm::exp(draws.range(libm::log(RATIOS[0]), libm::log(RATIOS[1])));
         let side = |squared: f64| squared.sqrt().round_ties_even() as usize;
         let [w, h] = [side(target * ratio), side(target / ratio)];

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufReader, Cursor, Read, Seek};
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 
 use image::codecs::jpeg::JpegDecoder;
@@ -9,7 +10,7 @@ use image::codecs::png::PngDecoder;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, Limits, RgbImage};
 
-use super::header::{AGAIN, CONVERT, Format, Header, MAX_FILE, cut_short, has_end};
+use super::header::{AGAIN, AGAIN_OR_CONVERT, CONVERT, Format, Header, MAX_FILE, cut_short, has_end};
 use crate::{Error, Result};
 
 /// What a PNG's text, profile and rows may take besides its pixels.
@@ -80,9 +81,9 @@ fn check_length(bytes: u64) -> Result<()> {
         .cure("make the picture smaller, or leave it out of the data"))
 }
 
-/// The pixels of a PNG or JPEG, whatever its name was. Alpha is dropped, with the colours below it kept, grey becomes
-/// three times the same, of 16 bits the upper eight stay, inks are mixed as viewers do (stored inverted, as Adobe's
-/// programs write them). Turned upright by its EXIF orientation unless `as_stored`.
+/// The pixels of a PNG or JPEG, whatever its name was. Alpha is dropped, with the colours below it kept, grey
+/// becomes three times the same, of 16 bits the upper eight stay, inks are mixed as viewers do (stored
+/// inverted, as Adobe's programs write them). Turned upright by its EXIF orientation unless `as_stored`.
 ///
 /// # Errors
 /// Another format, a picture that is cut short, damaged or of a kind that is not read, or one of more than
@@ -90,22 +91,32 @@ fn check_length(bytes: u64) -> Result<()> {
 pub fn decode(bytes: &[u8], as_stored: bool) -> Result<Rgb> {
     let mut source = BufReader::new(Cursor::new(bytes));
     let header = Header::read(&mut source)?;
-    let stored = match header.format {
-        Format::Jpeg => {
-            let scan = source.stream_position().map_or(bytes.len(), |at| (at as usize).min(bytes.len()));
-            // The decoder fills what is missing with grey.
-            if !has_end(&bytes[scan..]) {
-                return Err(cut_short());
-            }
-            pixels(JpegDecoder::new(Cursor::new(bytes)).map_err(undecoded)?, &header)?
+    // The decoder fills what is missing with grey.
+    if header.format == Format::Jpeg {
+        let scan = source.stream_position().map_or(bytes.len(), |at| (at as usize).min(bytes.len()));
+        if !has_end(&bytes[scan..]) {
+            return Err(cut_short());
         }
+    }
+    let stored = unless_it_panics(|| match header.format {
+        Format::Jpeg => pixels(JpegDecoder::new(Cursor::new(bytes)).map_err(undecoded)?, &header),
         Format::Png => {
             let mut limits = Limits::no_limits();
             limits.max_alloc = Some(header.bytes + BESIDES);
-            pixels(PngDecoder::with_limits(Cursor::new(bytes), limits).map_err(undecoded)?, &header)?
+            pixels(PngDecoder::with_limits(Cursor::new(bytes), limits).map_err(undecoded)?, &header)
         }
-    };
+    })?;
     Ok(if as_stored { stored } else { upright(stored, header.orientation) })
+}
+
+/// What a decoder gives. One that panics, as the JPEG decoder does on some damaged files, must not end a long
+/// run without a word on which file it was.
+fn unless_it_panics(decode: impl FnOnce() -> Result<Rgb>) -> Result<Rgb> {
+    std::panic::catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| {
+        Err(Error::new("the picture is damaged")
+            .found("a file that its decoder panics on")
+            .cure(AGAIN_OR_CONVERT))
+    })
 }
 
 fn undecoded(e: ImageError) -> Error {
@@ -114,7 +125,7 @@ fn undecoded(e: ImageError) -> Error {
         ImageError::Limits(e) => {
             Error::new("the picture takes too much memory to read").found(e).cure(CONVERT)
         }
-        e => Error::new("the picture is damaged").found(e).cure(AGAIN),
+        e => Error::new("the picture is damaged").found(e).cure(AGAIN_OR_CONVERT),
     }
 }
 
@@ -150,7 +161,8 @@ fn upper(sample: &[u8]) -> u8 {
     (u16::from_ne_bytes([sample[0], sample[1]]) >> 8) as u8
 }
 
-/// The first three samples of every pixel of `each` bytes, in place: a second copy of a large picture is dear.
+/// The first three samples of every pixel of `each` bytes, in place: a second copy of a large picture is
+/// dear.
 fn three_of(mut raw: Vec<u8>, each: usize, sample: impl Fn(&[u8]) -> u8, bytes: usize) -> Vec<u8> {
     let pixels = raw.len() / each;
     for pixel in 0..pixels {
@@ -172,4 +184,17 @@ fn upright(stored: Rgb, orientation: Orientation) -> Rgb {
     image.apply_orientation(orientation);
     let image = image.into_rgb8();
     Rgb::new(image.width() as usize, image.height() as usize, image.into_raw())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_of_a_decoder_is_an_error() {
+        let error = unless_it_panics(|| panic!("an index out of range")).expect_err("a panic").to_string();
+        assert!(error.contains("is damaged") && error.contains("cure:"), "{error}");
+        let one = Rgb::new(1, 1, vec![1, 2, 3]);
+        assert_eq!(unless_it_panics(|| Ok(one.clone())).expect("no panic"), one);
+    }
 }

@@ -17,6 +17,9 @@ pub const MAX_FILE: u64 = 1 << 29;
 
 /// What helps against a file that is not as it was written.
 pub(super) const AGAIN: &str = "copy or download the file again, or leave it out of the data";
+/// What helps where the decoder gives up, which may be for either reason.
+pub(super) const AGAIN_OR_CONVERT: &str =
+    "copy or download the file again; if other programs show it, save it anew, as by `magick FILE FILE.png`";
 /// What helps against a file that is sound but of a kind that is not read.
 pub(super) const CONVERT: &str = "save it as a PNG or a JPEG, as by `magick FILE FILE.png`";
 const SHRINK: &str = "make it smaller, as by `magick FILE -resize 2048x2048 FILE`";
@@ -187,6 +190,8 @@ struct Frame {
     sides: [usize; 2],
     components: usize,
     progressive: bool,
+    /// Whether every component has a value of its own for every pixel.
+    full: bool,
 }
 
 fn jpeg<R: Read + Seek>(source: &mut BufReader<R>) -> Result<Header> {
@@ -222,6 +227,10 @@ fn jpeg<R: Read + Seek>(source: &mut BufReader<R>) -> Result<Header> {
         }
     };
     let frame = frame.ok_or_else(|| broken("a JPEG whose picture has no size"))?;
+    if !(in_one_scan || frame.progressive || frame.full) {
+        // The decoder reads these, and gives another picture.
+        return Err(unsupported("baseline, subsampled, many-scan"));
+    }
     let orientation = orientation.unwrap_or(Orientation::NoTransforms);
     let pixels = frame.sides[0] as u64 * frame.sides[1] as u64;
     // Coefficients are kept where no scan has all of a pixel.
@@ -263,7 +272,12 @@ fn frame_of(marker: u8, body: &[u8]) -> Result<Frame> {
     if sides.contains(&0) {
         return Err(broken(format!("a picture of {} x {} pixels", sides[0], sides[1])));
     }
-    Ok(Frame { sides, components: components.into(), progressive: marker == 0xc2 })
+    let (sampling, _) = body[6..].as_chunks::<3>();
+    if sampling.len() != usize::from(components) {
+        return Err(broken("a frame header of another length"));
+    }
+    let full = components == 1 || sampling.iter().all(|component| component[1] == 0x11);
+    Ok(Frame { sides, components: components.into(), progressive: marker == 0xc2, full })
 }
 
 fn png<R: Read + Seek>(source: &mut BufReader<R>) -> Result<Header> {

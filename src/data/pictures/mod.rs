@@ -1,8 +1,8 @@
-//! Picture files as a model of one size reads them: in evaluation the middle of the picture, in training a random part of
-//! it, normalised. What PIL and torchvision make of a decoded picture is made here to the bit.
+//! Picture files as a model of one size reads them: in evaluation the middle of the picture, in training a
+//! random part of it, normalised. What PIL and torchvision make of a decoded picture is made here to the bit.
 //!
-//! A JPEG's pixels are the decoder's, which may differ from libjpeg's by a few grey levels. A grey PNG of 16 bits keeps its
-//! upper eight, where PIL would cut it off at 255.
+//! A JPEG's pixels are the decoder's, which may differ from libjpeg's by a few grey levels. Of 16 bits a
+//! sample, the upper eight are kept.
 
 mod cache;
 mod crop;
@@ -18,7 +18,8 @@ use cache::{About, Cache};
 use header::Header;
 
 pub use crop::{
-    MEAN, Normal, STD, evaluation_sides, evaluation_view, middle, resized_to, training_area, training_view,
+    LEAST_SHARE, MEAN, Normal, STD, evaluation_sides, evaluation_view, middle, resized_to, training_area,
+    training_view,
 };
 pub use decode::{Rgb, decode, read_file};
 pub use header::{MAX_BYTES, MAX_FILE, MAX_PIXELS};
@@ -43,6 +44,8 @@ pub struct Pictures {
     sides: Vec<[u32; 2]>,
     size: usize,
     as_stored: bool,
+    /// The least share of a picture that a random part covers.
+    least: f64,
     normal: Normal,
     cache: Option<Cache>,
 }
@@ -57,11 +60,12 @@ pub struct Asked {
 }
 
 impl Pictures {
-    /// Looks at the beginning of every file. `size` is the width and height of what is read; pictures are turned
-    /// upright by their EXIF orientation unless `as_stored`.
+    /// Looks at the beginning of every file. `size` is the width and height of what is read; pictures are
+    /// turned upright by their EXIF orientation unless `as_stored`.
     ///
     /// # Errors
-    /// Files that are missing, begin like no PNG or JPEG, or are too large (see [`decode`]): one error of all of them.
+    /// Files that are missing, begin like no PNG or JPEG, or are too large (see [`decode`]): one error of all
+    /// of them.
     pub fn open(files: Vec<PathBuf>, size: usize, as_stored: bool) -> Result<Self> {
         if size == 0 {
             return Err(Error::new("pictures cannot be read at a size of 0").cure("give a size of 1 or more"));
@@ -80,10 +84,23 @@ impl Pictures {
             }
         }
         match wrong.len() {
-            0 => Ok(Self { files, sides, size, as_stored, normal: Normal::default(), cache: None }),
+            0 => Ok(Self {
+                files,
+                sides,
+                size,
+                as_stored,
+                least: LEAST_SHARE,
+                normal: Normal::default(),
+                cache: None,
+            }),
             1 => Err(wrong.remove(0)),
             _ => Err(all_of(&wrong, files.len())),
         }
+    }
+
+    /// The same pictures; training reads random parts of at least this share of them.
+    pub fn cropped(self, least: f64) -> Self {
+        Self { least, ..self }
     }
 
     /// Files.
@@ -111,8 +128,8 @@ impl Pictures {
         self.sides[picture].map(|side| side as usize)
     }
 
-    /// Reads pictures on some threads, in the order asked: `[n, 3, size, size]`, normalised. What is read does not depend
-    /// on the number of threads.
+    /// Reads pictures on some threads, in the order asked: `[n, 3, size, size]`, normalised. What is read
+    /// does not depend on the number of threads.
     ///
     /// # Errors
     /// The first picture that cannot be read, by its file.
@@ -132,7 +149,7 @@ impl Pictures {
         match &asked.draws {
             Some(draws) => {
                 let picture = read_file(path, self.as_stored)?;
-                let (seen, mirrored) = training_view(&picture, self.size, &mut draws.clone());
+                let (seen, mirrored) = training_view(&picture, self.size, self.least, &mut draws.clone());
                 self.normal.write(&seen.pixels, self.size, mirrored, out);
             }
             None => match self.cache.as_ref().and_then(|cache| cache.picture(asked.picture)) {
@@ -150,12 +167,13 @@ impl Pictures {
         Ok(evaluation_view(&picture, resized_to(self.size), self.size))
     }
 
-    /// From now on what evaluation sees comes from a mapped file of bytes. It is made on some threads if it is not there,
-    /// is damaged, or was made of other files (by path, length and time of change), at another size or orientation.
-    /// `stop` ends the making; `tell` hears how many of how many pictures are done.
+    /// From now on what evaluation sees comes from a mapped file of bytes. It is made on some threads if it
+    /// is not there, is damaged, or was made of other files (by path, length and time of change), at another
+    /// size or orientation. `stop` ends the making; `tell` hears how many of how many pictures are done.
     ///
     /// # Errors
-    /// A picture that cannot be read, a file that cannot be written, or `stop`: no file is then left, or the former one.
+    /// A picture that cannot be read, a file that cannot be written, or `stop`: no file is then left, or the
+    /// former one.
     pub fn cached(
         mut self,
         file: &Path,
@@ -241,8 +259,8 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Does work on items in order, on some threads. No item is begun after one has failed; of those that did, the error
-/// is the first one's, so that it is the same on any number of threads.
+/// Does work on items in order, on some threads. No item is begun after one has failed; of those that did,
+/// the error is the first one's, so that it is the same on any number of threads.
 fn spread<T: Send, I: ExactSizeIterator<Item = T> + Send>(
     items: I,
     threads: usize,

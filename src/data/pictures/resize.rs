@@ -1,5 +1,5 @@
-//! Bilinear resizing as Pillow does it, to the bit: a triangle filter that widens when a picture shrinks, its weights in
-//! fixed point, across first and then down, rounded to 8 bits between.
+//! Bilinear resizing as Pillow does it, to the bit: a triangle filter that widens when a picture shrinks, its
+//! weights in fixed point, across first and then down, rounded to 8 bits between.
 
 use std::ops::Range;
 
@@ -42,14 +42,15 @@ pub fn resize(picture: &Rgb, to: [usize; 2]) -> Rgb {
     crop_resize(picture, Area::whole(picture.sides()), to)
 }
 
-/// A part of a picture made `to` wide and high; pixels outside the part have no influence. Panics if the part does not
-/// lie in the picture.
+/// A part of a picture made `to` wide and high; pixels outside the part have no influence. Panics if the part
+/// does not lie in the picture.
 #[track_caller]
 pub fn crop_resize(picture: &Rgb, part: Area, to: [usize; 2]) -> Rgb {
     resize_part(picture, part, to, Area::whole(to))
 }
 
-/// Of what [`crop_resize`] gives only `wanted`, at the cost of that alone. Panics if a part does not lie in its whole.
+/// Of what [`crop_resize`] gives only `wanted`, at the cost of that alone. Panics if a part does not lie in
+/// its whole.
 #[track_caller]
 pub fn resize_part(picture: &Rgb, part: Area, to: [usize; 2], wanted: Area) -> Rgb {
     assert!(part.lies_in(picture.sides()), "{part:?} in a picture of {:?}", picture.sides());

@@ -13,11 +13,8 @@ pub(super) const LAYERS: [usize; 3] = [usize::MAX, 3, 9];
 
 /// Encodes pictures `image [n, 3, size, size]`: of each level `image_feats..  [n, rows, hidden]`.
 pub(super) fn images(run: &Run, x: &Items) -> Items {
-    let (image, config) = (x.at("image"), &run.config.swin);
-    let n = image.shape()[0];
-    // As many at a time as make no tensor that the adapter could not bind.
-    let limit = image.device().gpu().map_or(usize::MAX, |gpu| gpu.facts().max_binding as usize);
-    let most = (limit / (4 * config.values())).max(1);
+    let image = x.at("image");
+    let (n, most) = (image.shape()[0], run.config.swin.at_once(&image.device()));
     let parts: Vec<[Tensor; 3]> = (0..n)
         .step_by(most)
         .map(|first| {

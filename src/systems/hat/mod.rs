@@ -57,7 +57,7 @@ impl System for Hat {
             images: &["image"],
             captions: &["input_ids", "input_mask", "lengths"],
             image_size: self.config.swin.img_size,
-            crop: self.training.crop == 1,
+            crop: self.training.crop,
             as_stored: self.config.faithful,
             max_words: self.config.max_words(),
             ..Inputs::default()
@@ -106,7 +106,7 @@ impl System for Hat {
         let [of_images, of_captions] = costs(&sims, self.config.options.margin, !warm);
         let terms = [of_images.sum_all(), of_captions.sum_all()];
         let total = add(&terms[0], &terms[1]);
-        pass.tap("scores", &sims);
+        pass.tap("sims", &sims);
         pass.tap("cost_s", &of_images);
         pass.tap("cost_im", &of_captions);
         pass.tap("loss_s", &terms[0]);

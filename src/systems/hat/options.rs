@@ -11,7 +11,10 @@ use super::run_py::{self, RunPyOptions};
 use super::{Config, Hat, IMAGE, ModelOptions};
 use crate::error::{Error, Result};
 use crate::nn::swin;
-use crate::systems::{Checkpoint, Encoders, Family, Form, Images, Sets, System, Text};
+use crate::systems::{BERT, Checkpoint, Encoders, Family, Form, Images, Sets, System, Text};
+
+/// The least share of a picture that published training reads.
+const LEAST_SHARE: f64 = 0.08;
 
 /// HAT's options: those of the published `config.py` under their names and with their defaults.
 #[derive(Args, Clone, Debug, PartialEq, Serialize)]
@@ -95,9 +98,10 @@ pub(super) struct TrainingOptions {
     /// Epochs whose loss counts all negatives; after them the hardest alone
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) vse_mean_warmup_epochs: u64,
-    /// 1: training reads random crops of pictures, half of them mirrored; 0: it reads them as evaluation does
-    #[arg(long, value_name = "0|1", default_value_t = 1)]
-    pub(super) crop: u8,
+    /// Training reads random parts of pictures, of at least this share of them, half of them mirrored; 0: it reads them as
+    /// evaluation does
+    #[arg(long, value_name = "SHARE", default_value_t = LEAST_SHARE)]
+    pub(super) crop: f64,
     /// Runs the encoder's blocks and the alignment again on the way back: less memory, a third more work
     #[arg(long = "checkpoint-blocks")]
     #[serde(rename = "checkpoint-blocks")]
@@ -112,7 +116,7 @@ impl Default for TrainingOptions {
             warmup: 0,
             encoder_lr_factor: 1.0,
             vse_mean_warmup_epochs: 0,
-            crop: 1,
+            crop: LEAST_SHARE,
             checkpoint_blocks: false,
         }
     }
@@ -124,8 +128,8 @@ impl TrainingOptions {
             return Err(out_of_range("lr-step", "at least 1", 0)
                 .cure("give an --lr-step past --num_epochs to keep the learning rate"));
         }
-        if self.crop > 1 {
-            return Err(out_of_range("crop", "0 or 1", self.crop));
+        if !(0.0..=1.0).contains(&self.crop) {
+            return Err(out_of_range("crop", "0 to 1", self.crop));
         }
         let factor = self.encoder_lr_factor;
         match factor.is_finite() && factor >= 0.0 {
@@ -310,6 +314,9 @@ key that does nothing there does nothing here, and is told.";
         if let Some(Json::Object(config)) = checkpoint.options.remove("config") {
             let given = std::mem::replace(&mut checkpoint.options, config);
             checkpoint.options.extend(given);
+        }
+        if let Some(bert) = checkpoint.options.remove("bert") {
+            checkpoint.options.entry(BERT).or_insert(bert);
         }
         let swin = swin_of(&checkpoint.options, checkpoint.shape)?;
         checkpoint.options.insert("swin".into(), swin);
