@@ -118,7 +118,10 @@ fn options_and_folders_that_contradict_leave_no_run() {
         tiny.run(&format!("{pretrained} bert")),
         &["--bin import -- bert", "pytorch_model.bin", "--bert_path OUT"],
     );
-    refused(tiny.run(&format!("{pretrained} bert/pytorch_model.bin")), &["a file", "--bert_path bert"]);
+    refused(
+        tiny.run(&format!("{pretrained} bert/pytorch_model.bin")),
+        &["a file", "import -- bert bert/pytorch_model.bin OUT"],
+    );
     refused(tiny.run(&format!("{pretrained} none")), &["none", "model.safetensors", "--bert-init random"]);
     refused(tiny.run("train --resume run"), &["run", "no such run", "cure"]);
     assert!(!tiny.path("run").exists());

@@ -33,7 +33,8 @@ pub struct Recipe {
     /// The version of the file's form.
     pub version: u64,
     /// The version of the program.
-    pub crossweave: String,
+    #[serde(rename = "crossweave")]
+    pub program: String,
     /// A hash of the encoder's weights.
     pub encoder: String,
     /// Where the encoder was.
@@ -70,7 +71,7 @@ impl Recipe {
     pub fn new(encoder: String, source: String, config: Value, stage: usize, image_size: usize) -> Self {
         Self {
             version: VERSION,
-            crossweave: env!("CARGO_PKG_VERSION").into(),
+            program: env!("CARGO_PKG_VERSION").into(),
             encoder,
             source,
             config,
@@ -188,7 +189,7 @@ mod tests {
             source: "elsewhere".into(),
             numbers: "f32".into(),
             min_count: 4,
-            crossweave: "9.0".into(),
+            program: "9.0".into(),
             ..recipe()
         };
         assert_eq!(own.differences(&free), [""; 0]);
