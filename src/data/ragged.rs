@@ -20,6 +20,11 @@ impl<T> Ragged<T> {
         self.starts.push(self.values.len());
     }
 
+    /// Makes room for so many more values.
+    pub fn reserve(&mut self, values: usize) {
+        self.values.reserve_exact(values);
+    }
+
     /// The number of rows.
     pub fn len(&self) -> usize {
         self.starts.len() - 1

@@ -72,7 +72,11 @@ impl<'a> Encoded<'a> {
             let boxes = images.iter().filter_map(|&image| reads.get(image).copied()).collect();
             assemble(data, tokens, &inputs, &BatchPlan { captions, images, boxes }, None)
         };
-        let mut captions = Captions::new(system.padded_columns(), tokens.words());
+        let mut captions = Captions::new(
+            system.padded_columns(),
+            tokens.words(),
+            (0..data.captions()).map(|caption| tokens.length(caption)).sum(),
+        );
         let mut most = ENCODE;
         while captions.len() < data.captions() {
             let start = captions.len();
@@ -117,7 +121,7 @@ impl<'a> Encoded<'a> {
         regions: usize,
         words: usize,
     ) -> Self {
-        let mut kept = Captions::new(padded, words);
+        let mut kept = Captions::new(padded, words, words * captions.len());
         kept.extend(captions);
         let count = images.len();
         let encode = move |start: usize, n: usize| Ok(images.select(&(start..start + n).collect::<Vec<_>>()));

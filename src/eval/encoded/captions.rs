@@ -12,13 +12,16 @@ pub(super) struct Captions {
     /// The others: the shape of an entry, and each caption's entries.
     ragged: BTreeMap<&'static str, (Vec<usize>, Ragged<f32>)>,
     words: usize,
+    /// Words of all captions together.
+    total: usize,
 }
 
 impl Captions {
-    /// None yet; `padded` names the columns that need only reach to a caption's length.
-    pub(super) fn new(padded: &[&'static str], words: usize) -> Self {
+    /// None yet, of so many words at most and `total` in all; `padded` names the columns that need only reach to a caption's
+    /// length.
+    pub(super) fn new(padded: &[&'static str], words: usize, total: usize) -> Self {
         let ragged = padded.iter().map(|name| (*name, (Vec::new(), Ragged::default()))).collect();
-        Self { plain: Columns::default(), ragged, words }
+        Self { plain: Columns::default(), ragged, words, total }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -35,6 +38,9 @@ impl Captions {
             };
             *entry = column.row[1..].to_vec();
             let width = entry.iter().product::<usize>();
+            if rows.is_empty() {
+                rows.reserve(self.total * width);
+            }
             let lengths = &captions.at("lengths").values;
             for (row, length) in column.values.chunks(column.width().max(1)).zip(lengths) {
                 rows.push(row[..(*length as usize * width).min(row.len())].iter().copied());
