@@ -5,7 +5,7 @@
 #
 #   --yes          install what the system lacks (see tools/setup.sh)
 #   --quick        a run of under a minute: 40 seconds of training at most
-#   --system NAME  dime (default) or hrem
+#   --system NAME  dime (default), hrem, gsmn or hat
 #   --seed N       another start (default 1)
 #   --logger_name DIR  the run's folder (default runs/demo-NAME-N, or the first of runs/demo-NAME-N-2, -3, .. that is
 #                  free)
