@@ -703,15 +703,7 @@ def make(name, seed):
         "torch": torch.__version__, "dtype": "computed in float64 then cast to f32", "seed": [seed, attempt],
         "notes": notes(system, made),
     }  # fmt: skip
-    tensors = {}
-    for group, values in {**given, **made}.items():
-        for key, value in values.items():
-            array = value.detach().numpy()
-            if not np.isfinite(array).all():
-                raise SystemExit(f"{name}: {group}.{key} is not finite")
-            kind = np.float32 if array.dtype.kind == "f" else np.int32
-            tensors[f"{group}.{key}"] = np.ascontiguousarray(array).astype(kind).reshape(array.shape)
-    return spec, tensors
+    return spec, packed(name, {**given, **made})
 
 
 def notes(system, made):
@@ -726,36 +718,44 @@ def notes(system, made):
     return text
 
 
-def write(folder, names, seed):
-    os.makedirs(folder, exist_ok=True)
-    for name in names:
-        spec, tensors = make(name, seed)
-        path = os.path.join(folder, f"{name}.safetensors")
-        save_file(tensors, path, metadata={"spec": json.dumps(spec)})
-        print(f"{path}: {len(tensors)} tensors, {os.path.getsize(path)} bytes; {spec['notes'].split(' |')[0]}")
+def packed(name, families):
+    """A fixture's tensors by their full names, floats as f32, from the f64 tensors of each family."""
+    tensors = {}
+    for group, values in families.items():
+        for key, value in values.items():
+            array = value.detach().numpy()
+            if not np.isfinite(array).all():
+                raise SystemExit(f"{name}: {group}.{key} is not finite")
+            kind = np.float32 if array.dtype.kind == "f" else np.int32
+            tensors[f"{group}.{key}"] = np.ascontiguousarray(array).astype(kind).reshape(array.shape)
+    return tensors
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out_dir", nargs="?", help="folder to write fixtures into")
-    parser.add_argument("--seed", type=int, default=1, help="another seed, other numbers (default 1)")
-    parser.add_argument("--cases", nargs="+", metavar="NAME", help="only these cases (default: all)")
+def command(doc, cases, make, seed=7):
+    """The command line of a reference: `make(case, seed)` gives a fixture's spec and its tensors."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", nargs="?", help="folder to write fixtures into")
+    parser.add_argument("--seed", type=int, default=seed, help=f"another seed, other numbers (default {seed})")
+    parser.add_argument("--cases", nargs="+", choices=cases, default=list(cases), metavar="NAME")
     parser.add_argument("--verify", nargs="+", metavar="FILE", help="recompute these fixtures and compare")
     parser.add_argument("--list", action="store_true", help="name the cases and stop")
     args = parser.parse_args()
-    unknown = sorted(set(args.cases or []) - set(CASES))
-    if unknown:
-        parser.error(f"no such case: {', '.join(unknown)}; --list names them")
+    torch.set_num_threads(1)
     if args.list:
-        print("\n".join(CASES))
-    elif args.verify:
+        print("\n".join(cases))
+        return 0
+    if args.verify:
         return verify(args.verify)
-    elif args.out_dir:
-        write(args.out_dir, args.cases or list(CASES), args.seed)
-    else:
-        parser.error("name a folder to write into, or --verify FILE ..")
+    if not args.out:
+        parser.error("name a folder to write into, --verify FILE .. or --list")
+    os.makedirs(args.out, exist_ok=True)
+    for name in args.cases:
+        spec, tensors = make(name, args.seed)
+        path = os.path.join(args.out, f"{name}.safetensors")
+        save_file(tensors, path, metadata={"spec": json.dumps(spec)})
+        print(f"{path}: {len(tensors)} tensors, {os.path.getsize(path)} bytes, draw {spec['seed']}", flush=True)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(__doc__, CASES, make, seed=1))

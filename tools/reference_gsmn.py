@@ -11,15 +11,12 @@ contexts, tensors of neighbours and a convolution for each kernel, none of which
 Needs: pip install torch safetensors numpy
 """
 
-import argparse
 import json
 import math
-import os
 import sys
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
 
 import reference
 from reference import Adam, Draw, clip, linear, triplet
@@ -434,41 +431,8 @@ def make(name, seed):
         "torch": torch.__version__, "dtype": "computed in float64 then cast to f32", "seed": [seed, attempt],
         "notes": notes(cfg, mode, CASES[name], made),
     }  # fmt: skip
-    tensors = {}
-    for group, values in {**given, **made}.items():
-        for key, value in values.items():
-            array = value.detach().numpy()
-            if not np.isfinite(array).all():
-                raise SystemExit(f"{name}: {group}.{key} is not finite")
-            kind = np.float32 if array.dtype.kind == "f" else np.int32
-            tensors[f"{group}.{key}"] = np.ascontiguousarray(array).astype(kind).reshape(array.shape)
-    return spec, tensors
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", nargs="?", help="folder for new fixtures")
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="NAME")
-    parser.add_argument("--verify", nargs="+", metavar="FILE")
-    parser.add_argument("--list", action="store_true")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    if args.list:
-        print("\n".join(CASES))
-        return 0
-    if args.verify:
-        return reference.verify(args.verify)
-    if not args.out:
-        parser.error("give a folder, --verify or --list")
-    os.makedirs(args.out, exist_ok=True)
-    for name in args.cases:
-        spec, tensors = make(name, args.seed)
-        path = os.path.join(args.out, f"{name}.safetensors")
-        save_file(tensors, path, metadata={"spec": json.dumps(spec)})
-        print(f"{name}: {len(tensors)} tensors, draw {spec['seed']}")
-    return 0
+    return spec, reference.packed(name, {**given, **made})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(reference.command(__doc__, CASES, make))

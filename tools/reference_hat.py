@@ -11,15 +11,12 @@ one caption after another, with the context of every region or word.
 Needs: pip install torch safetensors numpy
 """
 
-import argparse
 import json
 import math
-import os
 import sys
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
 
 import reference
 from reference import Adam, Draw, bert, gelu, largest, linear
@@ -657,15 +654,7 @@ def make(name, seed):
         "dtype": "computed in float64 then cast to f32", "seed": [seed, attempt], "notes": notes(plan, cfg, made),
     }  # fmt: skip
     made["out"] = {n: v for n, v in made["out"].items() if kept(n)}
-    tensors = {}
-    for group, values in {**given, **made}.items():
-        for key, value in values.items():
-            array = value.detach().numpy()
-            if not np.isfinite(array).all():
-                raise SystemExit(f"{name}: {group}.{key} is not finite")
-            kind = np.float32 if array.dtype.kind == "f" else np.int32
-            tensors[f"{group}.{key}"] = np.ascontiguousarray(array).astype(kind).reshape(array.shape)
-    return spec, tensors
+    return spec, reference.packed(name, {**given, **made})
 
 
 def kept(output):
@@ -673,30 +662,5 @@ def kept(output):
     return not output.startswith(("layers.2", "layers.3.b")) and ".last" not in output.replace("3.last", "")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", nargs="?", help="folder for new fixtures")
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="NAME")
-    parser.add_argument("--verify", nargs="+", metavar="FILE")
-    parser.add_argument("--list", action="store_true")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    if args.list:
-        print("\n".join(CASES))
-        return 0
-    if args.verify:
-        return reference.verify(args.verify)
-    if not args.out:
-        parser.error("give a folder, --verify or --list")
-    os.makedirs(args.out, exist_ok=True)
-    for name in args.cases:
-        spec, tensors = make(name, args.seed)
-        path = os.path.join(args.out, f"{name}.safetensors")
-        save_file(tensors, path, metadata={"spec": json.dumps(spec)})
-        print(f"{name}: {len(tensors)} tensors, {os.path.getsize(path)} bytes, draw {spec['seed']}", flush=True)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(reference.command(__doc__, CASES, make))
