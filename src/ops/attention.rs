@@ -1,18 +1,21 @@
 //! Multi-head attention (Vaswani et al. 2017, section 3.2) in one kernel forward and two backward: the weights
 //! are recomputed, never stored. The composition it replaces stores them three times.
 
+mod cases;
+mod host;
 mod window;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::codegen::{each, fill, pointwise};
 use super::pack::places;
-use super::registry::{Case, Values, case, sums};
 use super::{add, materialize};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Style, Words};
 use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
 use crate::tensor::{Back, Cost, Grad, Keep, Op, Pullback, Tensor, apply, compute};
+pub(super) use cases::cases;
+use host::joined;
 pub use window::Window;
 
 const FORWARD: &str = include_str!("../../shaders/attention.wgsl");
@@ -236,84 +239,6 @@ impl Attention {
             loops: PASSES * other.div_ceil(plan.chunk()),
         });
     }
-
-    /// Queries, keys, values and the bias, each by itself.
-    fn apart(&self, x: &[ArrayView]) -> Vec<Array> {
-        let x = &x[..self.sides() + usize::from(self.is_biased())];
-        let own = |x: &ArrayView| Array::new(x.shape, x.data.to_vec());
-        if !self.stacked {
-            return x.iter().map(own).collect();
-        }
-        let shape = x[0].shape.with(2, x[0].shape[2] / 3);
-        let third = |i: usize| {
-            let rows = x[0].data.chunks(3 * shape[2]);
-            Array::new(shape, rows.flat_map(|row| &row[i * shape[2]..(i + 1) * shape[2]]).copied().collect())
-        };
-        [third(0), third(1), third(2)].into_iter().chain(x[1..].iter().map(own)).collect()
-    }
-
-    /// Calls `f` with the weights of every sequence, head and query, in f64.
-    fn weights(&self, x: &[Array], mut f: impl FnMut(usize, usize, usize, &[f64])) {
-        let (Sizes { n, r, l, d }, width) = (self.sizes_apart(x), x[0].shape[2]);
-        for s in 0..n {
-            for h in 0..self.heads {
-                for i in 0..r {
-                    let q = &x[0].data[self.row_at(s, i, r) * width + h * d..][..d];
-                    let score = |j: usize| {
-                        let k = &x[1].data[self.row_at(s, j, l) * width + h * d..][..d];
-                        let bias = x.get(3).map_or(0.0, |b| b.data[self.bias_at(b.shape, [s, h, i, j])]);
-                        self.scale * q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>() + bias
-                    };
-                    let scores: Vec<f64> = (0..l).map(score).collect();
-                    let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                    let exps: Vec<f64> = scores.iter().map(|s| (s - most).exp()).collect();
-                    let sum: f64 = exps.iter().sum();
-                    f(s, h, i, &exps.iter().map(|e| e / sum).collect::<Vec<_>>());
-                }
-            }
-        }
-    }
-
-    /// The sizes of what [`Attention::apart`] gives.
-    fn sizes_apart(&self, x: &[Array]) -> Sizes {
-        let ([n, r, width], l) = ([0, 1, 2].map(|i| x[0].shape[i]), x[1].shape[1]);
-        match self.window {
-            Some(w) => {
-                Sizes { n: n * w.count(), r: w.size * w.size, l: w.size * w.size, d: width / self.heads }
-            }
-            None => Sizes { n, r, l, d: width / self.heads },
-        }
-    }
-
-    /// The gradients of queries, keys and values, and, of [`Bias::Pairs`], of each sequence's bias.
-    fn grads_on_host(&self, x: &[Array], g: ArrayView) -> Vec<Array> {
-        let (Sizes { n, r, l, d }, width) = (self.sizes_apart(x), x[0].shape[2]);
-        let mut grads: Vec<Array> = x[..3].iter().map(|x| Array::zeros(x.shape)).collect();
-        let pairs = self.bias == Bias::Pairs;
-        if pairs {
-            grads.push(Array::zeros(Shape::new(&[n, self.heads, r, l])));
-        }
-        self.weights(x, |s, h, i, p| {
-            let q = self.row_at(s, i, r) * width + h * d;
-            let at = |j: usize| self.row_at(s, j, l) * width + h * d;
-            let slopes: Vec<f64> =
-                (0..l).map(|j| (0..d).map(|c| g.data[q + c] * x[2].data[at(j) + c]).sum()).collect();
-            let mean: f64 = p.iter().zip(&slopes).map(|(p, s)| p * s).sum();
-            for j in 0..l {
-                let slope = p[j] * (slopes[j] - mean);
-                if pairs {
-                    grads[3].data[((s * self.heads + h) * r + i) * l + j] = slope;
-                }
-                let score = self.scale * slope;
-                for c in 0..d {
-                    grads[0].data[q + c] += score * x[1].data[at(j) + c];
-                    grads[1].data[at(j) + c] += score * x[0].data[q + c];
-                    grads[2].data[at(j) + c] += p[j] * g.data[q + c];
-                }
-            }
-        });
-        grads
-    }
 }
 
 impl Op for Attention {
@@ -439,13 +364,6 @@ impl Op for AttentionGrad {
     }
 }
 
-/// Arrays `[n, r, width]` as one `[n, r, 3 width]`.
-fn joined(x: &[Array]) -> Array {
-    let (shape, width) = (x[0].shape, x[0].shape[2]);
-    let row = |i: usize| x.iter().flat_map(move |x| x.data[i * width..(i + 1) * width].iter().copied());
-    Array::new(shape.with(2, 3 * width), (0..shape.len() / width).flat_map(row).collect())
-}
-
 /// Which of the three kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Part {
@@ -559,91 +477,4 @@ pub(super) fn variants(gpu: &Gpu) -> Vec<super::gates::Variant> {
         }
     }
     all
-}
-
-pub(super) fn cases() -> Vec<Case> {
-    let plain: fn(&[Tensor]) -> Tensor = |x| x[0].attention(&x[1], &x[2], 4, 0.35, None);
-    let masked: fn(&[Tensor]) -> Tensor =
-        |x| x[0].attention(&x[1], &x[2], 2, 0.35, Some(&x[3].map(|m| (m - 1.0) * 1e30)));
-    let (q, k): (&[usize], &[usize]) = (&[6, 36, 32], &[6, 12, 32]);
-    vec![
-        case("attention", "eight channels a head", &[q, k, k], sums(36), plain).bench(),
-        case(
-            "attention",
-            "sixteen channels a head",
-            &[&[2, 37, 64], &[2, 33, 64], &[2, 33, 64]],
-            sums(64),
-            plain,
-        ),
-        case(
-            "attention",
-            "twelve channels a head",
-            &[&[2, 7, 48], &[2, 5, 48], &[2, 5, 48]],
-            sums(48),
-            plain,
-        ),
-        case(
-            "attention",
-            "more keys than are held",
-            &[&[1, 9, 16], &[1, 45, 16], &[1, 45, 16]],
-            sums(45),
-            plain,
-        ),
-        case("attention", "one query, one key", &[&[2, 1, 16], &[2, 1, 16], &[2, 1, 16]], sums(16), plain),
-        case(
-            "attention",
-            "keys left out",
-            &[&[6, 9, 64], &[6, 10, 64], &[6, 10, 64], &[3, 10]],
-            sums(64),
-            masked,
-        )
-        .with(3, Values::Whole(2)),
-        case(
-            "attention",
-            "heads of odd width, keys left out",
-            &[&[4, 5, 14], &[4, 3, 14], &[4, 3, 14], &[2, 3]],
-            sums(14),
-            masked,
-        )
-        .with(3, Values::Whole(2)),
-        case("attention", "of a sequence over itself", &[&[6, 13, 96]], sums(32), |x| {
-            x[0].self_attention(4, 0.35, None, None)
-        }),
-        case(
-            "attention",
-            "over itself, keys left out, added",
-            &[&[6, 10, 96], &[3, 10], &[6, 10, 32]],
-            sums(32),
-            |x| x[0].self_attention(2, 0.35, Some(&x[1].map(|m| (m - 1.0) * 1e30)), Some(&x[2])),
-        )
-        .with(1, Values::Whole(2)),
-        case(
-            "attention",
-            "over itself, heads of odd width, added",
-            &[&[4, 5, 42], &[4, 5, 14]],
-            sums(14),
-            |x| x[0].self_attention(2, 0.35, None, Some(&x[1])),
-        ),
-        case("attention", "large scores", &[&[2, 9, 16], &[2, 6, 16], &[2, 6, 16]], sums(16), |x| {
-            x[0].map(|x| x * 1e-2).attention(&x[1].map(|x| x * 1e-4), &x[2].map(|x| x * 1e-4), 4, 1.0, None)
-        })
-        .all(Values::Extreme),
-        case(
-            "attention",
-            "in windows, rolled, a bias for each",
-            &[&[2, 36, 48], &[4, 2, 9, 9]],
-            sums(32),
-            |x| x[0].window_attention(Window { grid: 6, size: 3, shift: 1 }, 2, 0.35, &x[1]),
-        ),
-        case("attention", "in windows, heads of Swin", &[&[2, 196, 192], &[1, 2, 49, 49]], sums(98), |x| {
-            x[0].window_attention(Window { grid: 14, size: 7, shift: 3 }, 2, 0.18, &x[1])
-        })
-        .bench(),
-        case("attention", "in windows, heads of odd width", &[&[2, 16, 18], &[4, 2, 4, 4]], sums(16), |x| {
-            x[0].window_attention(Window { grid: 4, size: 2, shift: 1 }, 2, 0.35, &x[1])
-        }),
-        case("attention", "BERT's heads", &[&[2, 5, 384], &[2, 5, 128]], sums(64), |x| {
-            x[0].self_attention(2, 0.125, None, Some(&x[1]))
-        }),
-    ]
 }

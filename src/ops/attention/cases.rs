@@ -1,0 +1,92 @@
+//! The cases of attention: of two sequences, of one over itself, and inside windows.
+
+use super::Window;
+use crate::ops::registry::{Case, Values, case, sums};
+use crate::tensor::Tensor;
+
+pub(in crate::ops) fn cases() -> Vec<Case> {
+    let plain: fn(&[Tensor]) -> Tensor = |x| x[0].attention(&x[1], &x[2], 4, 0.35, None);
+    let masked: fn(&[Tensor]) -> Tensor =
+        |x| x[0].attention(&x[1], &x[2], 2, 0.35, Some(&x[3].map(|m| (m - 1.0) * 1e30)));
+    let (q, k): (&[usize], &[usize]) = (&[6, 36, 32], &[6, 12, 32]);
+    vec![
+        case("attention", "eight channels a head", &[q, k, k], sums(36), plain).bench(),
+        case(
+            "attention",
+            "sixteen channels a head",
+            &[&[2, 37, 64], &[2, 33, 64], &[2, 33, 64]],
+            sums(64),
+            plain,
+        ),
+        case(
+            "attention",
+            "twelve channels a head",
+            &[&[2, 7, 48], &[2, 5, 48], &[2, 5, 48]],
+            sums(48),
+            plain,
+        ),
+        case(
+            "attention",
+            "more keys than are held",
+            &[&[1, 9, 16], &[1, 45, 16], &[1, 45, 16]],
+            sums(45),
+            plain,
+        ),
+        case("attention", "one query, one key", &[&[2, 1, 16], &[2, 1, 16], &[2, 1, 16]], sums(16), plain),
+        case(
+            "attention",
+            "keys left out",
+            &[&[6, 9, 64], &[6, 10, 64], &[6, 10, 64], &[3, 10]],
+            sums(64),
+            masked,
+        )
+        .with(3, Values::Whole(2)),
+        case(
+            "attention",
+            "heads of odd width, keys left out",
+            &[&[4, 5, 14], &[4, 3, 14], &[4, 3, 14], &[2, 3]],
+            sums(14),
+            masked,
+        )
+        .with(3, Values::Whole(2)),
+        case("attention", "of a sequence over itself", &[&[6, 13, 96]], sums(32), |x| {
+            x[0].self_attention(4, 0.35, None, None)
+        }),
+        case(
+            "attention",
+            "over itself, keys left out, added",
+            &[&[6, 10, 96], &[3, 10], &[6, 10, 32]],
+            sums(32),
+            |x| x[0].self_attention(2, 0.35, Some(&x[1].map(|m| (m - 1.0) * 1e30)), Some(&x[2])),
+        )
+        .with(1, Values::Whole(2)),
+        case(
+            "attention",
+            "over itself, heads of odd width, added",
+            &[&[4, 5, 42], &[4, 5, 14]],
+            sums(14),
+            |x| x[0].self_attention(2, 0.35, None, Some(&x[1])),
+        ),
+        case("attention", "large scores", &[&[2, 9, 16], &[2, 6, 16], &[2, 6, 16]], sums(16), |x| {
+            x[0].map(|x| x * 1e-2).attention(&x[1].map(|x| x * 1e-4), &x[2].map(|x| x * 1e-4), 4, 1.0, None)
+        })
+        .all(Values::Extreme),
+        case(
+            "attention",
+            "in windows, rolled, a bias for each",
+            &[&[2, 36, 48], &[4, 2, 9, 9]],
+            sums(32),
+            |x| x[0].window_attention(Window { grid: 6, size: 3, shift: 1 }, 2, 0.35, &x[1]),
+        ),
+        case("attention", "in windows, heads of Swin", &[&[2, 196, 192], &[1, 2, 49, 49]], sums(98), |x| {
+            x[0].window_attention(Window { grid: 14, size: 7, shift: 3 }, 2, 0.18, &x[1])
+        })
+        .bench(),
+        case("attention", "in windows, heads of odd width", &[&[2, 16, 18], &[4, 2, 4, 4]], sums(16), |x| {
+            x[0].window_attention(Window { grid: 4, size: 2, shift: 1 }, 2, 0.35, &x[1])
+        }),
+        case("attention", "BERT's heads", &[&[2, 5, 384], &[2, 5, 128]], sums(64), |x| {
+            x[0].self_attention(2, 0.125, None, Some(&x[1]))
+        }),
+    ]
+}
