@@ -1,5 +1,6 @@
 //! `crossweave features`: pictures become a folder that systems which read features train and are evaluated on.
 
+mod models;
 mod tiny;
 
 use std::collections::{BTreeMap, HashMap};
@@ -18,20 +19,8 @@ use crossweave::eval::{FeaturesOptions, Progress, features};
 use crossweave::host::ratios;
 use crossweave::nn::{ParamValues, Params, position_table, swin};
 use crossweave::tensor::Device;
+use models::small_swin;
 use tiny::Tiny;
-
-fn small_swin(img_size: usize) -> swin::Config {
-    swin::Config {
-        img_size,
-        patch_size: 4,
-        in_chans: 3,
-        embed_dim: 8,
-        depths: vec![1, 2, 1, 1],
-        num_heads: vec![1, 2, 2, 4],
-        mlp_ratio: 2.0,
-        drop_path_rate: 0.0,
-    }
-}
 
 /// Values that no two parameters share, so that none can be mistaken for another.
 fn values(config: &swin::Config, seed: u64) -> HashMap<String, Vec<f32>> {

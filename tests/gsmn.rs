@@ -1,14 +1,15 @@
 //! GSMN: its fast forms against what the paper writes, and as a user trains it, dense and sparse.
 
+mod models;
 mod tiny;
 
 use crossweave::eval::encoded::check_batch;
 use crossweave::eval::sims::{Matrix, Scores};
 use crossweave::gpu::{Gpu, Options};
 use crossweave::host::{Rng, ratios};
-use crossweave::nn::Params;
 use crossweave::systems::{Form, Items, Pass, System, kind};
-use crossweave::tensor::{Device, Tape, Tensor};
+use crossweave::tensor::Device;
+use models::scores_and_gradients;
 use serde_json::json;
 use tiny::Tiny;
 
@@ -46,21 +47,8 @@ fn items(regions: usize) -> (Items, Items) {
     (images, captions)
 }
 
-/// Scores in one form, and the gradients of all parameters of what they are weighted to.
-fn scores_and_gradients(system: &dyn System, items: &(Items, Items), form: Form) -> Vec<Vec<f64>> {
-    let params = Params::begin(&system.parameters(), &Device::Host, 5);
-    let tape = Tape::new();
-    let tracked = params.tracked(&tape, |_| true);
-    let pass = Pass::evaluation(tracked.root()).computed(form, 3);
-    let scores = system.score(&pass, &system.images(&pass, &items.0), &system.captions(&pass, &items.1));
-    let weights: Vec<f32> = (0..scores.len()).map(|i| (i % 5) as f32 - 1.7).collect();
-    let weights = Device::Host.tensor(scores.shape(), &weights);
-    let grads = tape.backward(&scores.map2(&weights, |a, b| a * b).sum_all());
-    let named = |t: &Tensor| t.to_f64().expect("the host works");
-    let of = |spec: &crossweave::nn::ParamSpec| {
-        grads.of(tracked.named(&spec.name)).map_or_else(|| vec![0.0; spec.shape.len()], named)
-    };
-    [named(&scores)].into_iter().chain(system.parameters().iter().map(of)).collect()
+fn of_form(system: &dyn System, items: &(Items, Items), form: Form) -> Vec<Vec<f64>> {
+    scores_and_gradients(system, items, |scope| Pass::evaluation(scope).computed(form, 3))
 }
 
 /// Blocks wide for the number of regions, of words, of both and of neither: every way to compare them.
@@ -69,9 +57,9 @@ fn every_form_gives_what_the_paper_writes() {
     for (embed, blocks, regions) in [(24, 3, 7), (24, 4, 5), (24, 4, 9), (24, 3, 9), (24, 8, 7), (60, 4, 5)] {
         for (sparse, out_dim) in [(false, 1), (true, 3)] {
             let (system, items) = (system(embed, blocks, sparse, out_dim), items(regions));
-            let plain = scores_and_gradients(&*system, &items, Form::Composed);
+            let plain = of_form(&*system, &items, Form::Composed);
             for form in [Form::Fast, Form::Recomputed] {
-                let fast = scores_and_gradients(&*system, &items, form);
+                let fast = of_form(&*system, &items, form);
                 let whole = |all: &[Vec<f64>]| all[1..].concat();
                 let scores = ratios(&fast[0], &plain[0]).worst();
                 let gradients = ratios(&whole(&fast), &whole(&plain)).norm;
@@ -84,7 +72,7 @@ fn every_form_gives_what_the_paper_writes() {
 #[test]
 fn a_sparse_graph_differs_only_where_a_word_depends_on_itself() {
     let items = items(5);
-    let of = |sparse| scores_and_gradients(&*system(24, 3, sparse, 1), &items, Form::Fast).swap_remove(0);
+    let of = |sparse| of_form(&*system(24, 3, sparse, 1), &items, Form::Fast).swap_remove(0);
     let (dense, sparse) = (of(false), of(true));
     let captions = LENGTHS.len();
     for (i, (a, b)) in dense.iter().zip(&sparse).enumerate() {

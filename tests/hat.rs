@@ -1,5 +1,6 @@
 //! HAT: its fast forms against what the paper writes, and as a user trains it, from pictures.
 
+mod models;
 mod tiny;
 
 use crossweave::data::weights::{self, Entry, Weights};
@@ -7,7 +8,8 @@ use crossweave::eval::sims::{Matrix, Scores};
 use crossweave::host::{Rng, ratios};
 use crossweave::nn::{Params, position_table, swin};
 use crossweave::systems::{Form, Items, Pass, Step, System, kind};
-use crossweave::tensor::{Device, Tape, Tensor};
+use crossweave::tensor::Device;
+use models::{scores_and_gradients, small_swin};
 use serde_json::json;
 use std::collections::HashMap;
 use tiny::Tiny;
@@ -41,23 +43,10 @@ fn items() -> (Items, Items) {
     (Items::default().with("image", device.tensor([2, 3, 64, 64], &pixels)), captions)
 }
 
-/// Scores in one form, and the gradients of all parameters of what they are weighted to.
-fn scores_and_gradients(system: &dyn System, items: &(Items, Items), form: Form) -> Vec<Vec<f64>> {
-    let params = Params::begin(&system.parameters(), &Device::Host, 5);
-    let tape = Tape::new();
-    let tracked = params.tracked(&tape, |_| true);
-    // In training branches are dropped: the same in every form.
+/// In training branches are dropped: the same in every form.
+fn of_form(system: &dyn System, items: &(Items, Items), form: Form) -> Vec<Vec<f64>> {
     let step = Step { seed: 7, epoch: 0, step: 0, text_dropout: true };
-    let pass = Pass::training(tracked.root(), step).computed(form, 3);
-    let scores = system.score(&pass, &system.images(&pass, &items.0), &system.captions(&pass, &items.1));
-    let weights: Vec<f32> = (0..scores.len()).map(|i| (i % 5) as f32 - 1.7).collect();
-    let weights = Device::Host.tensor(scores.shape(), &weights);
-    let grads = tape.backward(&scores.map2(&weights, |a, b| a * b).sum_all());
-    let named = |t: &Tensor| t.to_f64().expect("the host works");
-    let of = |spec: &crossweave::nn::ParamSpec| {
-        grads.of(tracked.named(&spec.name)).map_or_else(|| vec![0.0; spec.shape.len()], named)
-    };
-    [named(&scores)].into_iter().chain(system.parameters().iter().map(of)).collect()
+    scores_and_gradients(system, items, |scope| Pass::training(scope, step).computed(form, 3))
 }
 
 /// Levels of 64, 16 and 4 rows beside widths above and below them: every way to compare; heads of any width.
@@ -70,9 +59,9 @@ fn every_form_gives_what_the_paper_writes() {
         ("t2i", 70, [1, 2, 2, 4]),
     ] {
         let (system, items) = (system(direction, hidden, heads), items());
-        let plain = scores_and_gradients(&*system, &items, Form::Composed);
+        let plain = of_form(&*system, &items, Form::Composed);
         for form in [Form::Fast, Form::Recomputed] {
-            let fast = scores_and_gradients(&*system, &items, form);
+            let fast = of_form(&*system, &items, form);
             let whole = |all: &[Vec<f64>]| all[1..].concat();
             let scores = ratios(&fast[0], &plain[0]).worst();
             let gradients = ratios(&whole(&fast), &whole(&plain)).norm;
@@ -101,19 +90,6 @@ fn branches_are_left_out_picture_by_picture_and_only_in_training() {
     assert!(dropped.iter().any(|row| *row != dropped[0]), "each picture has draws of its own");
     assert_eq!(dropped, last(Some(&crossweave::nn::Dropouts::new(1))));
     assert_ne!(dropped, last(Some(&crossweave::nn::Dropouts::new(2))));
-}
-
-fn small_swin(img_size: usize) -> swin::Config {
-    swin::Config {
-        img_size,
-        patch_size: 4,
-        in_chans: 3,
-        embed_dim: 8,
-        depths: vec![1, 2, 1, 1],
-        num_heads: vec![1, 2, 2, 4],
-        mlp_ratio: 2.0,
-        drop_path_rate: 0.0,
-    }
 }
 
 const MODEL: &str = "--bert-init random --bert-layers 10 --bert-hidden 8 --bert-heads 2 --bert-intermediate 16 \
