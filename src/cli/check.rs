@@ -16,7 +16,7 @@ pub struct Options {
     /// The folder that holds {train,dev,test}_ims.npy and _caps.txt, or pictures with captions
     #[arg(value_name = "DATA")]
     folder: PathBuf,
-    /// The system that is to read the folder, where it holds both features and pictures
+    /// The system that is to read the folder: of features and pictures only what it reads
     #[arg(long, value_name = "NAME")]
     system: Option<String>,
     /// Captions an image, where the counts of rows and captions do not tell

@@ -98,7 +98,14 @@ fn report(file: &str, side: &str, rows: &[Row], brief: bool) -> String {
     let failed = rows.iter().filter(|row| !row.passes()).count();
     let share = rows.iter().filter(|r| r.bound > 0.0).map(|r| r.worst / r.bound).fold(0.0, f64::max);
     let verdict = match failed {
-        0 => format!("ok, the worst at {:.0}% of its bound", 100.0 * share),
+        0 => {
+            let raised = rows.iter().filter(|row| row.raised).count();
+            let raised = match raised {
+                0 => String::new(),
+                n => format!(", {n} by what rounding the fixture's inputs moves"),
+            };
+            format!("ok, the worst at {:.0}% of its bound{raised}", 100.0 * share)
+        }
         n => format!("{n} WRONG"),
     };
     let rows_text = if shown == 0 { String::new() } else { text_of(&text) };

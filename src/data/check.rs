@@ -68,7 +68,7 @@ impl Report {
     }
 }
 
-/// Scans a folder of features if it holds any, else of pictures with captions, as [`scan_for`] does.
+/// Scans a folder's features if it holds any, and its pictures with captions if it holds these, as [`scan_for`] does.
 ///
 /// # Errors
 /// Only a folder that cannot be listed; all else goes into the report.
@@ -77,8 +77,20 @@ pub fn scan(
     captions_per_image: Option<usize>,
     progress: &mut dyn FnMut(&Progress<'_>),
 ) -> Result<Report> {
-    let pictures = splits(folder, false).is_empty() && captioned::is_known(folder);
-    scan_for(pictures, folder, captions_per_image, progress)
+    let features = !splits(folder, false).is_empty();
+    // Beside features, captions alone are no pictures.
+    let pictures = captioned::is_known(folder) && (!features || folder.join(captioned::IMAGES).is_dir());
+    if !(features && pictures) {
+        return scan_for(pictures, folder, captions_per_image, progress);
+    }
+    let mut report = scan_for(false, folder, captions_per_image, progress)?;
+    let of_pictures = scan_for(true, folder, captions_per_image, progress)?;
+    report.splits.extend(of_pictures.splits);
+    report.problems.extend(of_pictures.problems);
+    report
+        .notices
+        .extend(of_pictures.notices.into_iter().filter(|n| !report.notices.contains(n)).collect::<Vec<_>>());
+    Ok(report)
 }
 
 /// Scans a folder for systems that read features, or for those that read pictures.

@@ -156,7 +156,7 @@ fn open_swin(folder: &Path, pretrained: &mut Vec<Pretrained>) -> Result<swin::Co
     let weights = open_encoder(folder, "Swin", "swin", &[], expected, cure)?;
     pretrained.push(Pretrained { part: Part::Image, weights });
     let path = folder.join("config.json");
-    let config: swin::Config = read_json(&path)?;
+    let config: swin::Config = read_json(&path).map_err(|e| e.cure(cure))?;
     config.check().map_err(|e| e.at(path.display()))?;
     Ok(config)
 }

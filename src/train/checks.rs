@@ -56,7 +56,7 @@ impl Splits {
                 .at(folder.display())
                 .expected(asked)
                 .found(train.dim())
-                .cure("leave out --img_dim to take the data's width, or give the data meant")),
+                .cure("give the data's width, leave out --img_dim (there, or in the file of --config) to take it, or give the data meant")),
             None => Ok(Self { train, dev }),
         }
     }

@@ -175,7 +175,14 @@ impl super::super::Options for Options {
             }
             (SwinInit::Random, None) => self.random_swin().check()?,
         }
-        self.theirs.check()
+        let mut warnings = self.theirs.check()?;
+        let frozen = self.training.frozen_epochs;
+        if image.swin_init == SwinInit::Random && frozen > 0 {
+            warnings.push(format!(
+                "the random Swin is left as it is for {frozen} epochs: --frozen-epochs 0 trains it from the start"
+            ));
+        }
+        Ok(warnings)
     }
 
     fn common(&self, faithful: bool) -> Vec<(&'static str, String)> {
