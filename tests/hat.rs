@@ -185,7 +185,27 @@ fn a_backbone_begins_one_for_pictures_of_another_size() {
     assert!(tables == 5 && kept > 50 && begun["vit_model.norm_1.weight"].iter().all(|v| *v == 1.0));
     // Its folder is not needed for scores, but by a run that goes on.
     tiny.run("evaluate run").with(0);
+    let options = std::fs::read_to_string(tiny.path("run/config.json")).expect("a configuration");
+    let options: serde_json::Value = serde_json::from_str(&options).expect("JSON");
+    let kept = std::path::PathBuf::from(options["options"]["swin_path"].as_str().expect("a path"));
+    assert!(kept.is_absolute(), "a run goes on from any folder: {}", kept.display());
     tiny.run("train --resume run --max-steps 2").with(0);
+}
+
+/// A tensor of the way back is the largest of Swin-B: 19 pictures of it are more than the least binding of WebGPU.
+#[test]
+fn pictures_at_a_time_are_those_that_the_way_back_can_bind() {
+    let base = swin::Config {
+        embed_dim: 128,
+        depths: vec![2, 2, 18, 2],
+        num_heads: vec![4, 8, 16, 32],
+        mlp_ratio: 4.0,
+        ..small_swin(224)
+    };
+    assert_eq!(base.values(), 3136 * (3 * 128 + 4 * 49));
+    base.check_on(&Device::Host).expect("the host binds anything");
+    let large = swin::Config { img_size: 4096, ..base };
+    assert!(large.check().expect_err("too large").to_string().contains("2048"));
 }
 
 #[test]

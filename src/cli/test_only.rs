@@ -37,10 +37,13 @@ pub fn run(options: &TrainOptions, checkpoint: &Path) -> Result<Verdict> {
     check(options, &folder)?;
     let run = &options.run;
     let given = |name: &str, path: &PathBuf| options.given.iter().any(|id| id == name).then(|| path.clone());
-    let data_name = given("data_name", &run.data_name);
+    // A run remembers its data, a checkpoint does not.
+    let or_default =
+        |name: &str, path: &PathBuf| given(name, path).or_else(|| imported.as_ref().map(|_| path.clone()));
+    let data_name = or_default("data_name", &run.data_name);
     let verdict = evaluate::run(&EvaluateOptions {
         runs: vec![folder],
-        data_path: given("data_path", &run.data_path),
+        data_path: or_default("data_path", &run.data_path),
         data_name: data_name.clone(),
         split: SPLIT.into(),
         captions_per_image: options.fixed.captions_per_image,
@@ -55,10 +58,13 @@ pub fn run(options: &TrainOptions, checkpoint: &Path) -> Result<Verdict> {
         json: false,
     })?;
     if data_name.is_some_and(|name| name.ends_with(COCO)) {
+        let run = if imported.is_some() { "OUT (a folder that `import` made of it)" } else { "RUN" };
         note(
             "notice",
-            "this is the protocol of all test images (COCO's 5K): `crossweave evaluate RUN --data_path D --data_name \
-             coco --folds 5` gives the 1K one",
+            &format!(
+                "this is the protocol of all test images (COCO's 5K): `crossweave evaluate {run} --data_path D --data_name \
+                 coco --folds 5` gives the 1K one"
+            ),
         );
     }
     Ok(verdict)
@@ -76,7 +82,10 @@ fn check(options: &TrainOptions, folder: &Path) -> Result<()> {
             .cure(format!("`crossweave evaluate {}` evaluates any", folder.display())));
     }
     for (option, asked) in asked(options) {
-        let is = &description[&option];
+        let is = [&description[&option], &description["options"][&option]]
+            .into_iter()
+            .find(|value| !value.is_null())
+            .unwrap_or(&Json::Null);
         let same = is.is_null() || *is == asked || (asked.is_number() && is.as_f64() == asked.as_f64());
         if !same {
             return Err(Error::new(format!("the checkpoint is of another {option}"))
@@ -92,7 +101,9 @@ fn check(options: &TrainOptions, folder: &Path) -> Result<()> {
 /// The options of the model that the user gave.
 fn asked(options: &TrainOptions) -> Vec<(String, Json)> {
     let Json::Object(fixed) = options.own.fixed() else { return Vec::new() };
-    fixed.into_iter().filter(|(name, _)| options.given.contains(name)).collect()
+    let faithful = ("faithful".to_string(), Json::Bool(options.fixed.faithful));
+    let all = fixed.into_iter().chain([faithful]);
+    all.filter(|(name, _)| options.given.contains(&name.replace('-', "_"))).collect()
 }
 
 /// The folder of an imported checkpoint, which is removed in the end.
@@ -118,15 +129,14 @@ impl Imported {
                 "notice",
                 &format!("{file} is imported for this evaluation: `import` makes a folder that stays"),
             );
-            let folder =
-                Self(std::env::temp_dir().join(format!("crossweave-{}-imported", std::process::id())));
-            atomic::folder(&folder.0, |to| {
+            let folder = std::env::temp_dir().join(format!("crossweave-{}-imported", std::process::id()));
+            atomic::folder(&folder, |to| {
                 weights::write(&to.join("model.safetensors"), &imported.entries, &imported.metadata)?;
                 let text = format!("{:#}\n", imported.config);
                 atomic::file(&to.join("config.json"), |file| file.write_all(text.as_bytes()))?;
                 tokenizer.save(to)
             })?;
-            Ok(folder)
+            Ok(Self(folder))
         };
         made().map_err(|e: Error| e.at(file).cure(by_itself))
     }

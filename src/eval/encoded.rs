@@ -2,6 +2,8 @@
 
 mod captions;
 
+use std::cell::Cell;
+
 use super::Progress;
 use super::model::Model;
 use super::text_cache::TextCache;
@@ -86,18 +88,21 @@ impl<'a> Encoded<'a> {
                 items = items.with("states", states.upload(&batch.caption_ids, batch.words, device)?);
             }
             match system.captions(&pass, &items).to_host() {
-                Err(e) if e.kind() == Kind::OutOfMemory && most > 1 => most = most.div_ceil(2),
+                Err(e) if e.kind() == Kind::OutOfMemory && most > 1 => most = fewer(most, device),
                 encoded => captions.extend(&encoded?),
             }
         }
+        let most = Cell::new(ENCODE);
         let encode = move |start: usize, n: usize| {
             let pass = Pass::evaluation(model.params.root());
-            let (mut all, mut most) = (Columns::default(), ENCODE);
+            let mut all = Columns::default();
             while all.len() < n {
                 let first = start + all.len();
-                let batch = batch(Vec::new(), (first..(start + n).min(first + most)).collect())?;
+                let batch = batch(Vec::new(), (first..(start + n).min(first + most.get())).collect())?;
                 match model.system.images(&pass, &Items::upload(&batch.images, device)).to_host() {
-                    Err(e) if e.kind() == Kind::OutOfMemory && most > 1 => most = most.div_ceil(2),
+                    Err(e) if e.kind() == Kind::OutOfMemory && most.get() > 1 => {
+                        most.set(fewer(most.get(), device));
+                    }
                     encoded => all.extend(encoded?),
                 }
             }
@@ -202,12 +207,9 @@ impl<'a> Encoded<'a> {
                 let columns = Items::upload(&self.captions.select(scored), device);
                 let values = match model.system.score(&pass, &rows, &columns).to_vec() {
                     Err(e) if e.kind() == Kind::OutOfMemory && (*down).max(*across) > 1 => {
-                        if let Some(gpu) = device.gpu() {
-                            gpu.trim();
-                        }
                         let fewer_images = down > across;
                         let smaller = if fewer_images { &mut *down } else { &mut *across };
-                        *smaller = smaller.div_ceil(2);
+                        *smaller = fewer(*smaller, device);
                         let text = format!("too little device memory: scoring in tiles of {down} x {across}");
                         tell(Progress::Notice(text));
                         if fewer_images {
@@ -244,6 +246,14 @@ impl<'a> Encoded<'a> {
         let images = Items::upload(&(self.encode)(image, 1)?, device);
         model.system.explain(&Pass::evaluation(model.params.root()), &images, &captions)
     }
+}
+
+/// Half as many items at a time, and the memory of the attempt that failed given back.
+fn fewer(most: usize, device: &Device) -> usize {
+    if let Some(gpu) = device.gpu() {
+        gpu.trim();
+    }
+    most.div_ceil(2)
 }
 
 /// Whether the captions of a batch, of so many words at most, can be encoded at once.

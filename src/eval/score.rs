@@ -14,7 +14,7 @@ use super::{EvaluateOptions, Progress, rank};
 use crate::data::dataset::{self, Dataset};
 use crate::data::identity::Identity;
 use crate::data::recipe::Recipe;
-use crate::data::{ids, paths};
+use crate::data::{captioned, ids, paths};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Options};
 use crate::systems::{Images, Text, kind};
@@ -190,7 +190,11 @@ impl Member {
             let (own, trained) = (data.regions(), train.regions);
             tell(Progress::Notice(format!("{own} regions an image, where training had {trained}")));
         }
-        if let Some(before) = begun.data.get(&options.split) {
+        let split = match data.has_pictures() {
+            true => captioned::canonical(&options.split),
+            false => &options.split,
+        };
+        if let Some(before) = begun.data.get(split) {
             let differences = before.differences(&Identity::of(&data)?);
             if !differences.is_empty() {
                 let split = &options.split;

@@ -91,20 +91,6 @@ impl Columns {
         Self { items: items.len(), columns: columns.collect() }
     }
 
-    /// The same items with zeros behind every row of a column, to `n` entries.
-    #[track_caller]
-    pub fn lengthened(mut self, name: &str, n: usize) -> Self {
-        let column = self.columns.get_mut(name).unwrap_or_else(|| panic!("no column {name}"));
-        let (width, longer) = (column.width(), n * column.row[1..].iter().product::<usize>());
-        let mut values = Vec::with_capacity(self.items * longer);
-        for row in column.values.chunks(width.max(1)) {
-            values.extend(row);
-            values.resize(values.len() + longer - width, 0.0);
-        }
-        (column.values, column.row[0]) = (values, n);
-        self
-    }
-
     /// The same items with the first `n` entries of every row of a column.
     #[track_caller]
     pub fn shortened(mut self, name: &str, n: usize) -> Self {
@@ -180,8 +166,6 @@ mod tests {
         assert_eq!((all.len(), all.at("lengths").values.as_slice()), (4, &[3.0, 1.0, 3.0, 1.0][..]));
         let some = all.select(&[3, 0]).shortened("words", 1);
         assert_eq!(some.at("words").values, [6.0, 7.0, 0.0, 1.0]);
-        let longer = some.clone().lengthened("words", 2);
-        assert_eq!(longer.at("words").values, [6.0, 7.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0]);
         assert_eq!((some.at("words").row.as_slice(), some.len()), (&[1, 2][..], 2));
     }
 

@@ -24,6 +24,10 @@ const REDUCTION: usize = 32;
 pub const TABLE: &str = "relative_position_bias_table";
 /// Sizes past this are slips or hostile, and their products would overflow.
 const MAX_SIZE: usize = 1 << 16;
+/// And pictures past this: the places of a window grow with the fourth power.
+const MAX_PICTURE: usize = 2048;
+/// Bytes between the parts of a tensor that are bound one by one, at most.
+const PLACES: usize = 4096;
 /// Blocks of a stage past which a configuration is a slip or hostile.
 const MAX_DEPTH: usize = 1000;
 
@@ -98,11 +102,11 @@ impl Config {
                 format!("{name} {size}"),
             );
         }
-        if !self.img_size.is_multiple_of(REDUCTION) {
+        if !self.img_size.is_multiple_of(REDUCTION) || self.img_size > MAX_PICTURE {
             return wrong(
                 "pictures of this size have no windows",
-                format!("img_size to be a multiple of {REDUCTION}"),
-                format!("img_size {}", self.img_size),
+                format!("an image size that is a multiple of {REDUCTION}, at most {MAX_PICTURE}"),
+                self.img_size.to_string(),
             );
         }
         for (name, list) in [("depths", &self.depths), ("num_heads", &self.num_heads)] {
@@ -207,16 +211,48 @@ impl Config {
         self.embed_dim << stage
     }
 
-    /// The values of a picture's largest tensor.
+    /// The values of a picture's largest tensor: what the map to hidden values gives, or, on the way back, the gradients
+    /// of queries, keys and values with those of each window's bias, which are one tensor.
     pub fn values(&self) -> usize {
-        let hidden = self.hidden(0).max(3 * self.embed_dim);
-        self.grid(0).pow(2) * hidden
+        let of_stage = |s: usize| {
+            let Stage { width, heads, grid, window, .. } = self.stage(s);
+            grid * grid * self.hidden(s).max(3 * width + heads * window * window)
+        };
+        (0..STAGES).map(of_stage).max().unwrap_or(1)
+    }
+
+    /// The values of the largest bias, that of every window of a rolled grid.
+    fn bias_values(&self) -> usize {
+        let of_stage = |s: usize| {
+            let Stage { heads, grid, window, shift, .. } = self.stage(s);
+            let windows = if shift > 0 && self.depths[s] > 1 { (grid / window).pow(2) } else { 1 };
+            windows * heads * window.pow(4)
+        };
+        (0..STAGES).map(of_stage).max().unwrap_or(1)
+    }
+
+    /// Whether a device can bind what no smaller batch makes smaller.
+    ///
+    /// # Errors
+    /// Pictures that are too large for it.
+    pub fn check_on(&self, device: &Device) -> Result<()> {
+        let limit = device.gpu().map_or(usize::MAX, |gpu| gpu.facts().max_binding as usize);
+        let needed = 4 * self.bias_values().max(self.values());
+        if needed <= limit {
+            return Ok(());
+        }
+        Err(Error::new("pictures of this size are more than this adapter can bind")
+            .at("--image_size")
+            .expected(format!("no tensor past {} MB", limit >> 20))
+            .found(format!("{} MB at {}", needed >> 20, self.img_size))
+            .cure("give a smaller --image_size, or another --device"))
     }
 
     /// Pictures at a time that make no tensor that the device could not bind.
     pub fn at_once(&self, device: &Device) -> usize {
         let limit = device.gpu().map_or(usize::MAX, |gpu| gpu.facts().max_binding as usize);
-        (limit / (4 * self.values())).max(1)
+        // Gradients that share a tensor begin at places that can be bound.
+        (limit.saturating_sub(PLACES) / (4 * self.values())).max(1)
     }
 
     fn hidden(&self, stage: usize) -> usize {

@@ -52,6 +52,9 @@ pub fn fresh(options: &TrainOptions, data: &Dataset, device: &Device) -> Result<
     let (regions, dim) = (data.regions(), data.dim());
     let system = options.own.system(&Encoders { regions, dim, image, text, batch_size, faithful })?;
     check_vocab(&tokenizer, &*system)?;
+    if let Some(encoder) = system.image_encoder() {
+        encoder.config.check_on(device)?;
+    }
     let specs = system.parameters();
     for encoder in &pretrained {
         encoder.check(&*system, &specs)?;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::options::TrainOptions;
 use super::{Event, checkpoint, metrics};
+use crate::data::captioned;
 use crate::data::dataset::{self, Dataset};
 use crate::data::tokenizer::{TokenTable, Tokenizer};
 use crate::data::weights::listing;
@@ -111,7 +112,11 @@ pub(super) fn resumed_with(options: &TrainOptions) -> Result<Begun> {
     // Runs of before this was kept go on with what is there.
     let Some(begun) = Begun::of_run(&description) else { return Ok(now) };
     begun.refuse_other_features(now.recipe.as_ref(), &folder, &options.data_folder())?;
-    let differing = begun.differences(&now, &["train", &options.fixed.dev_split]);
+    let dev = match options.kind.images {
+        Images::Pictures => captioned::canonical(&options.fixed.dev_split),
+        Images::Features => &options.fixed.dev_split,
+    };
+    let differing = begun.differences(&now, &["train", dev]);
     if differing.is_empty() {
         return Ok(begun);
     }

@@ -79,7 +79,7 @@ fn grouped(rows: Vec<Row>, unit: &str) -> Result<Vec<(String, Vec<String>)>> {
         .expected("every caption of a picture once")
         .found(super::listed(&again))
         .cure(match unit {
-            "line" => "keep one of each: awk '!seen[$0]++' FILE > NEW",
+            "line" => "delete these lines: names and captions count as they are read, without blanks and quotes around them",
             _ => "keep one of each",
         }))
 }

@@ -142,7 +142,7 @@ pub fn name_of(folder: &Path, file: &Path) -> String {
 }
 
 /// The name that a split goes by here.
-fn canonical(split: &str) -> &str {
+pub fn canonical(split: &str) -> &str {
     if split == "val" { "dev" } else { split }
 }
 

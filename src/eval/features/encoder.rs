@@ -74,6 +74,7 @@ impl Encoder {
     /// # Errors
     /// What the device reports.
     pub(super) fn on<'d>(&self, device: &'d Device, stage: usize) -> Result<Running<'d>> {
+        self.config.check_on(device)?;
         let params = Params::new(&self.specs, device, &mut |spec| {
             if lacks(&self.weights, self.prefix, &spec.name) {
                 return Ok(begin_values(spec, &self.specs, 0));

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Map, Value as Json};
 
 use super::config::out_of_range;
 use super::run_py::{self, RunPyOptions};
@@ -149,7 +149,17 @@ impl TrainingOptions {
 struct FileOptions {
     /// An imported Swin: model.safetensors and config.json
     #[arg(long, value_name = "DIR")]
+    #[serde(serialize_with = "absolute")]
     swin_path: Option<PathBuf>,
+}
+
+/// What may change when a run goes on.
+const FREE: [&str; 5] = ["frozen-epochs", "lr-step", "warmup", "encoder-lr-factor", "swin_path"];
+
+/// A path that means the same from any folder.
+fn absolute<S: serde::Serializer>(path: &Option<PathBuf>, to: S) -> std::result::Result<S::Ok, S::Error> {
+    let path = path.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
+    path.serialize(to)
 }
 
 impl super::super::Options for Options {
@@ -187,6 +197,7 @@ impl super::super::Options for Options {
 
     fn common(&self, faithful: bool) -> Vec<(&'static str, String)> {
         let ours = [
+            ("data_name", "f30k"),
             ("batch_size", "58"),
             ("learning_rate", "1e-4"),
             ("num_epochs", "100"),
@@ -207,9 +218,11 @@ impl super::super::Options for Options {
     }
 
     fn free(&self) -> Json {
-        json!({"frozen-epochs": self.training.frozen_epochs, "lr-step": self.training.lr_step,
-            "warmup": self.training.warmup, "encoder-lr-factor": self.training.encoder_lr_factor,
-            "swin_path": self.files.swin_path})
+        let mut all = self.all();
+        if let Some(all) = all.as_object_mut() {
+            all.retain(|name, _| FREE.contains(&name.as_str()));
+        }
+        all
     }
 
     fn max_words(&self) -> Option<usize> {

@@ -21,16 +21,7 @@ const EXP_NAME: &str = "finetune_irtr_f30k";
 
 /// Where `run.py` begins otherwise than we, and its one named set.
 pub(super) const SETS: Sets = &[
-    (
-        "",
-        &[
-            ("log_dir", LOG_DIR),
-            ("exp_name", EXP_NAME),
-            ("datasets", "f30k"),
-            ("seed", "0"),
-            ("num_workers", "8"),
-        ],
-    ),
+    ("", &[("log_dir", LOG_DIR), ("exp_name", EXP_NAME), ("seed", "0"), ("num_workers", "8")]),
     ("coco_config", &[("exp_name", "finetune_irtr_coco"), ("datasets", "coco")]),
 ];
 
