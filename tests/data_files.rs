@@ -246,7 +246,8 @@ fn the_demo_data_opens_and_is_clean() {
     let mut last = 0;
     let report = scan(Path::new(EMOJITINY), None, &mut |progress| last = progress.done).unwrap();
     assert!(report.is_ok() && report.notices.is_empty(), "{report:?}");
-    assert_eq!((report.splits.len(), last), (3, 240));
+    // Of features, and of pictures.
+    assert_eq!((report.splits.len(), last), (6, 240));
 }
 
 #[test]

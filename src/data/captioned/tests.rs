@@ -318,7 +318,7 @@ fn wrong_caption_files_are_refused() {
         (
             "tsv",
             b"a.jpg\ta dog\nc.jpg\ta\nimages/a.jpg\ta dog\n",
-            &["same caption twice", "line 3, of a.jpg", "awk"],
+            &["same caption twice", "line 3, of a.jpg", "delete these lines"],
         ),
         ("tsv", b"z.jpg\ta dog\n", &["a picture is missing", "no z.jpg", "train_captions.tsv"]),
         ("tsv", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x40\0\0", &["no text"]),
