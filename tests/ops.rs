@@ -7,10 +7,11 @@ use std::io::Write;
 
 use adapters::gpus;
 use crossweave::gpu::{Gpu, Options, Style};
-use crossweave::host::ratios;
+use crossweave::host::{Rng, ratios};
+use crossweave::ops::Act;
 use crossweave::ops::registry::{Case, cases};
-use crossweave::tensor::Device;
-use half::half;
+use crossweave::tensor::{Device, Tape};
+use half::{half, split};
 
 /// Past the harness, which keeps what a passing test prints.
 fn say(what: &str) {
@@ -67,13 +68,14 @@ fn the_gpu_agrees_with_f64_and_repeats() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
+/// With wgpu's run-time checks, which the other tests do without as users do.
 #[test]
 fn every_style_of_kernels_agrees_with_f64() {
     let own = Gpu::open(&Options::default()).expect("the tests need an adapter");
     let mut failures = Vec::new();
     let mut ran = 0;
     for style in [Style::Direct, Style::Subgroup, Style::Workgroup] {
-        match Gpu::open(&Options { style: Some(style), ..Options::default() }) {
+        match Gpu::open(&Options { style: Some(style), checks: true, ..Options::default() }) {
             Ok(gpu) => {
                 ran += 1;
                 failures.extend(failures_on(gpu).into_iter().map(|f| format!("{style:?}: {f}")));
@@ -103,6 +105,40 @@ fn products_in_f16_agree_with_f64_and_repeat() {
     let Some(gpu) = half(&Options::default()) else { return };
     let failures = failures_of(gpu, |case| case.op == "matmul");
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn products_of_split_operands_agree_with_f64_and_repeat() {
+    let Some(gpu) = split(&Options::default()) else { return };
+    let failures = failures_of(gpu, |case| case.op == "matmul");
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// Gradients are far below what f16 holds, and a loss may be large: no size of either loses what f32 keeps.
+#[test]
+fn products_on_matrices_are_as_good_for_tiny_and_huge_values() {
+    let devices = [(split(&Options::default()), 4e-6), (half(&Options::default()), 1e-3)];
+    for (gpu, bound) in devices {
+        let Some(gpu) = gpu else { continue };
+        let device = Device::Gpu(gpu);
+        for scale in [1e-30, 1e-12, 1.0, 1e12] {
+            let mut rng = Rng::new(3);
+            let mut draw = |n: usize| (0..n).map(|_| rng.normal() as f32).collect::<Vec<_>>();
+            let [x, w, g] = [draw(40 * 48), draw(24 * 48), draw(40 * 24)];
+            let g: Vec<f32> = g.iter().map(|g| g * scale).collect();
+            let grads = [&device, &Device::Host].map(|device| {
+                let tape = Tape::new();
+                let [x, w] = [(&x, [40, 48]), (&w, [24, 48])].map(|(v, s)| tape.leaf(&device.tensor(s, v)));
+                let y = x.linear(&w, None, Act::None);
+                let grads = tape.backward_from(&y, device.tensor([40, 24], &g));
+                [&x, &w].map(|t| grads.of(t).expect("a gradient").to_f64().expect("it runs"))
+            });
+            for (got, want) in grads[0].iter().zip(&grads[1]) {
+                let worst = ratios(got, want).worst();
+                assert!(worst <= bound, "{scale:e}: {worst:.1e} > {bound:.0e}");
+            }
+        }
+    }
 }
 
 /// Rounding the operands is all that f16 costs: numbers that it holds multiply as in f32.

@@ -41,14 +41,15 @@ impl std::str::FromStr for Style {
     }
 }
 
-/// How exactly products are computed. Gradients and everything else are f32.
+/// How exactly products are computed. Everything else is f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// Operands and sums in f32.
     #[default]
     F32,
-    /// Operands rounded to f16 (past 65,504 they are infinite), sums in f32: on adapters with cooperative matrices.
+    /// Operands rounded to f16 (past 65,504 they are infinite; on the way back they are scaled before, so that nothing
+    /// is), sums in f32: on adapters with cooperative matrices.
     F16,
 }
 
@@ -67,6 +68,30 @@ impl std::str::FromStr for Precision {
             _ => Err(Error::of(Kind::Adapter, "no such precision")
                 .at("CROSSWEAVE_PRECISION")
                 .expected(Self::NAMES.join(" or "))
+                .found(name)),
+        }
+    }
+}
+
+/// How products of [`Precision::F32`] are computed on adapters with cooperative matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Products {
+    /// By fused multiply-adds.
+    Fma,
+    /// As sums of three products of halves on matrix units, to f32's accuracy.
+    Split,
+}
+
+impl std::str::FromStr for Products {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "fma" => Ok(Self::Fma),
+            "split" => Ok(Self::Split),
+            _ => Err(Error::of(Kind::Adapter, "no such way to compute products")
+                .at("CROSSWEAVE_PRODUCTS")
+                .expected("fma or split")
                 .found(name)),
         }
     }
@@ -107,7 +132,7 @@ pub struct AdapterFacts {
     pub f16: bool,
     /// Timestamp queries.
     pub timestamps: bool,
-    /// Rows and columns of the cooperative matrices that [`Precision::F16`] multiplies, 16 or 8, if it can.
+    /// Rows and columns of the cooperative matrices of f16 that it multiplies, with f32 sums: 16 or 8, if it can.
     pub cooperative_matrix: Option<usize>,
 }
 
@@ -143,7 +168,7 @@ impl AdapterFacts {
     }
 }
 
-/// What [`Precision::F16`] needs.
+/// What products on cooperative matrices need.
 const COOPERATIVE: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
     .union(wgpu::Features::SHADER_F16)
     .union(wgpu::Features::SUBGROUP);
@@ -179,6 +204,13 @@ fn cooperative_matrix(
 }
 
 impl AdapterFacts {
+    /// Whether f32 products may be three products of halves, of these that were asked for: a software driver's
+    /// matrices are no faster than the rest of it.
+    pub fn splits(&self, asked: Option<Products>) -> bool {
+        let suits = asked.map_or(self.class == Class::Hardware, |products| products == Products::Split);
+        suits && self.cooperative_matrix.is_some()
+    }
+
     /// Lanes of every subgroup, where they are the same and few enough to unroll over.
     pub fn lanes(&self) -> Option<usize> {
         self.subgroup.filter(|(low, high)| low == high && [4, 8].contains(low)).map(|(n, _)| n as usize)
@@ -282,7 +314,7 @@ pub fn choose(device: Option<&str>) -> Result<wgpu::Adapter> {
 /// Cooperative matrices are experimental in wgpu 30: it does not check that every invocation takes part.
 #[allow(
     unsafe_code,
-    reason = "asked for by --precision f16; our one kernel multiplies in uniform control flow"
+    reason = "asked for by f16, and by f32 where it is faster; our one kernel multiplies in uniform control flow"
 )]
 fn experimental() -> wgpu::ExperimentalFeatures {
     // SAFETY: wgpu asks to accept that the feature may have faults. The matrices are loaded from and stored to
@@ -294,6 +326,7 @@ pub(super) fn open(
     adapter: &wgpu::Adapter,
     default_limits: bool,
     precision: Precision,
+    products: Option<Products>,
 ) -> Result<(wgpu::Device, wgpu::Queue, AdapterFacts)> {
     let limits = if default_limits { wgpu::Limits::default() } else { adapter.limits() };
     // Where a driver has it, profiling reads the device's own clock.
@@ -305,18 +338,24 @@ pub(super) fn open(
     } else {
         facts
     };
-    let half = precision == Precision::F16;
-    if half && facts.cooperative_matrix.is_none() {
+    let lacking = facts.cooperative_matrix.is_none();
+    let needed = match (precision, products) {
+        (Precision::F16, _) => Some("--precision f32"),
+        (_, Some(Products::Split)) => Some("CROSSWEAVE_PRODUCTS=fma"),
+        _ => None,
+    };
+    if let (Some(instead), true) = (needed, lacking) {
         return Err(Error::of(
             Kind::Adapter,
             "this adapter has no cooperative matrices of f16 with f32 sums",
         )
         .at(facts.name)
-        .cure(
-            "use --precision f32, or another adapter or driver (`crossweave devices` shows who has them)",
-        ));
+        .cure(format!(
+            "use {instead}, or another adapter or driver (`crossweave devices` shows who has them)"
+        )));
     }
-    if half {
+    let matrices = needed.is_some() || (!lacking && facts.splits(products));
+    if matrices {
         features |= COOPERATIVE;
     }
     let descriptor = wgpu::DeviceDescriptor {
@@ -324,7 +363,7 @@ pub(super) fn open(
         required_features: adapter.features() & features,
         required_limits: limits,
         memory_hints: wgpu::MemoryHints::MemoryUsage,
-        experimental_features: if half { experimental() } else { wgpu::ExperimentalFeatures::disabled() },
+        experimental_features: if matrices { experimental() } else { wgpu::ExperimentalFeatures::disabled() },
         ..Default::default()
     };
     let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).map_err(|e| {

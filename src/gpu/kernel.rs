@@ -86,10 +86,10 @@ pub(super) fn pipeline(gpu: &Gpu, launch: &Launch) -> Rc<Pipeline> {
         .clone();
     let text = body.map_or_else(|| text.to_string(), |b| b.1());
     let source = format!("{text}\n{}", PRELUDE.replace("GROUP = 64u", &format!("GROUP = {group}u")));
-    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
-        label: Some(name),
-        source: wgpu::ShaderSource::Wgsl(source.into()),
-    });
+    let module = module(
+        gpu,
+        wgpu::ShaderModuleDescriptor { label: Some(name), source: wgpu::ShaderSource::Wgsl(source.into()) },
+    );
     let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
         label: Some(name),
         layout: Some(&pipeline_layout),
@@ -105,6 +105,23 @@ pub(super) fn pipeline(gpu: &Gpu, launch: &Launch) -> Rc<Pipeline> {
     let key = pipelines.key.as_slice().into();
     pipelines.made.insert(key, made.clone());
     made
+}
+
+/// Compiles without wgpu's guarded divisions and counted loops, and where the API keeps reads and writes inside buffers
+/// itself also without clamped indices, unless the checks are asked for.
+#[allow(unsafe_code, reason = "the checks cost a tenth of a training step on a GPU, a third of a small one")]
+fn module(gpu: &Gpu, of: wgpu::ShaderModuleDescriptor) -> wgpu::ShaderModule {
+    if gpu.0.checks {
+        return gpu.0.device.create_shader_module(of);
+    }
+    let inside = ["Vulkan", "Dx12"].contains(&gpu.0.facts.backend.as_str());
+    let checks =
+        wgpu::ShaderRuntimeChecks { bounds_checks: !inside, ..wgpu::ShaderRuntimeChecks::unchecked() };
+    // SAFETY: the texts are ours, never a user's. Their loops count to bounds that `dispatch` has seen, they divide by
+    // sizes of what is not empty, and they index workgroup memory and registers by constants and what is below them;
+    // past a buffer they read only what they throw away, which the API catches. The tests run every kernel with the
+    // checks on as well, and beside guard words.
+    unsafe { gpu.0.device.create_shader_module_trusted(of, checks) }
 }
 
 fn bind_layout(device: &wgpu::Device, reads: usize, writes: usize) -> wgpu::BindGroupLayout {

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
 pub(crate) use adapter::QUARTERS;
-pub use adapter::{AdapterFacts, Class, Precision, Style, adapters, choice, choose};
+pub use adapter::{AdapterFacts, Class, Precision, Products, Style, adapters, choice, choose};
 pub use kernel::{Kernel, MAX_LOOP};
 pub use pool::{Buf, Memory};
 pub use profile::{KernelTime, SizeTime, Stats};
@@ -36,11 +36,17 @@ pub struct Options {
     pub style: Option<Style>,
     /// How exactly products are computed; `None` takes `CROSSWEAVE_PRECISION` (f32 or f16), or else f32.
     pub precision: Option<Precision>,
+    /// How f32 products are computed where the adapter has cooperative matrices; `None` takes `CROSSWEAVE_PRODUCTS`
+    /// (fma or split), or else what is faster there.
+    pub products: Option<Products>,
     /// Time every kernel from the start (see [`Gpu::profile`]).
     pub profile: bool,
     /// Give every tensor fresh memory with guard words after it, all of them NaN, for
     /// [`Gpu::broken_guard`] (very slow, for tests).
     pub guards: bool,
+    /// Compile kernels with wgpu's run-time checks (clamped indices, counted loops, guarded divisions), which they
+    /// do without otherwise; `CROSSWEAVE_CHECKS=1` does the same. Slower, for tests.
+    pub checks: bool,
 }
 
 /// A handle to one device with its queue, pool, kernels and recorder. Cheap to clone.
@@ -53,6 +59,8 @@ pub(crate) struct Shared {
     facts: AdapterFacts,
     style: Style,
     precision: Precision,
+    products: Option<Products>,
+    checks: bool,
     pool: RefCell<Pool>,
     recorder: RefCell<Recorder>,
     pipelines: RefCell<Pipelines>,
@@ -80,7 +88,11 @@ impl Gpu {
             (None, Ok(name)) => name.parse()?,
             (precision, _) => precision.unwrap_or_default(),
         };
-        let (device, queue, facts) = adapter::open(&adapter, options.default_limits, precision)?;
+        let products = match (options.products, std::env::var("CROSSWEAVE_PRODUCTS")) {
+            (None, Ok(name)) => Some(name.parse()?),
+            (products, _) => products,
+        };
+        let (device, queue, facts) = adapter::open(&adapter, options.default_limits, precision, products)?;
         let asked = match (options.style, std::env::var("CROSSWEAVE_KERNELS")) {
             (None, Ok(name)) => Some(name.parse()?),
             (style, _) => style,
@@ -113,6 +125,8 @@ impl Gpu {
             facts,
             style,
             precision,
+            products,
+            checks: options.checks || std::env::var("CROSSWEAVE_CHECKS").is_ok_and(|v| v == "1"),
             fault,
         })))
     }
@@ -130,6 +144,11 @@ impl Gpu {
     /// How exactly products are computed.
     pub fn precision(&self) -> Precision {
         self.0.precision
+    }
+
+    /// How f32 products are to be computed, where that was asked for.
+    pub fn products(&self) -> Option<Products> {
+        self.0.products
     }
 
     /// A buffer for `len` f32 values that a dispatch will fill. Past the adapter's binding limit the

@@ -2,6 +2,7 @@
 //! so a later dispatch may overwrite it. Only the CPU's writes overtake recorded work, and they are kept off
 //! memory that such work may read.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::rc::{Rc, Weak};
 
@@ -17,6 +18,8 @@ pub struct Memory {
     /// What was asked for, which a kernel may write; the rest of `bytes` is not its own.
     asked: u64,
     home: Weak<Shared>,
+    /// What was computed from parts of it (offset, values) since it was last written.
+    derived: RefCell<Vec<(u64, usize, Buf)>>,
 }
 
 /// `len` f32 values at an offset in a piece of [`Memory`]. Cheap to clone.
@@ -71,6 +74,22 @@ impl Buf {
     /// The id of its memory, and its offset there.
     pub fn place(&self) -> (u64, u64) {
         (self.memory.id, self.offset)
+    }
+
+    /// What `f` computes from these values, kept until a dispatch or an upload writes their memory.
+    pub fn derived(&self, f: impl FnOnce() -> Self) -> Self {
+        let place = (self.offset, self.len);
+        let kept = self.memory.derived.borrow().iter().find(|d| (d.0, d.1) == place).map(|d| d.2.clone());
+        kept.unwrap_or_else(|| {
+            let made = f();
+            self.memory.derived.borrow_mut().push((place.0, place.1, made.clone()));
+            made
+        })
+    }
+
+    /// Forgets what was computed from these values, which change.
+    pub(super) fn changes(&self) {
+        self.memory.derived.borrow_mut().clear();
     }
 
     /// `len` values from `start` without a copy, where the adapter can bind at that offset.
@@ -197,7 +216,15 @@ pub(super) fn alloc(gpu: &Gpu, len: usize, upload: bool) -> Buf {
             (buffer, id, !gpu.faulted())
         }
     };
-    let memory = Memory { buffer, id, bytes, valid, asked: wanted, home: Rc::downgrade(&gpu.0) };
+    let memory = Memory {
+        buffer,
+        id,
+        bytes,
+        valid,
+        asked: wanted,
+        home: Rc::downgrade(&gpu.0),
+        derived: RefCell::default(),
+    };
     Buf { memory: Rc::new(memory), offset: 0, len }
 }
 

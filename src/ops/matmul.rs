@@ -4,6 +4,7 @@ mod block;
 mod cases;
 mod cooperative;
 mod lanes;
+mod largest;
 mod linears;
 mod tile;
 
@@ -14,6 +15,7 @@ use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
 use crate::tensor::{Back, Cost, Grad, Keep, Op, Pullback, Tensor, apply, compute};
 pub(super) use cases::cases;
+use largest::largest;
 pub use linears::Linears;
 use tile::{Form, Tile, plan};
 #[cfg(test)]
@@ -357,9 +359,6 @@ impl Op for MatMul {
             && self.act == Act::None
             && op.sum == 1;
         let (form, splits) = plan(&op, gpu, can_split);
-        let tile = Tile::of(&op, form);
-        #[cfg(test)]
-        super::gates::planned("matmul", &tile);
         let (height, width) = form.covers();
         let tiles = op.m.div_ceil(height) * op.n.div_ceil(width) * op.batches();
         let steps = op.k.div_ceil(4);
@@ -367,6 +366,9 @@ impl Op for MatMul {
         let splits = if can_split { splits.max(steps.div_ceil(most)) } else { 1 };
         let chunk = steps.div_ceil(splits);
         let splits = steps.div_ceil(chunk.max(1)).max(1);
+        let tile = Tile::of(&op, form, 4 * chunk);
+        #[cfg(test)]
+        super::gates::planned("matmul", &tile);
         let out = op.shape.len();
         let partial = (splits > 1).then(|| gpu.alloc(splits * out));
         let target = partial.as_ref().unwrap_or(y);
@@ -393,6 +395,8 @@ impl Op for MatMul {
         let mut reads = vec![a, b];
         reads.extend(self.packed.then_some(b));
         reads.extend(&x[2..]);
+        let largest = if form.scales() { vec![largest(gpu, a), largest(gpu, b)] } else { Vec::new() };
+        reads.extend(&largest);
         gpu.dispatch(&Launch {
             kernel,
             body: Some((hash.finish(), &|| tile.source())),

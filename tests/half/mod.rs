@@ -1,31 +1,41 @@
-//! The device of tests under `--precision f16`.
+//! The devices of tests on cooperative matrices.
 
 use std::io::Write;
 
-use crossweave::gpu::{Gpu, Options, Precision};
+use crossweave::gpu::{Gpu, Options, Precision, Products};
 
-/// A device that multiplies in f16. Where the adapter has no cooperative matrices there is none: asking for one has
-/// to say so, and the test says that it did not run.
+/// A device that multiplies in f16, where the adapter has cooperative matrices.
 pub fn half(options: &Options) -> Option<Gpu> {
+    matrices(&Options { precision: Some(Precision::F16), ..options.clone() }, "--precision f32")
+}
+
+/// A device whose f32 products are sums of products of halves, where the adapter has cooperative matrices.
+pub fn split(options: &Options) -> Option<Gpu> {
+    matrices(&Options { products: Some(Products::Split), ..options.clone() }, "CROSSWEAVE_PRODUCTS=fma")
+}
+
+/// A device as these options want it. Where the adapter has no cooperative matrices there is none: asking for one has
+/// to say so and what to do instead, and the test says that it did not run.
+fn matrices(options: &Options, instead: &str) -> Option<Gpu> {
     let device = std::env::var("CROSSWEAVE_DEVICE").ok();
-    let open = |precision| {
-        Gpu::open(&Options { device: device.clone(), precision: Some(precision), ..options.clone() })
-    };
-    let own = open(Precision::F32).expect("the tests need an adapter");
+    let own = Gpu::open(&Options { device: device.clone(), ..Options::default() })
+        .expect("the tests need an adapter");
     let facts = own.facts();
-    assert_eq!(own.precision(), Precision::F32);
-    match (open(Precision::F16), facts.cooperative_matrix) {
+    match (Gpu::open(&Options { device, ..options.clone() }), facts.cooperative_matrix) {
         (Ok(gpu), Some(_)) => {
-            assert_eq!(gpu.precision(), Precision::F16);
+            assert_eq!(
+                (Some(gpu.precision()), gpu.products()),
+                (options.precision.or(Some(Precision::F32)), options.products)
+            );
             Some(gpu)
         }
         (Err(e), None) => {
             let text = e.to_string();
-            for part in [facts.name.as_str(), "cooperative matrices", "--precision f32"] {
+            for part in [facts.name.as_str(), "cooperative matrices", instead] {
                 assert!(text.contains(part), "no {part:?} in {text}");
             }
             // Past the harness, which keeps what a passing test prints.
-            let _ = writeln!(std::io::stderr(), "not run in f16: {} has no cooperative matrices", facts.name);
+            let _ = writeln!(std::io::stderr(), "not run: {} has no cooperative matrices", facts.name);
             None
         }
         (opened, listed) => {

@@ -35,6 +35,16 @@ pub(in crate::ops) fn cases() -> Vec<Case> {
             sums(33),
             |x| x[0].linear_plus(&x[1], &x[2], &x[3]),
         ),
+        case(
+            "matmul",
+            "linear with a residual, long",
+            &[&[33, 1100], &[20, 1100], &[20], &[33, 20]],
+            sums(1100),
+            |x| x[0].linear_plus(&x[1], &x[2], &x[3]),
+        ),
+        case("matmul", "long and odd", &[&[2, 17, 1027], &[2, 13, 1027]], sums(1027), |x| {
+            x[0].matmul(&x[1], false, true)
+        }),
         case("matmul", "two maps", &[&[33, 20], &[12, 20], &[12], &[8, 12], &[8], &[33, 8]], sums(33), |x| {
             x[0].mlp([&x[1], &x[2]], [&x[3], &x[4]], Act::None, Some(&x[5]))
         }),

@@ -58,16 +58,15 @@ pub(super) fn bindings(t: &Tile) -> String {
         element(t.b_vector)
     );
     let mut next = 2;
-    for (used, name, vector) in [(t.bias, "bias", false), (t.epilogue != Epilogue::None, "other", t.c_vector)]
-    {
-        if used {
-            let _ = writeln!(
-                bindings,
-                "@group(0) @binding({next}) var<storage, read> {name}: array<{}>;",
-                element(vector)
-            );
-            next += 1;
-        }
+    let others = [
+        (t.bias, "bias", "f32"),
+        (t.epilogue != Epilogue::None, "other", element(t.c_vector)),
+        (t.form.scales(), "largest_a", "u32"),
+        (t.form.scales(), "largest_b", "u32"),
+    ];
+    for (_, name, of) in others.into_iter().filter(|other| other.0) {
+        let _ = writeln!(bindings, "@group(0) @binding({next}) var<storage, read> {name}: array<{of}>;");
+        next += 1;
     }
     let _ = write!(
         bindings,

@@ -1,7 +1,9 @@
 //! Which part of a product one invocation, subgroup or workgroup computes, and how it reads and writes.
 
 use super::{Act, Epilogue, MatMul, block, cooperative, lanes};
-use crate::gpu::{Gpu, Precision, QUARTERS, Style};
+use cooperative::Halves;
+
+use crate::gpu::{Gpu, Precision, Products, QUARTERS, Style};
 
 /// Who computes a tile of c.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,7 +22,7 @@ impl Form {
         match self {
             Self::Lanes(size) => (size.lanes * size.rows, size.cols),
             Self::Block { side, halves } => (4 * side * halves, 4 * side * halves),
-            Self::Cooperative(size) => (2 * size.side * size.each, 2 * size.side * size.each),
+            Self::Cooperative(size) => (size.edge(), size.edge()),
         }
     }
 
@@ -29,6 +31,25 @@ impl Form {
         match self {
             Self::Lanes(_) => k.div_ceil(4),
             Self::Block { .. } | Self::Cooperative(_) => 17 * k.div_ceil(16),
+        }
+    }
+
+    /// Whether the kernel scales its operands by their largest values.
+    pub(super) fn scales(self) -> bool {
+        matches!(self, Self::Cooperative(size) if size.halves != Halves::Rounded)
+    }
+
+    /// What a multiply-add costs beside one of `Block` in large tiles, and what the whole costs beside its products, in
+    /// such multiply-adds: measured on an H200, where three products of halves ran at 2.5 times the speed of one of
+    /// f32, and reading an operand for its largest value took 5 us.
+    fn costs(self) -> (f64, f64) {
+        match self {
+            Self::Lanes(_) | Self::Block { .. } => (1.0, 0.0),
+            Self::Cooperative(size) => match size.halves {
+                Halves::Rounded => (0.2, 0.0),
+                Halves::Scaled => (0.2, 1e8),
+                Halves::Split => (0.4, 1e8),
+            },
         }
     }
 
@@ -58,11 +79,14 @@ pub(super) struct Tile {
     pub(super) bias: bool,
     pub(super) epilogue: Epilogue,
     pub(super) sums: bool,
+    /// Matrices add their sums to c's several times: their own adders truncate.
+    pub(super) long: bool,
     pub(super) act: Act,
 }
 
 impl Tile {
-    pub(super) fn of(op: &MatMul, form: Form) -> Self {
+    /// The variant for a product in parts of `k`.
+    pub(super) fn of(op: &MatMul, form: Form, k: usize) -> Self {
         let fours = |values: &[usize]| values.iter().all(|v| v.is_multiple_of(4));
         let a_along_k = op.a.col == 1;
         let b_along_n = op.b.col == 1;
@@ -78,8 +102,7 @@ impl Tile {
             && fours(&[a.batch[0], a.batch[1], a.sum]);
         // Sums are stored four rows at a time only where an invocation owns rows in fours.
         let sums_in_fours = !op.sums
-            || (fours(&[op.m, op.offset])
-                && (matches!(form, Form::Block { .. }) || (a_vector && !a_along_k)));
+            || (fours(&[op.m, op.offset]) && (!matches!(form, Form::Lanes(_)) || (a_vector && !a_along_k)));
         Self {
             form,
             a_along_k,
@@ -91,6 +114,7 @@ impl Tile {
             bias: op.bias,
             epilogue: op.epilogue,
             sums: op.sums,
+            long: matches!(form, Form::Cooperative(_)) && k * op.sum > cooperative::PROMOTED,
             act: op.act,
         }
     }
@@ -147,15 +171,16 @@ const VECTOR: usize = 8;
 /// Steps of four k that a split keeps at least.
 const LEAST_SPLIT: usize = 8;
 
-/// Sides and halves of a workgroup's tile for GPUs, largest first: 128, 64 and 32 rows and columns. Unmeasured.
+/// Sides and halves of a workgroup's tile for GPUs, largest first: 128, 64 and 32 rows and columns.
 const BLOCKS: [(usize, usize); 3] = [(16, 2), (16, 1), (8, 1)];
-/// Invocations below which a GPU takes smaller tiles, and splits a long k. Unmeasured.
-const ENOUGH: usize = 1 << 14;
-/// Steps of four k that a split keeps at least on a GPU.
-const LEAST_SPLIT_ON_GPU: usize = 32;
+/// Invocations below which a GPU takes smaller tiles, and splits a long k: measured on an H200, whose training step took
+/// 0.8 of the time that it took with a quarter of them.
+const ENOUGH: usize = 1 << 16;
+/// Steps of four k that a split keeps at least on a GPU: a shorter one takes less time than the dispatch that joins them.
+const LEAST_SPLIT_ON_GPU: usize = 64;
 
 /// Matrices along an edge of a subgroup's quarter, most first: with matrices of 16, workgroups own 128, 64 and 32
-/// rows and columns. Unmeasured on GPUs.
+/// rows and columns.
 const EACH: [usize; 3] = [4, 2, 1];
 
 /// The tile that costs least, and in how many parts k is computed: one, unless `can_split`.
@@ -165,14 +190,22 @@ pub(super) fn plan(op: &MatMul, gpu: &Gpu, can_split: bool) -> (Form, usize) {
         return (form, 1);
     }
     let lanes = gpu.facts().lanes().unwrap_or(1);
-    match (in_matrices(op, gpu), gpu.style()) {
-        (Some(forms), _) => in_blocks(op, forms, can_split),
-        (None, Style::Direct) => on_cores(op, gpu, &DIRECT, 1, can_split),
-        (None, Style::Subgroup) => on_cores(op, gpu, &SUBGROUP, lanes, can_split),
-        (None, Style::Workgroup) => {
-            in_blocks(op, BLOCKS.map(|(side, halves)| Form::Block { side, halves }), can_split)
+    let matrices = in_matrices(op, gpu);
+    match gpu.style() {
+        // Who asks for matrices gets them, whatever they cost.
+        _ if !matrices.is_empty() && asked(gpu) => in_blocks(op, &matrices, can_split),
+        Style::Direct => on_cores(op, gpu, &DIRECT, 1, can_split),
+        Style::Subgroup => on_cores(op, gpu, &SUBGROUP, lanes, can_split),
+        Style::Workgroup => {
+            let blocks = BLOCKS.map(|(side, halves)| Form::Block { side, halves });
+            in_blocks(op, &[&blocks, matrices.as_slice()].concat(), can_split)
         }
     }
+}
+
+/// Whether products on matrices were asked for.
+fn asked(gpu: &Gpu) -> bool {
+    gpu.precision() == Precision::F16 || gpu.products() == Some(Products::Split)
 }
 
 /// For a CPU's cores: what the busiest has to do.
@@ -198,7 +231,7 @@ fn on_cores(op: &MatMul, gpu: &Gpu, tuning: &Tuning, lanes: usize, can_split: bo
 }
 
 /// For a GPU: waste weighed against idle cores; its loads are shared, its compiler is quick.
-fn in_blocks(op: &MatMul, forms: [Form; 3], can_split: bool) -> (Form, usize) {
+fn in_blocks(op: &MatMul, forms: &[Form], can_split: bool) -> (Form, usize) {
     let most = if can_split { (op.k / (4 * LEAST_SPLIT_ON_GPU)).max(1) } else { 1 };
     let tiles = |form: Form| {
         let (height, width) = form.covers();
@@ -208,23 +241,42 @@ fn in_blocks(op: &MatMul, forms: [Form; 3], can_split: bool) -> (Form, usize) {
         let (height, width) = form.covers();
         let work = (tiles(form) * op.k * op.sum * height * width) as f64;
         let idle = (ENOUGH as f64 / (tiles(form) * most * form.invocations()) as f64).clamp(1.0, 4.0);
-        work * (1.0 + 32.0 / height as f64) * idle
+        let (each, once) = form.costs();
+        work * (1.0 + 32.0 / height as f64) * idle * each + once
     };
-    let form = forms.into_iter().min_by(|x, y| cost(*x).total_cmp(&cost(*y))).expect("there are three");
+    let form = *forms.iter().min_by(|x, y| cost(**x).total_cmp(&cost(**y))).expect("there are forms");
     (form, ENOUGH.div_ceil((tiles(form) * form.invocations()).max(1)).clamp(1, most))
 }
 
-/// The forms on cooperative matrices, for products in f16 that fill at least one: a smaller one would mostly multiply
-/// padding. Unmeasured on GPUs. Gradients stay in f32: some are wholly below what f16 holds (docs/rejected.md).
-fn in_matrices(op: &MatMul, gpu: &Gpu) -> Option<[Form; 3]> {
-    let side = gpu.facts().cooperative_matrix.filter(|_| gpu.precision() == Precision::F16)?;
-    let (low, high) = gpu.facts().subgroup?;
-    if op.backward || op.m.min(op.n).min(op.k) < side {
-        return None;
+/// The forms on cooperative matrices, for products that fill at least one: a smaller one would mostly multiply padding.
+fn in_matrices(op: &MatMul, gpu: &Gpu) -> Vec<Form> {
+    let facts = gpu.facts();
+    let halves = match (gpu.precision(), op.backward) {
+        (Precision::F16, false) => Halves::Rounded,
+        (Precision::F16, true) => Halves::Scaled,
+        (Precision::F32, _) if facts.splits(gpu.products()) => Halves::Split,
+        (Precision::F32, _) => return Vec::new(),
+    };
+    match facts.cooperative_matrix {
+        Some(side) if op.m.min(op.n).min(op.k) >= side => cooperative_forms(gpu, halves),
+        _ => Vec::new(),
     }
+}
+
+/// Products on cooperative matrices of every size that the adapter has workgroup memory for.
+fn cooperative_forms(gpu: &Gpu, halves: Halves) -> Vec<Form> {
+    let facts = gpu.facts();
+    let (Some(side), Some((low, high))) = (facts.cooperative_matrix, facts.subgroup) else {
+        return Vec::new();
+    };
     let invocations = (QUARTERS * high) as usize;
     let subgroups = (QUARTERS * high / low) as usize;
-    Some(EACH.map(|each| Form::Cooperative(cooperative::Size { side, each, invocations, subgroups })))
+    let size = |each, staged| cooperative::Size { halves, side, each, invocations, subgroups, staged };
+    let fits = |size: &cooperative::Size| size.memory() <= facts.workgroup_memory as usize;
+    EACH.into_iter()
+        .filter_map(|each| [each, 1].map(|s| size(each, s)).into_iter().find(fits))
+        .map(Form::Cooperative)
+        .collect()
 }
 
 /// Every form that a style's plans choose among with every way to load, and an epilogue each; and every epilogue.
@@ -248,9 +300,10 @@ pub(in crate::ops) fn variants(gpu: &Gpu) -> Vec<crate::ops::gates::Variant> {
             Form::Lanes(size) => size.rows.is_multiple_of(4),
             Form::Block { .. } | Form::Cooperative(_) => true,
         };
+        let long = matches!(form, Form::Cooperative(_)) && loads % 2 == 1;
         let possible = (!a_vector || a_along_k || rows_in_fours)
             && !(ragged && (a_vector && a_along_k || b_vector && !b_along_n))
-            && (!sums || !c_vector || matches!(form, Form::Block { .. }) || a_vector && !a_along_k);
+            && (!sums || !c_vector || !matches!(form, Form::Lanes(_)) || a_vector && !a_along_k);
         let tile = Tile {
             form,
             a_along_k,
@@ -262,6 +315,7 @@ pub(in crate::ops) fn variants(gpu: &Gpu) -> Vec<crate::ops::gates::Variant> {
             bias,
             epilogue,
             sums,
+            long,
             act,
         };
         if possible {

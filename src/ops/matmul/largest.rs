@@ -1,0 +1,25 @@
+//! The largest value of a tensor, from which products scale their operands.
+
+use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, MAX_LOOP, Words};
+
+const KERNEL: Kernel = Kernel { name: "largest", text: include_str!("../../../shaders/largest.wgsl") };
+/// Workgroups, each of which leaves the largest of what it read, and invocations of one.
+const PARTS: usize = 256;
+
+/// The largest magnitudes of parts of `x`, as bits of f32; computed once for what `x` holds.
+pub(super) fn largest(gpu: &Gpu, x: &Buf) -> Buf {
+    x.derived(|| {
+        let y = gpu.alloc(PARTS);
+        gpu.dispatch(&Launch {
+            kernel: KERNEL,
+            body: None,
+            constants: &[],
+            reads: &[x],
+            writes: &[&y],
+            params: Words::default().sizes(&[x.len(), 0, 0, 0]),
+            grid: Grid::Groups(PARTS),
+            loops: (x.len().div_ceil(PARTS * PARTS)).min(MAX_LOOP),
+        });
+        y
+    })
+}
