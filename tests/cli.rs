@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use assert_cmd::Command;
 use crossweave::data::weights::Weights;
 use crossweave::eval::sims::{Matrix, Scores};
-use crossweave::gpu::Options;
 use crossweave::systems::Text;
 use half::half;
 
@@ -274,7 +273,7 @@ fn checks_in_f16_pass_by_bounds_of_their_own() {
     let calls: [&[&str]; 2] =
         [&["parity", "--precision", "f16", &file], &["selftest", "--op", "matmul", "--precision", "f16"]];
     for args in calls {
-        if half(&Options::default()).is_none() {
+        if half().is_none() {
             refused(args, &["cooperative matrices", "--precision f32"]);
             continue;
         }

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use adapters::gpus;
 use crossweave::Kind;
-use crossweave::gpu::{Gpu, Grid, Kernel, Launch, MAX_LOOP, Options, Words};
+use crossweave::gpu::{Choices, Class, Gpu, Grid, Kernel, Launch, MAX_LOOP, Options, Style, Words};
 use crossweave::host::Rng;
 use crossweave::ops::registry::cases;
 use crossweave::ops::{Act, AdamState, AdamStep, Expr, adam, map, materialize, sum_of_squares, write};
@@ -240,6 +240,50 @@ fn guards_see_a_trespass() {
         assert!(broken.is_some_and(|b| b.contains("word 0 past a buffer of 40 bytes")));
         assert_eq!(gpu.broken_guard().expect("the device works"), None);
     }
+}
+
+#[test]
+fn tiles_are_measured_once_and_remembered() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let open = |measure, choices: &Choices| {
+        let (style, cache, choices) = (Some(Style::Workgroup), Some(folder.path().into()), choices.clone());
+        gpus(&Options { style, measure, cache, choices, ..Options::default() }).remove(0)
+    };
+    let none = Choices::new();
+    let product = |gpu: &Gpu| {
+        let device = Device::Gpu(gpu.clone());
+        let mut rng = Rng::new(7);
+        let mut draw = || (0..96 * 96).map(|_| rng.normal() as f32).collect::<Vec<_>>();
+        let [x, y] = [device.tensor([96, 96], &draw()), device.tensor([96, 96], &draw())];
+        values(&x.matmul(&y, false, false))
+    };
+    let first = open(Some(true), &none);
+    assert!(first.choices().is_empty());
+    let result = product(&first);
+    let measured = first.choices();
+    assert!(measured.len() == 1 && measured.values().all(|tile| tile.starts_with("block ")), "{measured:?}");
+    // The next process knows, and so does a run that was begun otherwise.
+    assert_eq!(open(Some(true), &none).choices(), measured);
+    let names = ["block 128", "block 64", "block 32"].map(String::from);
+    for other in names.iter().filter(|name| !measured.values().any(|tile| tile == *name)) {
+        let run: Choices = measured.keys().map(|class| (class.clone(), other.clone())).collect();
+        let resumed = open(Some(true), &run);
+        let far = product(&resumed).iter().zip(&result).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
+        assert!(resumed.choices() == run && far < 1e-4, "{far}");
+    }
+    // Software drivers measure nothing by themselves.
+    let own = open(None, &none);
+    product(&own);
+    assert!(own.facts().class == Class::Hardware || own.choices().is_empty());
+    let file =
+        std::fs::read_dir(folder.path()).expect("it reads").next().expect("a file").expect("it lists").path();
+    let text = std::fs::read_to_string(&file).expect("it reads");
+    for broken in ["", "{", "[1]", &text.replace("crossweave ", "crossweave 999.")] {
+        std::fs::write(&file, broken).expect("it writes");
+        assert!(open(Some(true), &none).choices().is_empty(), "{broken}");
+    }
+    product(&open(Some(true), &none));
+    assert_eq!(open(Some(true), &none).choices().len(), 1);
 }
 
 #[test]

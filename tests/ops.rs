@@ -6,12 +6,12 @@ mod half;
 use std::io::Write;
 
 use adapters::gpus;
-use crossweave::gpu::{Gpu, Options, Style};
+use crossweave::gpu::{Gpu, Options, Products, Style};
 use crossweave::host::{Rng, ratios};
 use crossweave::ops::Act;
 use crossweave::ops::registry::{Case, cases};
 use crossweave::tensor::{Device, Tape};
-use half::{half, split};
+use half::{half, on_matrices};
 
 /// Past the harness, which keeps what a passing test prints.
 fn say(what: &str) {
@@ -102,14 +102,19 @@ fn the_default_limits_of_webgpu_are_enough() {
 
 #[test]
 fn products_in_f16_agree_with_f64_and_repeat() {
-    let Some(gpu) = half(&Options::default()) else { return };
+    let Some(gpu) = half() else { return };
     let failures = failures_of(gpu, |case| case.op == "matmul");
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
+/// A device whose f32 products are sums of products of halves, where the adapter has cooperative matrices.
+fn split() -> Option<Gpu> {
+    on_matrices(&Options { products: Some(Products::Split), ..Options::default() })
+}
+
 #[test]
 fn products_of_split_operands_agree_with_f64_and_repeat() {
-    let Some(gpu) = split(&Options::default()) else { return };
+    let Some(gpu) = split() else { return };
     let failures = failures_of(gpu, |case| case.op == "matmul");
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
@@ -117,7 +122,7 @@ fn products_of_split_operands_agree_with_f64_and_repeat() {
 /// Gradients are far below what f16 holds, and a loss may be large: no size of either loses what f32 keeps.
 #[test]
 fn products_on_matrices_are_as_good_for_tiny_and_huge_values() {
-    let devices = [(split(&Options::default()), 4e-6), (half(&Options::default()), 1e-3)];
+    let devices = [(split(), 4e-6), (half(), 1e-3)];
     for (gpu, bound) in devices {
         let Some(gpu) = gpu else { continue };
         let device = Device::Gpu(gpu);
@@ -144,7 +149,7 @@ fn products_on_matrices_are_as_good_for_tiny_and_huge_values() {
 /// Rounding the operands is all that f16 costs: numbers that it holds multiply as in f32.
 #[test]
 fn products_in_f16_only_round_their_operands() {
-    let Some(gpu) = half(&Options::default()) else { return };
+    let Some(gpu) = half() else { return };
     let device = Device::Gpu(gpu);
     // Heads and two maps multiply results of the product before, which f16 does not hold.
     let single = |about: &str| !about.contains("head") && !about.starts_with("two maps");

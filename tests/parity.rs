@@ -4,10 +4,10 @@ mod half;
 
 use std::path::{Path, PathBuf};
 
-use crossweave::gpu::{Gpu, Options, Style};
+use crossweave::gpu::{Gpu, Options, Products, Style};
 use crossweave::parity::check;
 use crossweave::tensor::Device;
-use half::half;
+use half::{half, on_matrices};
 
 /// Families that are parity cases: the rest of the folder serves other tests.
 const FAMILIES: [&str; 9] =
@@ -80,7 +80,14 @@ fn every_style_of_kernels_is_the_original() {
 
 #[test]
 fn products_in_f16_stay_near_the_original() {
-    if let Some(gpu) = half(&Options::default()) {
+    if let Some(gpu) = half() {
+        run(&Device::Gpu(gpu));
+    }
+}
+
+#[test]
+fn f32_products_on_matrix_units_are_the_original() {
+    if let Some(gpu) = on_matrices(&Options { products: Some(Products::Split), ..Options::default() }) {
         run(&Device::Gpu(gpu));
     }
 }

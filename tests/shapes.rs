@@ -5,7 +5,7 @@ mod half;
 
 use ::half::f16;
 use adapters::gpus;
-use crossweave::gpu::Options;
+use crossweave::gpu::{Options, Precision};
 use crossweave::host::{Ratios, Rng, ratios};
 use crossweave::ops::{Act, map, sum_of};
 use crossweave::shape::Shape;
@@ -44,7 +44,10 @@ fn worst(device: &Device, rng: &mut Rng, dims: &[Shape], f: impl Fn(&[Tensor]) -
 
 fn check(what: &str, device: &Device, rng: &mut Rng, dims: &[Shape], f: impl Fn(&[Tensor]) -> Tensor) {
     let far = worst(device, rng, dims, f);
-    assert!(far < 1e-5, "{what} of {dims:?}: {far:.1e} from f64");
+    // Gradients are no numbers that f16 holds.
+    let half = device.gpu().is_some_and(|gpu| gpu.precision() == Precision::F16);
+    let bound = if half { 3e-3 } else { 1e-5 };
+    assert!(far < bound, "{what} of {dims:?}: {far:.1e} from f64");
 }
 
 /// Lengths that meet every edge: below, at and above a vector and a tile.
@@ -55,7 +58,7 @@ fn length(rng: &mut Rng) -> usize {
 
 #[test]
 fn products_of_any_shape() {
-    for gpu in gpus(&Options::default()).into_iter().chain(half(&Options::default())) {
+    for gpu in gpus(&Options::default()).into_iter().chain(half()) {
         let device = Device::Gpu(gpu);
         let mut rng = Rng::new(21);
         for _ in 0..30 {

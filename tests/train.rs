@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use crossweave::data::weights::{Dtype, Weights};
 use crossweave::eval::model::read_system;
 use crossweave::eval::sims::{Matrix, Scores};
-use crossweave::gpu::Options;
 use crossweave::nn::Role;
 use half::half;
 use serde_json::Value;
@@ -85,7 +84,7 @@ fn every_system_killed_at_random_moments_goes_on_bit_for_bit() {
 #[test]
 fn a_run_in_f16_stays_in_f16() {
     let tiny = Tiny::new();
-    if half(&Options::default()).is_none() {
+    if half().is_none() {
         let refused = tiny.run(&Tiny::training("half", "--precision f16")).with(2);
         for part in ["cooperative matrices", "--precision f32"] {
             assert!(refused.err.contains(part), "no {part:?} in {}", refused.err);

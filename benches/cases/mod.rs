@@ -14,6 +14,7 @@ use std::collections::HashSet;
 use crossweave::data::tokenizer::{Tokenizer, WordPiece};
 use crossweave::eval::encoded::{Encoded, training_tile};
 use crossweave::eval::model::is_trained;
+use crossweave::gpu::Precision;
 use crossweave::host::{Columns, Rng, ratios};
 use crossweave::nn::bert::{self, Tokens};
 use crossweave::nn::optim::{Optimizer, take_buffers};
@@ -109,6 +110,9 @@ pub fn check(name: &str, device: &Device) -> Result<(), String> {
             (ratios(&fast, &plain).worst(), 1e-3)
         }
     };
+    // Operands of f16 are off by up to 2^-11, and cancellation in routers carries that far.
+    let half = device.gpu().is_some_and(|gpu| gpu.precision() == Precision::F16);
+    let bound = if half { 5e-2 } else { bound };
     if far <= bound { Ok(()) } else { Err(format!("{name}: {far:.1e} from what it should be")) }
 }
 

@@ -3,7 +3,7 @@
 
 DIME and BERT are those of tools/reference.py, in f32 and with PyTorch's own fused pieces in place of the spelled
 out ones; GSMN and HAT are those of gsmn.py and hat.py, as published or `factored`. They are held against fixtures
-before they are timed.
+before they are timed. Any job may be `compiled` by torch.compile.
 Runs on CUDA where there is one, else on the CPU.
 
     python benches/peers/torch.py [--autocast]      --autocast: f16 where PyTorch thinks it safe (CUDA only)
@@ -357,6 +357,8 @@ def prepare(name):
         raise ValueError("a form of ours")
     if "factored" in words and not system:
         raise ValueError("a form of GSMN and HAT")
+    if "compiled" in words:
+        return torch.compile(prepare(" ".join(w for w in words if w != "compiled")))
     form = system.FORMS["factored" in words] if system else None
     demo, frozen = "demo" in words, "frozen" in words
     direction = "t2i" if "t2i" in words else "i2t"

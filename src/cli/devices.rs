@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::{Verdict, show, table, text_of};
 use crate::error::Result;
-use crate::gpu::{AdapterFacts, Class, adapters, choice};
+use crate::gpu::{self, AdapterFacts, Class, Style, adapters, choice};
 
 /// What `devices` takes.
 #[derive(Args, Debug)]
@@ -35,7 +35,8 @@ pub fn run(options: &Options) -> Result<Verdict> {
         rows.add_row(row);
     }
     let why = reason(options.device.as_deref(), &found, chosen);
-    show(&format!("{}\n* taken: {} ({why})\n", text_of(&rows), found[chosen].name))?;
+    let taken = &found[chosen];
+    show(&format!("{}\n* taken: {} ({why})\n{}", text_of(&rows), taken.name, kernels(taken)))?;
     Ok(Verdict::Good)
 }
 
@@ -51,6 +52,39 @@ fn reason(asked: Option<&str>, found: &[AdapterFacts], chosen: usize) -> String 
                       --device or CROSSWEAVE_DEVICE take another"
             .into(),
     }
+}
+
+/// Which kernels an adapter gets, and why.
+fn kernels(adapter: &AdapterFacts) -> String {
+    let software = adapter.class == Class::Software;
+    let style = match adapter.style(None) {
+        Ok(Style::Subgroup) => "subgroup: a software driver, whose invocations share loads",
+        Ok(Style::Workgroup) => "workgroup: a GPU, whose invocations share tiles",
+        _ => "direct: nothing is shared, as the driver has no subgroups that fit",
+    };
+    let f32 = match (adapter.splits(None), software) {
+        (true, _) => "fused multiply-adds, or three products of f16 on matrices where that measures faster",
+        (false, true) => "fused multiply-adds: a software driver's matrices are no faster",
+        (false, false) => "fused multiply-adds: the driver lists no matrices that fit",
+    };
+    let f16 = adapter.cooperative_matrix.map_or_else(
+        || {
+            "no: the driver lists no square matrices of f16 with f32 sums and subgroups of a known size"
+                .into()
+        },
+        |side| format!("matrices of {side} x {side}"),
+    );
+    let tiles = match (software, gpu::cache()) {
+        (true, _) => "planned: software drivers are not measured".into(),
+        (_, Some(folder)) => format!("measured at their first use, remembered in {}", folder.display()),
+        (_, None) => "measured in every process: there is no folder of caches (CROSSWEAVE_CACHE)".into(),
+    };
+    let mut rows = table(&["kernels", ""], &[]);
+    rows.add_row(["style", style]);
+    rows.add_row(["products in f32", f32]);
+    rows.add_row(["products in f16", &f16]);
+    rows.add_row(["tiles", &tiles]);
+    format!("\n{}\n", text_of(&rows))
 }
 
 fn features(adapter: &AdapterFacts) -> String {

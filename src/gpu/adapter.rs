@@ -220,7 +220,7 @@ impl AdapterFacts {
     ///
     /// # Errors
     /// A style that the adapter cannot run.
-    pub(super) fn style(&self, asked: Option<Style>) -> Result<Style> {
+    pub fn style(&self, asked: Option<Style>) -> Result<Style> {
         let fits = |style| style != Style::Subgroup || self.lanes().is_some();
         let own = match self.class {
             Class::Hardware => Style::Workgroup,

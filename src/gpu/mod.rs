@@ -2,23 +2,27 @@
 //! the only layer that names `wgpu`.
 
 mod adapter;
+mod choices;
 mod kernel;
 mod pool;
 mod profile;
 mod recorder;
 
 use std::cell::{Cell, RefCell};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
 pub(crate) use adapter::QUARTERS;
 pub use adapter::{AdapterFacts, Class, Precision, Products, Style, adapters, choice, choose};
+pub use choices::{Choices, Ways, cache};
 pub use kernel::{Kernel, MAX_LOOP};
 pub use pool::{Buf, Memory};
 pub use profile::{KernelTime, SizeTime, Stats};
 pub use recorder::{Grid, Launch, Words};
 
 use crate::error::{Error, Kind, Result};
+use choices::Chooser;
 use kernel::Pipelines;
 use pool::Pool;
 use profile::Profile;
@@ -39,6 +43,12 @@ pub struct Options {
     /// How f32 products are computed where the adapter has cooperative matrices; `None` takes `CROSSWEAVE_PRODUCTS`
     /// (fma or split), or else what is faster there.
     pub products: Option<Products>,
+    /// Whether to measure which tiles are fastest; `None` takes `CROSSWEAVE_MEASURE` (0 or 1), or else GPUs do.
+    pub measure: Option<bool>,
+    /// Where measurements are remembered; `None` takes `CROSSWEAVE_CACHE`, or else the user's folder of caches.
+    pub cache: Option<PathBuf>,
+    /// Tiles that a run was begun with: it goes on with the same.
+    pub choices: Choices,
     /// Time every kernel from the start (see [`Gpu::profile`]).
     pub profile: bool,
     /// Give every tensor fresh memory with guard words after it, all of them NaN, for
@@ -61,6 +71,7 @@ pub(crate) struct Shared {
     precision: Precision,
     products: Option<Products>,
     checks: bool,
+    choices: RefCell<Chooser>,
     pool: RefCell<Pool>,
     recorder: RefCell<Recorder>,
     pipelines: RefCell<Pipelines>,
@@ -112,6 +123,8 @@ impl Gpu {
             }
         });
         let recorder = Recorder::new(&device, &facts);
+        let asked = std::env::var("CROSSWEAVE_MEASURE").ok().map(|v| v == "1");
+        let choices = RefCell::new(Chooser::new(&facts, options.measure.or(asked), options));
         Ok(Self(Rc::new(Shared {
             pool: RefCell::new(Pool::new(options.guards)),
             recorder: RefCell::new(recorder),
@@ -126,6 +139,7 @@ impl Gpu {
             style,
             precision,
             products,
+            choices,
             checks: options.checks || std::env::var("CROSSWEAVE_CHECKS").is_ok_and(|v| v == "1"),
             fault,
         })))
@@ -186,6 +200,17 @@ impl Gpu {
     /// Records one dispatch.
     pub fn dispatch(&self, launch: &Launch) {
         recorder::dispatch(self, launch);
+    }
+
+    /// The way to run a kernel that is fastest for a class of sizes: as measured once for this adapter, where it
+    /// measures. `run` records a way, by its place, and may be called several times.
+    pub fn choose(&self, ways: &Ways, run: &mut dyn FnMut(usize)) -> usize {
+        choices::choose(self, ways, run)
+    }
+
+    /// The tiles measured so far, or taken over.
+    pub fn choices(&self) -> Choices {
+        self.0.choices.borrow().known().clone()
     }
 
     /// Keeps an error for the next [`Gpu::flush`] or [`Gpu::read`]; dispatches until then do nothing.

@@ -10,14 +10,14 @@ mod tile;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
+use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Ways, Words};
 use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
 use crate::tensor::{Back, Cost, Grad, Keep, Op, Pullback, Tensor, apply, compute};
 pub(super) use cases::cases;
 use largest::largest;
 pub use linears::Linears;
-use tile::{Form, Tile, plan};
+use tile::{Form, SizeClass, Tile, Way, plan};
 #[cfg(test)]
 pub(super) use tile::{variants, with_each_form};
 
@@ -333,32 +333,10 @@ impl MatMul {
         grads
     }
 
-    fn is_dense(&self) -> bool {
-        let (m, n, inner) = (self.m, self.n, self.batch[1]);
-        let batch = |i: usize, stride| self.batch[i] == 1 || self.c.batch[i] == stride || self.sums;
-        self.c.col == 1 && self.c.row == n && batch(1, m * n) && batch(0, inner * m * n)
-    }
-}
-
-impl Op for MatMul {
-    fn name(&self) -> &'static str {
-        "matmul"
-    }
-
-    fn shape(&self, _: &[Shape]) -> Shape {
-        self.shape
-    }
-
-    fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, _: &[Shape]) {
-        let op = self.oriented().folded();
+    /// Records the product `op`, which is this one as its kernel takes it, in one way.
+    fn run(&self, gpu: &Gpu, op: &Self, (form, splits): Way, can_split: bool, x: &[&Buf], y: &Buf) {
         let swapped = self.c.col != 1 && self.c.row == 1;
         let (a, b) = if swapped { (x[1], x[0]) } else { (x[0], x[1]) };
-        let can_split = op.is_dense()
-            && !self.bias
-            && self.epilogue == Epilogue::None
-            && self.act == Act::None
-            && op.sum == 1;
-        let (form, splits) = plan(&op, gpu, can_split);
         let (height, width) = form.covers();
         let tiles = op.m.div_ceil(height) * op.n.div_ceil(width) * op.batches();
         let steps = op.k.div_ceil(4);
@@ -366,7 +344,7 @@ impl Op for MatMul {
         let splits = if can_split { splits.max(steps.div_ceil(most)) } else { 1 };
         let chunk = steps.div_ceil(splits);
         let splits = steps.div_ceil(chunk.max(1)).max(1);
-        let tile = Tile::of(&op, form, 4 * chunk);
+        let tile = Tile::of(op, form, 4 * chunk);
         #[cfg(test)]
         super::gates::planned("matmul", &tile);
         let out = op.shape.len();
@@ -410,6 +388,42 @@ impl Op for MatMul {
         if let Some(partial) = &partial {
             super::reduce::sum_buffers(gpu, partial, y, splits, out);
         }
+    }
+
+    fn is_dense(&self) -> bool {
+        let (m, n, inner) = (self.m, self.n, self.batch[1]);
+        let batch = |i: usize, stride| self.batch[i] == 1 || self.c.batch[i] == stride || self.sums;
+        self.c.col == 1 && self.c.row == n && batch(1, m * n) && batch(0, inner * m * n)
+    }
+}
+
+impl Op for MatMul {
+    fn name(&self) -> &'static str {
+        "matmul"
+    }
+
+    fn shape(&self, _: &[Shape]) -> Shape {
+        self.shape
+    }
+
+    fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, _: &[Shape]) {
+        let op = self.oriented().folded();
+        let can_split = op.is_dense()
+            && !self.bias
+            && self.epilogue == Epilogue::None
+            && self.act == Act::None
+            && op.sum == 1;
+        let (ways, planned) = plan(&op, gpu, can_split);
+        let run = |way: usize| self.run(gpu, &op, ways[way], can_split, x, y);
+        if let [only] = planned[..] {
+            return run(only);
+        }
+        let class = SizeClass::of(&op, &ways, can_split);
+        let mut hash = DefaultHasher::new();
+        ("matmul", &class).hash(&mut hash);
+        let names = || class.names(&ways);
+        let ways = Ways { key: hash.finish(), names: &names, planned: &planned };
+        run(gpu.choose(&ways, &mut |way| run(way)));
     }
 
     fn host(&self, x: &[ArrayView]) -> Array {

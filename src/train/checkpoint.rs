@@ -9,6 +9,7 @@ use crate::data::weights::{self, Entry, Weights};
 use crate::error::{Error, Result};
 use crate::eval::model::{Model, entry, stored};
 use crate::eval::rank::Metrics;
+use crate::gpu::Choices;
 use crate::nn::Role;
 use crate::nn::optim::{Optimizer, Taken};
 
@@ -32,12 +33,23 @@ pub struct State {
     pub seconds: f64,
     /// Optimiser steps of each parameter.
     pub steps: BTreeMap<String, u32>,
+    /// The tiles that were measured to be fastest: others would sum in another order.
+    #[serde(default)]
+    pub choices: Choices,
 }
 
 impl State {
     /// The state of a run that begins.
     pub fn begin(tile: usize) -> Self {
-        Self { version: VERSION, step: 0, tile, best: None, seconds: 0.0, steps: BTreeMap::new() }
+        Self {
+            version: VERSION,
+            step: 0,
+            tile,
+            best: None,
+            seconds: 0.0,
+            steps: BTreeMap::new(),
+            choices: Choices::new(),
+        }
     }
 }
 
@@ -72,6 +84,14 @@ pub fn save(
 /// No file, a broken one, one of a newer version.
 pub fn step(folder: &Path) -> Result<u64> {
     Ok(state_of(&Weights::open(&folder.join(FILE))?)?.step)
+}
+
+/// The tiles that a run was trained with.
+///
+/// # Errors
+/// As [`step`].
+pub fn choices(folder: &Path) -> Result<Choices> {
+    Ok(state_of(&Weights::open(&folder.join(FILE))?)?.choices)
 }
 
 fn state_of(file: &Weights) -> Result<State> {

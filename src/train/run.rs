@@ -59,6 +59,13 @@ fn attempt(options: &TrainOptions, stop: &AtomicBool, tell: &mut dyn FnMut(Event
     let gpu = Gpu::open(&Options {
         device: options.run.device.clone(),
         precision: Some(options.fixed.precision),
+        // A run that cannot be gone on with says so below.
+        choices: options
+            .run
+            .resume
+            .as_ref()
+            .and_then(|run| checkpoint::choices(run).ok())
+            .unwrap_or_default(),
         profile: std::env::var_os("CROSSWEAVE_PROFILE").is_some(),
         ..Options::default()
     })?;
@@ -524,6 +531,7 @@ impl<'a> Session<'a> {
     fn save(&mut self, tell: &mut dyn FnMut(Event)) -> Result<()> {
         self.log.sync()?;
         self.state.seconds = self.seconds();
+        self.state.choices = self.device.gpu().map(Gpu::choices).unwrap_or_default();
         checkpoint::save(
             &self.folder,
             &self.model,

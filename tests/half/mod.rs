@@ -2,21 +2,17 @@
 
 use std::io::Write;
 
-use crossweave::gpu::{Gpu, Options, Precision, Products};
+use crossweave::gpu::{Gpu, Options, Precision};
 
 /// A device that multiplies in f16, where the adapter has cooperative matrices.
-pub fn half(options: &Options) -> Option<Gpu> {
-    matrices(&Options { precision: Some(Precision::F16), ..options.clone() }, "--precision f32")
-}
-
-/// A device whose f32 products are sums of products of halves, where the adapter has cooperative matrices.
-pub fn split(options: &Options) -> Option<Gpu> {
-    matrices(&Options { products: Some(Products::Split), ..options.clone() }, "CROSSWEAVE_PRODUCTS=fma")
+pub fn half() -> Option<Gpu> {
+    on_matrices(&Options { precision: Some(Precision::F16), ..Options::default() })
 }
 
 /// A device as these options want it. Where the adapter has no cooperative matrices there is none: asking for one has
 /// to say so and what to do instead, and the test says that it did not run.
-fn matrices(options: &Options, instead: &str) -> Option<Gpu> {
+pub fn on_matrices(options: &Options) -> Option<Gpu> {
+    let instead = if options.products.is_some() { "CROSSWEAVE_PRODUCTS=fma" } else { "--precision f32" };
     let device = std::env::var("CROSSWEAVE_DEVICE").ok();
     let own = Gpu::open(&Options { device: device.clone(), ..Options::default() })
         .expect("the tests need an adapter");

@@ -183,19 +183,23 @@ const LEAST_SPLIT_ON_GPU: usize = 64;
 /// rows and columns.
 const EACH: [usize; 3] = [4, 2, 1];
 
-/// The tile that costs least, and in how many parts k is computed: one, unless `can_split`.
-pub(super) fn plan(op: &MatMul, gpu: &Gpu, can_split: bool) -> (Form, usize) {
+/// A tile, and in how many parts k is computed.
+pub(super) type Way = (Form, usize);
+
+/// The ways to compute a product, in an order that is the same for all of its class, and the places of those that cost
+/// least, the best first. k is in one part, unless `can_split`.
+pub(super) fn plan(op: &MatMul, gpu: &Gpu, can_split: bool) -> (Vec<Way>, Vec<usize>) {
     #[cfg(test)]
     if let Some(form) = FORCED.get() {
-        return (form, 1);
+        return (vec![(form, 1)], vec![0]);
     }
     let lanes = gpu.facts().lanes().unwrap_or(1);
     let matrices = in_matrices(op, gpu);
     match gpu.style() {
         // Who asks for matrices gets them, whatever they cost.
         _ if !matrices.is_empty() && asked(gpu) => in_blocks(op, &matrices, can_split),
-        Style::Direct => on_cores(op, gpu, &DIRECT, 1, can_split),
-        Style::Subgroup => on_cores(op, gpu, &SUBGROUP, lanes, can_split),
+        Style::Direct => (vec![on_cores(op, gpu, &DIRECT, 1, can_split)], vec![0]),
+        Style::Subgroup => (vec![on_cores(op, gpu, &SUBGROUP, lanes, can_split)], vec![0]),
         Style::Workgroup => {
             let blocks = BLOCKS.map(|(side, halves)| Form::Block { side, halves });
             in_blocks(op, &[&blocks, matrices.as_slice()].concat(), can_split)
@@ -230,8 +234,9 @@ fn on_cores(op: &MatMul, gpu: &Gpu, tuning: &Tuning, lanes: usize, can_split: bo
     (Form::Lanes(lanes::Size { lanes, rows, cols }), splits)
 }
 
-/// For a GPU: waste weighed against idle cores; its loads are shared, its compiler is quick.
-fn in_blocks(op: &MatMul, forms: &[Form], can_split: bool) -> (Form, usize) {
+/// For a GPU: waste weighed against idle cores; its loads are shared, its compiler is quick. A long k is split so that
+/// `ENOUGH` invocations share it, or a quarter as many.
+fn in_blocks(op: &MatMul, forms: &[Form], can_split: bool) -> (Vec<Way>, Vec<usize>) {
     let most = if can_split { (op.k / (4 * LEAST_SPLIT_ON_GPU)).max(1) } else { 1 };
     let tiles = |form: Form| {
         let (height, width) = form.covers();
@@ -244,8 +249,63 @@ fn in_blocks(op: &MatMul, forms: &[Form], can_split: bool) -> (Form, usize) {
         let (each, once) = form.costs();
         work * (1.0 + 32.0 / height as f64) * idle * each + once
     };
-    let form = *forms.iter().min_by(|x, y| cost(**x).total_cmp(&cost(**y))).expect("there are forms");
-    (form, ENOUGH.div_ceil((tiles(form) * form.invocations()).max(1)).clamp(1, most))
+    let way = |form: &Form, enough: usize| {
+        (*form, enough.div_ceil((tiles(*form) * form.invocations()).max(1)).clamp(1, most))
+    };
+    let ways: Vec<Way> = [ENOUGH, ENOUGH / 4].iter().flat_map(|n| forms.iter().map(|f| way(f, *n))).collect();
+    let mut planned: Vec<usize> = (0..forms.len()).collect();
+    planned.sort_by(|x, y| cost(forms[*x]).total_cmp(&cost(forms[*y])));
+    planned.truncate(TIMED);
+    // The best with fewer parts, where that differs.
+    let fewer = planned[0] + forms.len();
+    planned.extend((ways[fewer] != ways[planned[0]]).then_some(fewer));
+    (ways, planned)
+}
+
+/// Forms worth timing.
+const TIMED: usize = 3;
+
+/// What tells a class of products from others: how operands lie, powers of two below the sizes.
+#[derive(Debug, Hash)]
+pub(super) struct SizeClass {
+    tile: [bool; 5],
+    sizes: [u32; 4],
+    splits: bool,
+    ways: usize,
+    backward: bool,
+}
+
+impl SizeClass {
+    pub(super) fn of(op: &MatMul, ways: &[Way], can_split: bool) -> Self {
+        let t = Tile::of(op, ways[0].0, op.k);
+        let log = |n: usize| n.max(1).ilog2();
+        Self {
+            tile: [t.a_along_k, t.a_vector, t.b_along_n, t.b_vector, t.c_vector],
+            sizes: [log(op.m), log(op.n), log(op.k * op.sum), log(op.batches())],
+            splits: can_split,
+            ways: ways.len(),
+            backward: op.backward,
+        }
+    }
+
+    /// Its name, and those of the ways.
+    pub(super) fn names(&self, ways: &[Way]) -> (String, Vec<String>) {
+        let bits: String = self.tile.iter().map(|b| if *b { '1' } else { '0' }).collect();
+        let [m, n, k, batches] = self.sizes.map(|log| 1u64 << log);
+        let way = if self.backward { "back" } else { "forward" };
+        let class =
+            format!("matmul {way} {m} x {n} x {k}, {batches} of them, {bits}, splits {}", self.splits);
+        let half = ways.len() / 2;
+        let name = |(i, (form, _)): (usize, &Way)| {
+            let form = match form {
+                Form::Lanes(size) => format!("lanes {} x {}", size.rows, size.cols),
+                Form::Block { .. } => format!("block {}", form.covers().0),
+                Form::Cooperative(size) => format!("{:?} {}", size.halves, form.covers().0).to_lowercase(),
+            };
+            if i < half { form } else { format!("{form}, fewer parts") }
+        };
+        (class, ways.iter().enumerate().map(name).collect())
+    }
 }
 
 /// The forms on cooperative matrices, for products that fill at least one: a smaller one would mostly multiply padding.
