@@ -5,6 +5,7 @@ mod adapter;
 mod kernel;
 mod pool;
 mod profile;
+mod readback;
 mod recorder;
 
 use std::cell::{Cell, RefCell};
@@ -16,6 +17,7 @@ pub use adapter::{AdapterFacts, Class, Precision, Style, adapters, choice, choos
 pub use kernel::{Kernel, MAX_LOOP};
 pub use pool::{Buf, Memory};
 pub use profile::{KernelTime, SizeTime, Stats};
+pub use readback::Reading;
 pub use recorder::{Grid, Launch, Words};
 
 use crate::error::{Error, Kind, Result};
@@ -63,6 +65,8 @@ pub(crate) struct Shared {
     recorded: Cell<bool>,
     /// Bytes of uploads since the last one.
     staged: Cell<u64>,
+    /// Buffers that the CPU can read, for the next copies back.
+    staging: RefCell<Vec<wgpu::Buffer>>,
     fault: Fault,
 }
 
@@ -108,6 +112,7 @@ impl Gpu {
             epoch: Cell::new(1),
             recorded: Cell::new(false),
             staged: Cell::new(0),
+            staging: RefCell::default(),
             device,
             queue,
             facts,
@@ -191,12 +196,20 @@ impl Gpu {
         recorder::wait(self)
     }
 
+    /// Submits what is recorded and a copy of a buffer, and does not wait for it.
+    ///
+    /// # Errors
+    /// As [`Gpu::flush`].
+    pub fn begin_read(&self, buf: &Buf) -> Result<Reading> {
+        readback::begin(self, buf)
+    }
+
     /// Copies a buffer back.
     ///
     /// # Errors
     /// As [`Gpu::flush`].
     pub fn read(&self, buf: &Buf) -> Result<Vec<f32>> {
-        recorder::read(self, buf)
+        self.begin_read(buf)?.finish()
     }
 
     /// Counters since the start.
@@ -225,6 +238,7 @@ impl Gpu {
     /// Gives pooled, unused memory back to the driver.
     pub fn trim(&self) {
         recorder::forget_bindings(self);
+        self.0.staging.borrow_mut().clear();
         self.0.pool.borrow_mut().trim();
     }
 
