@@ -59,7 +59,8 @@ impl<'a> Tiles<'a> {
     ) -> Self {
         let facts = device.gpu().map(|gpu| gpu.facts());
         let limit = facts.map_or(usize::MAX, |f| f.max_binding.min(f.max_buffer) as usize);
-        let (down, across) = size(budget(facts.map(|f| f.class), limit), pair_values, asked);
+        let budget = budget(facts.map(|f| f.class), limit);
+        let (down, across) = size(budget, pair_values, asked, captions.len());
         // One row of tiles reads each caption once.
         let room = if images > down && facts.is_some() { limit / KEPT_SHARE } else { 0 };
         Self { model, device, captions, order: captions.order(), down, across, kept: BTreeMap::new(), room }
@@ -180,10 +181,10 @@ fn budget(class: Option<Class>, limit: usize) -> usize {
     }
 }
 
-/// Images and captions of a tile whose pairs take so many values each.
-fn size(budget: usize, pair_values: usize, asked: Option<usize>) -> (usize, usize) {
+/// Images and captions of a tile whose pairs take so many values each, where there are so many captions.
+fn size(budget: usize, pair_values: usize, asked: Option<usize>, captions: usize) -> (usize, usize) {
     let pairs = (budget / (4 * pair_values.max(1))).clamp(1, PAIRS);
-    let across = asked.unwrap_or_else(|| pairs.isqrt());
+    let across = asked.unwrap_or_else(|| pairs.isqrt()).min(captions.max(1));
     ((pairs / across).max(1), across)
 }
 

@@ -13,29 +13,37 @@ use crate::tensor::Tensor;
 /// What a pair of DIME takes at its paper's size: 36 regions of four cells of 256.
 const PAPER: usize = 36 * 4 * 256;
 
+/// More captions than a tile has.
+const MANY: usize = 25_000;
+
 const IMAGES: usize = 7;
 const CAPTIONS: usize = 11;
 const WIDTH: usize = 4;
 
 #[test]
 fn a_gpus_tile_grows_with_what_it_binds_and_fits_it() {
-    let side = |limit: usize| size(budget(Some(Class::Hardware), limit), PAPER, None).1;
+    let side = |limit: usize| size(budget(Some(Class::Hardware), limit), PAPER, None, MANY).1;
     assert!((60..=72).contains(&side((4 << 30) - 1)), "{}", side(4 << 30));
     assert_eq!(side(4 << 30), side(64 << 30), "more is not useful");
     assert!(side(128 << 20) < side(1 << 30) && side(1 << 30) < side(4 << 30));
     for limit in [1 << 20, 128 << 20, 1 << 30, 4 << 30] {
         assert!(budget(Some(Class::Hardware), limit) <= limit);
     }
-    assert!(size(budget(Some(Class::Software), 4 << 30), PAPER, None).1 < side(128 << 20));
+    assert!(size(budget(Some(Class::Software), 4 << 30), PAPER, None, MANY).1 < side(128 << 20));
 }
 
 #[test]
 fn what_is_asked_for_is_kept_and_a_tile_is_never_empty() {
-    assert_eq!(size(1 << 20, 64, Some(8)), ((1 << 12) / 8, 8));
-    assert_eq!(size(1, 64, Some(8)), (1, 8));
-    assert_eq!(size(1, 64, None), (1, 1));
-    let (down, across) = size(usize::MAX, 0, None);
+    assert_eq!(size(1 << 20, 64, Some(8), MANY), ((1 << 12) / 8, 8));
+    assert_eq!(size(1, 64, Some(8), MANY), (1, 8));
+    assert_eq!(size(1, 64, None, MANY), (1, 1));
+    let (down, across) = size(usize::MAX, 0, None, MANY);
     assert!(down * across <= PAIRS);
+    // Fewer captions leave room for images.
+    for asked in [None, Some(1000)] {
+        assert_eq!(size(1 << 20, 64, asked, 16), ((1 << 12) / 16, 16));
+    }
+    assert_eq!(size(1 << 20, 64, None, 0), (1 << 12, 1));
 }
 
 /// Scores by the products of two columns' rows; one of its calls meets a fault while it records.
