@@ -70,6 +70,7 @@ fn wrong_usage_is_refused() {
     refused(&["evaluate"], &["nothing to evaluate", "--sims"]);
     refused(&["evaluate", "run", "--sims", "x.npy"], &["contradict"]);
     refused(&["evaluate", "--sims", "x.npy", "--show", "3"], &["--show contradicts --sims"]);
+    refused(&["evaluate", "--sims", "x.npy", "--stats"], &["--stats contradicts --sims"]);
     refused(&["evaluate", "--sims", "no such.npy"], &["no such.npy", "cure"]);
     refused(&["parity"], &["<FILE>"]);
     refused(&["parity", "--host", "no such.safetensors"], &["no such.safetensors"]);

@@ -351,6 +351,33 @@ fn training_varies_regions_and_words() {
     assert!(first.captions.at("captions").values.iter().all(|id| *id >= 0.0));
 }
 
+/// A batch is as wide as its own longest caption, in fours; as the longest there may be only where padding counts.
+#[test]
+fn a_batch_of_short_captions_is_no_wider_than_they_are() {
+    let text =
+        "red\nred green\nred green blue white black grey\nred\n".to_owned() + &"pink gold ".repeat(8) + "\n";
+    let folder = Folder::new(&floats(1, 2, 2, |i| i as f32), &text);
+    let data = folder.open().unwrap();
+    let pieces = WordPiece::from_vocab(build_vocab(data.texts(), 100)).unwrap();
+    let tokens = TokenTable::new(&pieces, data.texts(), 32);
+    let captions = &["input_ids", "attention_mask", "lengths"];
+    let of = |captions_of: &[usize], pad_to_max| {
+        let plan = BatchPlan { captions: captions_of.to_vec(), ..BatchPlan::default() };
+        let batch =
+            assemble(&data, &tokens, &Inputs { captions, pad_to_max, ..inputs() }, &plan, None).unwrap();
+        assert_eq!(batch.captions.at("input_ids").row, [batch.words]);
+        assert_eq!(batch.captions.at("attention_mask").row, [batch.words]);
+        batch.words
+    };
+    let longest = tokens.length(4);
+    assert!(longest > tokens.length(2) + 4 && tokens.length(2) > tokens.length(0) + 4);
+    for (batch, of_longest) in [(&[0, 3][..], 0), (&[0, 1, 2], 2), (&[4, 0], 4)] {
+        let want = tokens.length(of_longest).next_multiple_of(4).min(tokens.words());
+        assert_eq!(of(batch, false), want, "{batch:?}");
+        assert_eq!(of(batch, true), tokens.words());
+    }
+}
+
 fn made(folder: &Folder, batch_size: usize) -> (Arc<Dataset>, Sampler) {
     let data = Arc::new(folder.open().unwrap());
     let pieces = WordPiece::from_vocab(build_vocab(data.texts(), 100)).unwrap();

@@ -6,12 +6,12 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use adapters::gpus;
-use crossweave::Kind;
 use crossweave::gpu::{Choices, Class, Gpu, Grid, Kernel, Launch, MAX_LOOP, Options, Style, Words};
 use crossweave::host::Rng;
 use crossweave::ops::registry::cases;
 use crossweave::ops::{Act, AdamState, AdamStep, Expr, adam, map, materialize, sum_of_squares, write};
 use crossweave::tensor::{Device, Tape, Tensor};
+use crossweave::{Error, Kind};
 
 fn devices() -> Vec<Device> {
     gpus(&Options::default()).into_iter().map(Device::Gpu).collect()
@@ -171,6 +171,47 @@ fn writing_is_seen_by_clones_and_not_by_what_was_recorded_before() {
             assert_eq!(values(t), [1.0, 2.0, 7.0, 8.0, 9.0, 6.0]);
         }
         assert_eq!(values(&before), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    }
+}
+
+#[test]
+fn a_reading_has_the_values_of_its_beginning_whatever_comes_after() {
+    for device in devices().into_iter().chain([Device::Host]) {
+        let mut y = device.tensor([3], &[1.0, 2.0, 3.0]);
+        let readings: Vec<_> = (0..12)
+            .map(|round| {
+                // Of several sizes, more than are kept for reuse, some of them dropped.
+                let all = materialize(y.view().repeat(0, 1 + 40 * (round % 3)));
+                let reading = (all.begin_read().expect("begun"), y.begin_read().expect("begun"));
+                write(&mut y, 1, &device.tensor([1], &[round as f32]));
+                reading
+            })
+            .collect();
+        for (round, (all, own)) in readings.into_iter().enumerate().rev().filter(|(round, _)| round % 4 != 1)
+        {
+            let want = [1.0, if round == 0 { 2.0 } else { round as f32 - 1.0 }, 3.0];
+            assert_eq!(own.finish().expect("read"), want, "round {round}");
+            assert_eq!(all.finish().expect("read"), want.repeat(1 + 40 * (round % 3)), "round {round}");
+        }
+        assert_eq!(values(&y), [1.0, 11.0, 3.0]);
+        assert!(device.full([0], 1.0).begin_read().expect("begun").finish().expect("nothing").is_empty());
+    }
+}
+
+#[test]
+fn an_error_between_a_readings_two_ends_is_told_once() {
+    for device in devices() {
+        let gpu = gpu_of(&device);
+        let x = device.full([4], 1.0);
+        let reading = x.begin_read().expect("begun");
+        gpu.refuse(Error::of(Kind::OutOfMemory, "between"));
+        let void = x.map(|x| x + 1.0);
+        assert_eq!(reading.finish().expect_err("between").kind(), Kind::OutOfMemory);
+        drop(void);
+        assert_eq!(values(&x.map(|x| x + 2.0)), [3.0; 4]);
+        let reading = x.begin_read().expect("begun");
+        gpu.lose();
+        assert_eq!(reading.finish().expect_err("lost").kind(), Kind::DeviceLost);
     }
 }
 

@@ -115,12 +115,11 @@ fn metrics(folder: &Path) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
-#[test]
-fn kept_states_train_as_the_encoder_does() {
-    let world = World::new();
-    assert_eq!(train(world.options("direct", "")), 0);
+/// Trains with and without kept states, and compares what both wrote down.
+fn same_with_kept_states(world: &World, more: &str) {
+    assert_eq!(train(world.options("direct", more)), 0);
     assert!(world.kept("direct").is_empty());
-    assert_eq!(train(world.options("cached", "--cache-text")), 80);
+    assert_eq!(train(world.options("cached", &format!("--cache-text {more}"))), 80);
     let (direct, cached) = (metrics(&world.at("direct")), metrics(&world.at("cached")));
     assert_eq!(direct.len(), 8, "six steps and two validations");
     assert_eq!(direct.len(), cached.len());
@@ -130,6 +129,33 @@ fn kept_states_train_as_the_encoder_does() {
             let (a, b) = (a[name].as_f64().unwrap_or(0.0), b[name].as_f64().unwrap_or(0.0));
             assert!((a - b).abs() <= 1e-6 * a.abs(), "{name}: {a} without, {b} with kept states");
         }
+    }
+}
+
+#[test]
+fn kept_states_train_as_the_encoder_does() {
+    same_with_kept_states(&World::new(), "");
+}
+
+#[test]
+fn where_padding_is_masked_only_a_captions_own_states_are_kept() {
+    let world = World::new();
+    same_with_kept_states(&world, "--mask-padding");
+    for (split, (_, bytes)) in ["dev", "train"].iter().zip(world.kept("cached")) {
+        let text = fs::read_to_string(world.at("data").join(format!("{split}_caps.txt"))).expect("captions");
+        let lengths: Vec<usize> = text.lines().map(|line| line.split(' ').count() + 2).collect();
+        // 8 words of 8 numbers each.
+        let values = &bytes[bytes.len() - 4 * 64 * lengths.len()..];
+        let rows: Vec<&[u8]> = values.chunks(4 * 64).collect();
+        for (caption, (row, length)) in rows.iter().zip(&lengths).enumerate() {
+            let (own, padding) = row.split_at(4 * 8 * length);
+            assert!(
+                own.chunks(4 * 8).all(|word| word.iter().any(|b| *b != 0)),
+                "caption {caption} of {split}"
+            );
+            assert!(padding.iter().all(|b| *b == 0), "caption {caption} of {split}");
+        }
+        assert!(lengths.iter().any(|n| *n < 8), "some are padded");
     }
 }
 

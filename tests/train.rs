@@ -389,3 +389,21 @@ fn no_step_makes_a_buffer_or_bind_group_from_a_shapes_third_occurrence_on() {
         assert_eq!(made(3), made(13), "{name}");
     }
 }
+
+#[test]
+fn stats_tell_the_rates_of_steps_and_pairs() {
+    let tiny = Tiny::new();
+    let rate = |said: &str, unit: &str| -> f64 {
+        let (number, _) = said.split_once(unit).unwrap_or_else(|| panic!("no {unit}: {said}"));
+        number.rsplit([' ', '\n']).next().expect("a word").parse().unwrap_or_else(|_| panic!("{said}"))
+    };
+    let few = tiny.train("few", &format!("--max-steps 3 --stats {T2I}")).err;
+    assert!(few.contains("too few steps") && !few.contains("steps/s"), "{few}");
+    let said = tiny.train("run", &format!("--max-steps 6 --stats {T2I}")).err;
+    assert!(rate(&said, " steps/s after the first") > 0.0);
+    assert!(!tiny.run("evaluate run").with(0).err.contains("pairs/s after"));
+    let said = tiny.run("evaluate run --stats --tile 4").with(0).err;
+    assert!(rate(&said, " pairs/s after the first tile") > 0.0 && said.contains(" dispatches in "), "{said}");
+    let said = tiny.run("evaluate run --stats --tile 1000").with(0).err;
+    assert!(said.contains("one tile: too few"), "{said}");
+}

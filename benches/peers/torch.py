@@ -39,6 +39,7 @@ CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 AUTOCAST = "--autocast" in sys.argv
 REGIONS, WORDS = 36, 32
+UNTRACKED = torch.inference_mode
 
 ref.linear = lambda p, name, x: F.linear(x, p[name + ".weight"], p[name + ".bias"])
 ref.normalise = lambda x, dim=-1: F.normalize(x, dim=dim)
@@ -179,7 +180,7 @@ def bert(captions, words, layers, both):
     types = torch.zeros_like(ids)
     last = lambda p: ref.bert(p, cfg, ids, types, mask)[f"layer.{layers - 1}"]
     if not both:
-        return torch.inference_mode()(lambda: last(params))
+        return UNTRACKED()(lambda: last(params))
     p, leaves = tracked(params, lambda n: n.startswith("encoder.") or "embeddings.LayerNorm" in n)
     g = torch.randn(captions, words, cfg["hidden_size"])
     return lambda: torch.autograd.grad(last(p), list(leaves.values()), g)
@@ -206,11 +207,11 @@ def batch(cfg, images, captions):
 def dime_tile(direction, images, captions):
     cfg, p = dime(direction)
     features, states, lengths = (t.to(DEVICE) for t in batch(cfg, images, captions))
-    with torch.inference_mode():
+    with UNTRACKED():
         stc, wrd = ref.encode_text(p, states)
         img, rgn = ref.encode_images(p, cfg, features, False, {})
 
-    @torch.inference_mode()
+    @UNTRACKED()
     def run():
         out = Few()
         ref.interact(p, cfg, img, rgn, stc, wrd, lengths, None, False, out, {})
@@ -262,7 +263,7 @@ def gsmn_tile(form, demo, images, captions):
     cfg, p = gsmn_model(demo)
     with torch.no_grad():
         items = gsmn.encode(p, cfg, form, *(t.to(DEVICE) for t in gsmn_batch(cfg, images, captions)))
-    return torch.inference_mode()(lambda: form(p, cfg, *items))
+    return UNTRACKED()(lambda: form(p, cfg, *items))
 
 
 def gsmn_step(form, demo, size):
@@ -314,7 +315,7 @@ def swin(form, demo, images):
     cfg = hat_config(demo)["swin"]
     p = on_device(ref_hat.draw_swin(ref.Draw([1]), cfg))
     pixels = torch.randn(images, 3, cfg["img_size"], cfg["img_size"])
-    return torch.inference_mode()(lambda: hat.swin(p, cfg, form, pixels))
+    return UNTRACKED()(lambda: hat.swin(p, cfg, form, pixels))
 
 
 def hat_tile(form, demo, direction, images, captions):
@@ -324,7 +325,7 @@ def hat_tile(form, demo, direction, images, captions):
     rows = lambda n, of: torch.randn(n, of, cfg["hidden_size"])
     items = [(rows(images, (grid >> stage) ** 2), rows(captions, 20)) for _, stage, _ in hat.LEVELS]
     items = hat.prepared(cfg, form, items, lengths)
-    return torch.inference_mode()(lambda: form(cfg, items, lengths))
+    return UNTRACKED()(lambda: form(cfg, items, lengths))
 
 
 def hat_step(form, demo, frozen, size):
@@ -358,7 +359,12 @@ def prepare(name):
     if "factored" in words and not system:
         raise ValueError("a form of GSMN and HAT")
     if "compiled" in words:
-        return torch.compile(prepare(" ".join(w for w in words if w != "compiled")))
+        # The compiler fails on views of parameters in inference mode.
+        global UNTRACKED
+        UNTRACKED = torch.no_grad
+        job = prepare(" ".join(w for w in words if w != "compiled"))
+        UNTRACKED = torch.inference_mode
+        return torch.compile(job)
     form = system.FORMS["factored" in words] if system else None
     demo, frozen = "demo" in words, "frozen" in words
     direction = "t2i" if "t2i" in words else "i2t"

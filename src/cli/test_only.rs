@@ -55,6 +55,7 @@ pub fn run(options: &TrainOptions, checkpoint: &Path) -> Result<Verdict> {
         sims: Vec::new(),
         folds: None,
         show: 0,
+        stats: run.stats,
         json: false,
     })?;
     if data_name.is_some_and(|name| name.ends_with(COCO)) {

@@ -46,6 +46,17 @@ impl Pending {
     /// # Errors
     /// A write that fails, as on a full disk; a former file is then as it was.
     pub fn write(self, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
+        self.write_in_parts(|out| fill(out))
+    }
+
+    /// As [`Pending::write`], in whatever order `fill` likes; what it leaves out below the file's length is zeros.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn write_in_parts(
+        self,
+        fill: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>,
+    ) -> Result<()> {
         let write = |file: File| {
             let mut buffered = BufWriter::with_capacity(1 << 20, file);
             fill(&mut buffered)?;

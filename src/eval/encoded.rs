@@ -1,6 +1,7 @@
 //! A split encoded once, and all its pairs scored in tiles.
 
 mod captions;
+mod tiles;
 
 use std::cell::Cell;
 
@@ -11,18 +12,14 @@ use crate::data::batches::{BatchPlan, BoxRead, assemble};
 use crate::data::dataset::Dataset;
 use crate::data::tokenizer::TokenTable;
 use crate::error::{Error, Kind, Result};
-use crate::gpu::Class;
 use crate::host::Columns;
 use crate::systems::{Items, Pass, System};
 use crate::tensor::Device;
 use captions::Captions;
+use tiles::Tiles;
 
 /// Items encoded at a time.
 const ENCODE: usize = 64;
-/// Bytes of a tile's largest tensor: what stays near a CPU's caches, and what keeps a GPU busy.
-const SOFTWARE_TILE: usize = 8 << 20;
-const HARDWARE_TILE: usize = 64 << 20;
-
 /// Bytes of encoded images that the host holds at a time: all, but of systems whose images are large.
 const HELD: usize = 1 << 30;
 
@@ -88,7 +85,7 @@ impl<'a> Encoded<'a> {
                 items = items.with("states", states.upload(&batch.caption_ids, batch.words, device)?);
             }
             match system.captions(&pass, &items).to_host() {
-                Err(e) if e.kind() == Kind::OutOfMemory && most > 1 => most = fewer(most, device),
+                Err(e) if e.kind() == Kind::OutOfMemory && most > 1 => most = fewer(most, device)?,
                 encoded => captions.extend(&encoded?),
             }
         }
@@ -101,7 +98,7 @@ impl<'a> Encoded<'a> {
                 let batch = batch(Vec::new(), (first..(start + n).min(first + most.get())).collect())?;
                 match model.system.images(&pass, &Items::upload(&batch.images, device)).to_host() {
                     Err(e) if e.kind() == Kind::OutOfMemory && most.get() > 1 => {
-                        most.set(fewer(most.get(), device));
+                        most.set(fewer(most.get(), device)?);
                     }
                     encoded => all.extend(encoded?),
                 }
@@ -146,10 +143,10 @@ impl<'a> Encoded<'a> {
         stop: &dyn Fn() -> bool,
         tell: &mut dyn FnMut(Progress),
     ) -> Result<Vec<f32>> {
-        let system = &*model.system;
         let captions = self.captions.len();
         let mut sims = vec![0.0; self.images * captions];
-        let mut tiles = tile_of(system, self.regions, self.words, device, tile);
+        let values = model.system.pair_values(self.regions, self.words);
+        let mut tiles = Tiles::new(model, device, &self.captions, self.images, values, tile);
         let mut first = 0;
         while first < self.images {
             let block = self.block(first)?;
@@ -161,8 +158,7 @@ impl<'a> Encoded<'a> {
                 }
                 other => tell(other),
             };
-            let to = &mut sims[done..done + block.len() * captions];
-            self.score_block(model, device, &block, &mut tiles, stop, &mut tell, to)?;
+            tiles.score(&block, stop, &mut tell, &mut sims[done..done + block.len() * captions])?;
             first += block.len();
         }
         Ok(sims)
@@ -180,55 +176,6 @@ impl<'a> Encoded<'a> {
                 return Ok(block);
             }
         }
-    }
-
-    /// Scores a block's images with every caption: each image is brought to the device once.
-    fn score_block(
-        &self,
-        model: &Model,
-        device: &Device,
-        images: &Columns,
-        (down, across): &mut (usize, usize),
-        stop: &dyn Fn() -> bool,
-        tell: &mut dyn FnMut(Progress),
-        sims: &mut [f32],
-    ) -> Result<()> {
-        let pass = Pass::evaluation(model.params.root());
-        let (captions, order) = (self.captions.len(), self.captions.order());
-        let mut image = 0;
-        'images: while image < images.len() {
-            let n = (*down).min(images.len() - image);
-            let rows = Items::upload_part(images, image, n, device);
-            let mut caption = 0;
-            while caption < captions {
-                interrupted(stop)?;
-                let m = (*across).min(captions - caption);
-                let scored = &order[caption..caption + m];
-                let columns = Items::upload(&self.captions.select(scored), device);
-                let values = match model.system.score(&pass, &rows, &columns).to_vec() {
-                    Err(e) if e.kind() == Kind::OutOfMemory && (*down).max(*across) > 1 => {
-                        let fewer_images = down > across;
-                        let smaller = if fewer_images { &mut *down } else { &mut *across };
-                        *smaller = fewer(*smaller, device);
-                        let text = format!("too little device memory: scoring in tiles of {down} x {across}");
-                        tell(Progress::Notice(text));
-                        if fewer_images {
-                            continue 'images;
-                        }
-                        continue;
-                    }
-                    other => other?,
-                };
-                for (i, row) in values.chunks(m).enumerate() {
-                    scored.iter().zip(row).for_each(|(c, s)| sims[(image + i) * captions + c] = *s);
-                }
-                caption += m;
-                let done = image * captions + n * caption;
-                tell(Progress::Evaluating { done: done as u64, total: 0 });
-            }
-            image += n;
-        }
-        Ok(())
     }
 
     /// In words, why an image and a caption have their similarity, where the system says.
@@ -249,11 +196,16 @@ impl<'a> Encoded<'a> {
 }
 
 /// Half as many items at a time, and the memory of the attempt that failed given back.
-fn fewer(most: usize, device: &Device) -> usize {
+///
+/// # Errors
+/// What the device reports besides.
+fn fewer(most: usize, device: &Device) -> Result<usize> {
     if let Some(gpu) = device.gpu() {
         gpu.trim();
+        // The driver has it once no submission reads it.
+        gpu.wait()?;
     }
-    most.div_ceil(2)
+    Ok(most.div_ceil(2))
 }
 
 /// Whether the captions of a batch, of so many words at most, can be encoded at once.
@@ -290,23 +242,6 @@ pub fn training_tile(
     let limit = device.gpu().map_or(usize::MAX, |g| g.facts().max_binding as usize);
     let caption = 4 * images * system.pair_values(regions, words);
     (limit / caption.max(1)).clamp(1, captions.max(1))
-}
-
-/// Images and captions of a scoring tile.
-fn tile_of(
-    system: &dyn System,
-    regions: usize,
-    words: usize,
-    device: &Device,
-    asked: Option<usize>,
-) -> (usize, usize) {
-    let budget = match device.gpu().map(|g| g.facts()) {
-        Some(facts) if facts.class == Class::Hardware => HARDWARE_TILE.min(facts.max_binding as usize),
-        _ => SOFTWARE_TILE,
-    };
-    let pairs = (budget / (4 * system.pair_values(regions, words).max(1))).max(1);
-    let across = asked.unwrap_or_else(|| pairs.isqrt().max(1));
-    ((pairs / across).max(1), across)
 }
 
 pub(super) fn interrupted(stop: &dyn Fn() -> bool) -> Result<()> {

@@ -62,6 +62,9 @@ pub struct EvaluateOptions {
     /// Shows, for the first caption of each of the first N images, the images ranked first and why
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = TABLE)]
     pub show: usize,
+    /// Tells how many pairs a second were scored, memory, dispatches and pipelines
+    #[arg(long, help_heading = TABLE)]
+    pub stats: bool,
     /// Prints one JSON object instead of the table
     #[arg(long, help_heading = TABLE)]
     pub json: bool,
@@ -92,6 +95,7 @@ impl EvaluateOptions {
             ("--vocab", self.vocab.is_some()),
             ("--tile", self.tile.is_some()),
             ("--show", self.show > 0),
+            ("--stats", self.stats),
         ];
         if let Some((option, _)) = of_runs.iter().find(|(_, given)| *given && !self.sims.is_empty()) {
             return Err(Error::new(format!(

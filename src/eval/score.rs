@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use super::begun::Begun;
 use super::encoded::{Encoded, Scored};
@@ -28,6 +29,36 @@ pub struct Members<'a> {
     options: &'a EvaluateOptions,
     all: Vec<Member>,
     names: Option<Vec<String>>,
+}
+
+/// Pairs a second from the end of the first tile on, which compiled kernels.
+#[derive(Default)]
+struct Rate {
+    first: Option<(Instant, u64)>,
+    last: Option<(Instant, u64)>,
+}
+
+impl Rate {
+    fn note(&mut self, done: u64) {
+        let now = Some((Instant::now(), done));
+        self.first = self.first.or(now);
+        self.last = now;
+    }
+}
+
+impl std::fmt::Display for Rate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (Some((begun, before)), Some((ended, done))) = (self.first, self.last) else {
+            return write!(f, "nothing was scored");
+        };
+        match done.saturating_sub(before) {
+            0 => write!(f, "one tile: too few for a rate of pairs"),
+            pairs => {
+                let seconds = (ended - begun).as_secs_f64().max(1e-9);
+                write!(f, "{:.0} pairs/s after the first tile", pairs as f64 / seconds)
+            }
+        }
+    }
 }
 
 struct Member {
@@ -88,14 +119,27 @@ impl<'a> Members<'a> {
         let device = open(self.options)?;
         let stopped = || stop.load(Ordering::Relaxed);
         for member in &self.all {
+            let mut rate = Rate::default();
+            let mut noting = |progress| {
+                if let Progress::Evaluating { done, .. } = progress {
+                    rate.note(done);
+                }
+                tell(progress);
+            };
             let scores = member.encoded(self.options, &device, stop, |model, encoded| {
-                encoded.score(model, &device, self.options.tile, &stopped, tell)
+                encoded.score(model, &device, self.options.tile, &stopped, &mut noting)
             })?;
+            if self.options.stats {
+                tell(Progress::Notice(format!("{}: {rate}", member.run.display())));
+            }
             done.push(Matrix {
                 images: member.data.images(),
                 captions_per_image: member.data.captions_per_image(),
                 scores: Scores::F32(scores),
             });
+        }
+        if let Some(gpu) = device.gpu().filter(|_| self.options.stats) {
+            tell(Progress::Notice(gpu.stats().to_string()));
         }
         Ok(())
     }

@@ -1,10 +1,11 @@
 //! The states of a frozen text encoder, computed once per caption and kept in the run's folder.
 //!
 //! A cache is a `.npy` array `[captions, words, hidden]` of f32. What it was computed from is part of its name,
-//! so a file of other weights, captions or lengths is never taken up; it appears whole or not at all.
+//! so a file of other weights, captions or lengths is never taken up; it appears whole or not at all. Where padding does
+//! not count, it is zeros, and nothing is computed for it but what brings a batch to one length.
 
 use std::hash::Hasher;
-use std::io;
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::Xxh3;
@@ -13,7 +14,7 @@ use super::Progress;
 use super::encoded::interrupted;
 use super::model::Model;
 use super::sims::npy_header;
-use crate::data::atomic;
+use crate::data::atomic::Pending;
 use crate::data::batches::{BatchPlan, assemble};
 use crate::data::dataset::Dataset;
 use crate::data::features::Features;
@@ -82,7 +83,7 @@ impl TextCache {
         }
         remove_stale(run, &name)?;
         let encode = |part| states(&encoder, model, captions, part, device);
-        write(&path, shape, &encode, stop, tell)?;
+        write(&path, shape, captions.tokens, &encode, stop, tell)?;
         Ok(Self(Features::open(&path)?))
     }
 
@@ -98,28 +99,41 @@ impl TextCache {
     }
 }
 
+/// Writes the states of captions, those of like lengths together, each where it belongs; past what `encode` gives are
+/// zeros.
 fn write(
     path: &Path,
     shape: [usize; 3],
-    encode: &dyn Fn(Vec<usize>) -> Result<Vec<f32>>,
+    tokens: &TokenTable,
+    encode: &dyn Fn(Vec<usize>) -> Result<Vec<Vec<f32>>>,
     stop: &dyn Fn() -> bool,
     tell: &mut dyn FnMut(Progress),
 ) -> Result<()> {
     let total = shape[0];
+    let header = npy_header("<f4", &shape);
+    let place = |caption: usize| (header.len() + 4 * caption * shape[1] * shape[2]) as u64;
+    let mut order: Vec<usize> = (0..total).collect();
+    order.sort_by_key(|caption| std::cmp::Reverse(tokens.length(*caption)));
     let mut failed = None;
-    let written = atomic::file(path, |out| {
+    let written = Pending::begin(path)?.write_in_parts(|out| {
         tell(Progress::Encoding { done: 0, total: total as u64 });
-        out.write_all(&npy_header("<f4", &shape))?;
-        for start in (0..total).step_by(ENCODE) {
-            let part: Vec<usize> = (start..total.min(start + ENCODE)).collect();
-            let done = (start + part.len()) as u64;
-            match interrupted(stop).and_then(|()| encode(part)) {
-                Ok(values) => values.iter().try_for_each(|v| out.write_all(&v.to_le_bytes()))?,
+        out.write_all(&header)?;
+        out.get_ref().set_len(place(total))?;
+        let mut done = 0;
+        for part in order.chunks(ENCODE) {
+            match interrupted(stop).and_then(|()| encode(part.to_vec())) {
+                Ok(rows) => {
+                    for (caption, row) in part.iter().zip(rows) {
+                        out.seek(SeekFrom::Start(place(*caption)))?;
+                        row.iter().try_for_each(|v| out.write_all(&v.to_le_bytes()))?;
+                    }
+                }
                 Err(e) => {
                     failed = Some(e);
                     return Err(io::Error::other("no states"));
                 }
             }
+            done += part.len() as u64;
             tell(Progress::Encoding { done, total: total as u64 });
         }
         Ok(())
@@ -127,15 +141,17 @@ fn write(
     failed.map_or(written, Err)
 }
 
-/// The last states of some captions.
+/// The last states of some captions: of the words that each has, or where padding counts of all.
 fn states(
     encoder: &TextEncoder,
     model: &Model,
     captions: &Captions,
     part: Vec<usize>,
     device: &Device,
-) -> Result<Vec<f32>> {
-    let inputs = Inputs { captions: &["input_ids", "attention_mask"], pad_to_max: true, ..Inputs::default() };
+) -> Result<Vec<Vec<f32>>> {
+    let Inputs { pad_to_max, least, .. } = model.system.inputs();
+    let inputs =
+        Inputs { captions: &["input_ids", "attention_mask"], pad_to_max, least, ..Inputs::default() };
     let plan = BatchPlan { captions: part, ..BatchPlan::default() };
     let batch = assemble(captions.data, captions.tokens, &inputs, &plan, None)?;
     let x = Items::upload(&batch.captions, device);
@@ -143,16 +159,21 @@ fn states(
     let scope = model.params.below(encoder.prefix);
     let tokens = Tokens { ids, mask, types: None };
     let values = bert::encode(&scope, encoder.config, &tokens, None).last().to_vec()?;
-    if values.iter().all(|v| v.is_finite()) {
-        return Ok(values);
+    let hidden = encoder.config.hidden_size;
+    let own = |(caption, row): (&usize, &[f32])| {
+        let words = if pad_to_max { batch.words } else { captions.tokens.length(*caption) };
+        row[..words * hidden].to_vec()
+    };
+    let rows = values.chunks(batch.words * hidden);
+    let rows: Vec<Vec<f32>> = batch.caption_ids.iter().zip(rows).map(own).collect();
+    match rows.iter().position(|row| row.iter().any(|v| !v.is_finite())) {
+        None => Ok(rows),
+        Some(bad) => {
+            Err(Error::of(Kind::NonFinite, "the text encoder gives states that are NaN or infinite")
+                .at(format!("caption {}", batch.caption_ids[bad]))
+                .cure("give another --bert_path"))
+        }
     }
-    Err(Error::of(Kind::NonFinite, "the text encoder gives states that are NaN or infinite")
-        .at(format!(
-            "captions {} to {}",
-            batch.caption_ids[0],
-            batch.caption_ids[batch.caption_ids.len() - 1]
-        ))
-        .cure("give another --bert_path"))
 }
 
 /// What states follow from: the encoder's weights and configuration, and the captions' tokens (thus the

@@ -6,6 +6,7 @@ mod choices;
 mod kernel;
 mod pool;
 mod profile;
+mod readback;
 mod recorder;
 
 use std::cell::{Cell, RefCell};
@@ -19,6 +20,7 @@ pub use choices::{Choices, Ways, cache};
 pub use kernel::{Kernel, MAX_LOOP};
 pub use pool::{Buf, Memory};
 pub use profile::{KernelTime, SizeTime, Stats};
+pub use readback::Reading;
 pub use recorder::{Grid, Launch, Words};
 
 use crate::error::{Error, Kind, Result};
@@ -82,6 +84,8 @@ pub(crate) struct Shared {
     recorded: Cell<bool>,
     /// Bytes of uploads since the last one.
     staged: Cell<u64>,
+    /// Buffers that the CPU can read, for the next copies back.
+    staging: RefCell<Vec<wgpu::Buffer>>,
     fault: Fault,
 }
 
@@ -133,6 +137,7 @@ impl Gpu {
             epoch: Cell::new(1),
             recorded: Cell::new(false),
             staged: Cell::new(0),
+            staging: RefCell::default(),
             device,
             queue,
             facts,
@@ -235,12 +240,20 @@ impl Gpu {
         recorder::wait(self)
     }
 
+    /// Submits what is recorded and a copy of a buffer, and does not wait for it.
+    ///
+    /// # Errors
+    /// As [`Gpu::flush`].
+    pub fn begin_read(&self, buf: &Buf) -> Result<Reading> {
+        readback::begin(self, buf)
+    }
+
     /// Copies a buffer back.
     ///
     /// # Errors
     /// As [`Gpu::flush`].
     pub fn read(&self, buf: &Buf) -> Result<Vec<f32>> {
-        recorder::read(self, buf)
+        self.begin_read(buf)?.finish()
     }
 
     /// Counters since the start.
@@ -269,6 +282,7 @@ impl Gpu {
     /// Gives pooled, unused memory back to the driver.
     pub fn trim(&self) {
         recorder::forget_bindings(self);
+        self.0.staging.borrow_mut().clear();
         self.0.pool.borrow_mut().trim();
     }
 

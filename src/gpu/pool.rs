@@ -232,7 +232,7 @@ pub(super) fn alloc(gpu: &Gpu, len: usize, upload: bool) -> Buf {
 pub(super) fn broken_guard(gpu: &Gpu) -> crate::error::Result<Option<String>> {
     let guarded = gpu.0.pool.borrow_mut().guarded.as_mut().map(std::mem::take).unwrap_or_default();
     for (buffer, asked) in guarded {
-        let tail = super::recorder::copy_back(gpu, &buffer, asked, buffer.size() - asked)?;
+        let tail = super::readback::Copy::begin(gpu, &buffer, asked, buffer.size() - asked).finish()?;
         if let Some(at) = tail.iter().position(|word| *word != GUARD) {
             return Ok(Some(format!("word {at} past a buffer of {asked} bytes holds {:#x}", tail[at])));
         }

@@ -2,12 +2,12 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use super::kernel::{MAX_LOOP, Pipeline, pipeline};
 use super::pool::is_void;
 use super::profile::{Clock, Timed};
+use super::readback::Copy;
 use super::{AdapterFacts, Buf, Class, Gpu, Kernel, Style, report};
 use crate::error::{Error, Kind, Result};
 
@@ -308,7 +308,7 @@ fn note_times(gpu: &Gpu) {
     else {
         return;
     };
-    match copy_back(gpu, &resolved, 0, 16 * clocked.len() as u64) {
+    match Copy::begin(gpu, &resolved, 0, 16 * clocked.len() as u64).finish() {
         Ok(words) => {
             let ticks = |low: usize| u64::from(words[low]) | u64::from(words[low + 1]) << 32;
             for (i, timed) in clocked.iter().enumerate() {
@@ -323,65 +323,40 @@ fn note_times(gpu: &Gpu) {
 }
 
 pub(super) fn flush(gpu: &Gpu) -> Result<()> {
-    let mut recorder = gpu.0.recorder.borrow_mut();
-    if let Some(fault) = gpu.take_fault() {
-        recorder.commands.clear();
-        recorder.arena.clear();
-        gpu.0.recorded.set(false);
-        return Err(fault);
-    }
-    submit(gpu, &mut recorder);
-    drop(recorder);
+    sound(gpu)?;
+    submit(gpu, &mut gpu.0.recorder.borrow_mut());
     note_times(gpu);
-    gpu.take_fault().map_or(Ok(()), Err)
+    sound(gpu)
+}
+
+/// What went wrong since the last call, if anything did: what is recorded is then void.
+pub(super) fn sound(gpu: &Gpu) -> Result<()> {
+    let Some(fault) = gpu.take_fault() else { return Ok(()) };
+    let mut recorder = gpu.0.recorder.borrow_mut();
+    recorder.commands.clear();
+    recorder.arena.clear();
+    gpu.0.recorded.set(false);
+    Err(fault)
 }
 
 pub(super) fn wait(gpu: &Gpu) -> Result<()> {
     gpu.0.recorder.borrow_mut().in_flight.clear();
     poll(gpu, wgpu::PollType::wait_indefinitely()).map_err(|e| lost(&e.to_string()))?;
-    gpu.take_fault().map_or(Ok(()), Err)
+    sound(gpu)
 }
 
-pub(super) fn read(gpu: &Gpu, buf: &Buf) -> Result<Vec<f32>> {
-    is_void(gpu, buf);
-    flush(gpu)?;
-    if buf.is_empty() {
-        return Ok(Vec::new());
-    }
-    let words = copy_back(gpu, buf.buffer(), buf.offset, 4 * buf.len() as u64)?;
-    gpu.0.profile.borrow_mut().readbacks += 1;
-    Ok(words.into_iter().map(f32::from_bits).collect())
-}
-
-/// Words of a buffer after everything submitted.
-pub(super) fn copy_back(gpu: &Gpu, buffer: &wgpu::Buffer, offset: u64, bytes: u64) -> Result<Vec<u32>> {
-    let staging = gpu.0.device.create_buffer(&wgpu::BufferDescriptor {
-        label: Some("readback"),
-        size: bytes,
-        usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-        mapped_at_creation: false,
-    });
-    let mut encoder = gpu.0.device.create_command_encoder(&Default::default());
-    encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, bytes);
-    gpu.0.queue.submit([encoder.finish()]);
-    let (sender, receiver) = mpsc::channel();
-    staging.map_async(wgpu::MapMode::Read, .., move |r| {
-        let _ = sender.send(r);
-    });
-    wait(gpu)?;
-    match receiver.recv() {
-        Ok(Ok(())) => {}
-        _ => return Err(gpu.take_fault().unwrap_or_else(|| lost("a readback failed"))),
-    }
-    let view = staging.get_mapped_range(..).map_err(|e| lost(&e.to_string()))?;
-    Ok(bytemuck::pod_collect_to_vec(&view[..]))
+/// Waits for a submission and those before it.
+pub(super) fn wait_for(gpu: &Gpu, submission: wgpu::SubmissionIndex) -> Result<()> {
+    poll(gpu, wgpu::PollType::Wait { submission_index: Some(submission), timeout: None })
+        .map_err(|e| lost(&e.to_string()))?;
+    sound(gpu)
 }
 
 pub(super) fn forget_bindings(gpu: &Gpu) {
     gpu.0.recorder.borrow_mut().bindings.clear();
 }
 
-fn lost(message: &str) -> Error {
+pub(super) fn lost(message: &str) -> Error {
     Error::of(Kind::DeviceLost, format!("the device stopped answering: {message}"))
         .cure("run again; `train --resume` goes on from the last checkpoint")
 }

@@ -85,9 +85,9 @@ pub struct Rules {
 
 impl Rules {
     /// The bounds after encoders of that many transformer layers (`None`: where there is no product).
-    pub fn new(device: &Device, layers: Option<usize>) -> Self {
-        let host = device.gpu().is_none();
-        let half = layers.is_some() && device.gpu().is_some_and(|gpu| gpu.precision() == Precision::F16);
+    pub fn new(fixture: &Fixture, device: &Device, layers: Option<usize>) -> Self {
+        let host = device.gpu().is_none() && !fixture.half;
+        let half = layers.is_some() && (fixture.half || is_half(device));
         let out = match layers {
             _ if host => 1e-6,
             _ if half => HALF_OUT,
@@ -103,6 +103,11 @@ impl Rules {
     pub fn through_pixels(self) -> Self {
         if self.host || self.half { self } else { Self { grad: 1e-3, ..self } }
     }
+}
+
+/// Whether products round their operands to f16 there.
+pub(super) fn is_half(device: &Device) -> bool {
+    device.gpu().is_some_and(|gpu| gpu.precision() == Precision::F16)
 }
 
 /// Compares results with the tensors of a family (`out.` or `grad.`) that `wanted` picks.

@@ -51,7 +51,14 @@ fn backbone(fixture: &Fixture, device: &Device) -> Result<Vec<Row>> {
         noted.push((format!("layers.{}.last_block", stages.len() - 1), last));
     }
     let out = values(&noted)?;
-    Ok(family(fixture, "out.", "fast", Rules::new(device, Some(config.depths.iter().sum())), &out, |_| true))
+    Ok(family(
+        fixture,
+        "out.",
+        "fast",
+        Rules::new(fixture, device, Some(config.depths.iter().sum())),
+        &out,
+        |_| true,
+    ))
 }
 
 fn values(tensors: &[(String, Tensor)]) -> Result<BTreeMap<String, Vec<f64>>> {
@@ -67,7 +74,7 @@ fn alone(fixture: &Fixture, device: &Device) -> Result<Vec<Row>> {
     let edge = ["images", "captions"].map(|name| fixture.upload(device, &format!("in.edge.{name}")));
     let [edge_images, edge_captions] = edge;
     let (edge_images, edge_captions) = (edge_images?, edge_captions?);
-    let rules = Rules::new(device, Some(0));
+    let rules = Rules::new(fixture, device, Some(0));
     let mut rows = Vec::new();
     for (path, form) in [("composed", Form::Composed), ("fast", Form::Fast), ("recomputed", Form::Recomputed)]
     {
@@ -147,7 +154,8 @@ fn training(fixture: &Fixture, kind: Kind, device: &Device) -> Result<Vec<Row>> 
         None => full.clone(),
     };
     let tensors = fixture.tensors.iter().map(|(name, t)| (renamed(name), t.clone())).collect();
-    let mut one = Fixture { place: fixture.place.clone(), spec: fixture.spec.clone(), tensors };
+    let mut one =
+        Fixture { place: fixture.place.clone(), spec: fixture.spec.clone(), tensors, half: fixture.half };
     let system = (kind.open)(&one.spec["config"]).map_err(|e| e.at(&fixture.place))?;
     let of_encoder = |s: &crate::nn::ParamSpec| {
         s.role == Role::Encoder && one.tensors.contains_key(&format!("grad.{}", s.name))

@@ -35,7 +35,7 @@ pub(super) fn bert(fixture: &Fixture, device: &Device) -> Result<Vec<Row>> {
     for (i, layer) in states.layers.iter().enumerate() {
         out.insert(format!("layer.{i}"), layer.to_f64()?);
     }
-    let mut rules = Rules::new(device, Some(config.num_hidden_layers));
+    let mut rules = Rules::new(fixture, device, Some(config.num_hidden_layers));
     if rules.half {
         rules.out = HALF_TEXT;
     }
@@ -53,7 +53,7 @@ pub(super) fn loss(fixture: &Fixture, device: &Device) -> Result<Vec<Row>> {
     let out = BTreeMap::from([("loss".to_string(), value.to_f64()?)]);
     let grads = tape.backward(&value);
     let g = grads.of(&scores).map_or(Ok(vec![0.0; scores.len()]), |g| g.to_f64())?;
-    let rules = Rules::new(device, None);
+    let rules = Rules::new(fixture, device, None);
     let mut rows = family(fixture, "out.", PATH, rules, &out, |_| true);
     rows.extend(family(fixture, "grad.", PATH, rules, &BTreeMap::from([("scores".to_string(), g)]), |_| {
         true
@@ -100,7 +100,7 @@ pub(super) fn adam(fixture: &Fixture, device: &Device) -> Result<Vec<Row>> {
         }
     }
     let out = BTreeMap::from([("grad_norms".to_string(), norms)]);
-    rows.extend(family(fixture, "out.", PATH, Rules::new(device, None), &out, |_| true));
+    rows.extend(family(fixture, "out.", PATH, Rules::new(fixture, device, None), &out, |_| true));
     Ok(rows)
 }
 

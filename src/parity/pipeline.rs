@@ -49,8 +49,9 @@ pub(super) fn check(fixture: &Fixture, kind: Kind, device: &Device) -> Result<Ve
     }
     boxes.insert("bbox_seen_by_encode_data".into(), read(&seen, captions));
     let boxes = boxes.into_iter().map(|(n, v)| (n, v.into_iter().map(f64::from).collect())).collect();
-    let mut rows =
-        family(fixture, "out.", "data", Rules::new(device, None), &boxes, |n| n.starts_with("bbox_"));
+    let mut rows = family(fixture, "out.", "data", Rules::new(fixture, device, None), &boxes, |n| {
+        n.starts_with("bbox_")
+    });
 
     type BoxOf<'a> = &'a dyn Fn(usize) -> (usize, usize);
     let scored: [(&str, BoxOf); 3] = [

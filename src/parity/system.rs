@@ -21,7 +21,7 @@ pub(super) fn check(fixture: &Fixture, kind: Kind, device: &Device) -> Result<Ve
     let config = &fixture.spec["config"];
     let system = (kind.open)(config).map_err(|e| e.at(&fixture.place))?;
     let layers = system.text_encoder().map_or(0, |encoder| encoder.config.num_hidden_layers);
-    let rules = Rules::new(device, Some(layers));
+    let rules = Rules::new(fixture, device, Some(layers));
     let rules = if system.image_encoder().is_some() { rules.through_pixels() } else { rules };
     let (first, second) = in_steps(fixture);
     let fixture = &first;
@@ -75,7 +75,12 @@ fn in_steps(fixture: &Fixture) -> (Fixture, Option<(Fixture, f64)>) {
         let (family, name) = full.split_once("2.").filter(|(family, _)| !family.contains('.'))?;
         Some(format!("{family}.{name}"))
     };
-    let of = |tensors| Fixture { place: fixture.place.clone(), spec: fixture.spec.clone(), tensors };
+    let of = |tensors| Fixture {
+        place: fixture.place.clone(),
+        spec: fixture.spec.clone(),
+        tensors,
+        half: fixture.half,
+    };
     let Some((_, rate)) = fixture.tensors.get("out.lr_2") else {
         return (of(fixture.tensors.clone()), None);
     };

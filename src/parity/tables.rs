@@ -37,5 +37,5 @@ pub(super) fn check(fixture: &Fixture) -> Result<Vec<Row>> {
         let values = resampled(table, from, to, heads).into_iter().map(f64::from).collect();
         out.insert(format!("table_{size}"), values);
     }
-    Ok(family(fixture, "out.", "fast", Rules::new(&Device::Host, None), &out, |_| true))
+    Ok(family(fixture, "out.", "fast", Rules::new(fixture, &Device::Host, None), &out, |_| true))
 }

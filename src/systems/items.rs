@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::error::Result;
+use crate::gpu::Reading;
 use crate::host::{Column, Columns};
 use crate::ops::materialize;
 use crate::tensor::{Device, Tensor};
@@ -70,8 +71,9 @@ impl Items {
     /// What the device reports.
     pub fn to_host(&self) -> Result<Columns> {
         let mut columns = Columns::new(self.len());
-        for (name, t) in &self.0 {
-            columns.insert(name, &t.dims()[1..], t.to_vec()?);
+        let readings: Vec<Reading> = self.0.values().map(Tensor::begin_read).collect::<Result<_>>()?;
+        for ((name, t), reading) in self.0.iter().zip(readings) {
+            columns.insert(name, &t.dims()[1..], reading.finish()?);
         }
         Ok(columns)
     }

@@ -18,7 +18,7 @@ pub(crate) use tape::{Alias, Kind, Node, Part};
 pub use view::{Axis, View, Viewed};
 
 use crate::error::Result;
-use crate::gpu::{Buf, Gpu};
+use crate::gpu::{Buf, Gpu, Reading};
 use crate::host::Array;
 use crate::shape::Shape;
 use tape::Var;
@@ -133,9 +133,17 @@ impl Tensor {
     /// # Errors
     /// What went wrong on the device since it was last asked.
     pub fn to_vec(&self) -> Result<Vec<f32>> {
+        self.begin_read()?.finish()
+    }
+
+    /// Begins to copy the values back in f32, as they are now; the device goes on meanwhile.
+    ///
+    /// # Errors
+    /// As [`Tensor::to_vec`].
+    pub fn begin_read(&self) -> Result<Reading> {
         match &self.data {
-            Data::Gpu(buf) => self.device().gpu().expect("a Gpu buffer has a Gpu").read(buf),
-            Data::Host { .. } => Ok(self.to_f64()?.into_iter().map(|v| v as f32).collect()),
+            Data::Gpu(buf) => self.device().gpu().expect("a Gpu buffer has a Gpu").begin_read(buf),
+            Data::Host { .. } => Ok(Reading::of(self.to_f64()?.into_iter().map(|v| v as f32).collect())),
         }
     }
 

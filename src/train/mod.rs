@@ -8,6 +8,7 @@ mod lock;
 pub mod metrics;
 pub mod options;
 mod recovery;
+mod results;
 pub mod run;
 pub mod tensorboard;
 

@@ -219,7 +219,7 @@ pub struct RunOptions {
     #[arg(long = "max-steps", value_name = "N", help_heading = RUN)]
     #[serde(skip)]
     pub max_steps: Option<u64>,
-    /// Prints memory, dispatches and pipelines at the end
+    /// Tells steps a second, memory, dispatches and pipelines at the end
     #[arg(long, help_heading = RUN)]
     #[serde(skip)]
     pub stats: bool,

@@ -1,6 +1,6 @@
 //! The training loop: the system's schedule, with a true resume.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +14,7 @@ use super::lock::Lock;
 use super::metrics::{self, MetricsLog};
 use super::options::{BertDropout, Select, TrainOptions};
 use super::recovery::Recovery;
+use super::results::{Pending, Read, Results};
 use super::tensorboard::EventWriter;
 use super::{Ending, Event, begin};
 use crate::data::batches::{Batch, Sampler, SamplerOptions};
@@ -28,14 +29,9 @@ use crate::eval::text_cache::{Captions, TextCache};
 use crate::gpu::{Gpu, Options};
 use crate::nn::ParamSpec;
 use crate::nn::optim::{Optimizer, take_buffers};
-use crate::ops::{concat, write};
-use crate::systems::{self, Items, Loss, Pass, Step};
+use crate::systems::{self, Items, Pass, Step};
 use crate::tensor::{Device, Tape, Tensor};
 
-/// Values that a step gives at most: the loss, the squared norm of its gradient, its terms.
-const RESULTS: usize = 2 + Loss::TERMS;
-/// Steps whose results the device can hold.
-const HISTORY: usize = 1024;
 /// Ids named of a batch that went wrong.
 const NAMED: usize = 16;
 
@@ -72,6 +68,7 @@ fn attempt(options: &TrainOptions, stop: &AtomicBool, tell: &mut dyn FnMut(Event
     let mut session = Session::open(options, Device::Gpu(gpu.clone()), stop, tell)?;
     let ending = session.run(tell)?;
     if options.run.stats {
+        tell(Event::notice(session.results.rate()));
         tell(Event::notice(gpu.stats().to_string()));
         gpu.kernel_times().iter().for_each(|row| tell(Event::notice(row.to_string())));
     }
@@ -113,15 +110,6 @@ fn state_of(
     Ok((optimizer, State::begin(options.fixed.tile.unwrap_or(fits))))
 }
 
-/// A step whose results are still on the device.
-struct Pending {
-    step: u64,
-    lr: f64,
-    /// The loss's terms, in the order of their values.
-    terms: Vec<&'static str>,
-    ids: String,
-}
-
 struct Session<'a> {
     options: &'a TrainOptions,
     stop: &'a AtomicBool,
@@ -138,17 +126,13 @@ struct Session<'a> {
     states: Option<(TextCache, TextCache)>,
     batches: Prefetch,
     steps_per_epoch: u64,
-    pending: VecDeque<Pending>,
-    /// `[HISTORY, RESULTS]`: loss, squared gradient norm and terms of the pending steps.
-    results: Tensor,
+    results: Results,
     log: MetricsLog,
     events: EventWriter,
     started: Instant,
     seconds_before: f64,
     /// Steps done before this session.
     begun_at: u64,
-    pairs: u64,
-    since: Instant,
 }
 
 impl<'a> Session<'a> {
@@ -234,7 +218,7 @@ impl<'a> Session<'a> {
             events,
             seconds_before: state.seconds,
             begun_at: state.step,
-            results: device.full([HISTORY, RESULTS], 0.0),
+            results: Results::new(state.step, &device),
             device,
             folder,
             model,
@@ -245,10 +229,7 @@ impl<'a> Session<'a> {
             states,
             batches,
             steps_per_epoch,
-            pending: VecDeque::new(),
             started: Instant::now(),
-            pairs: 0,
-            since: Instant::now(),
         })
     }
 
@@ -287,9 +268,10 @@ impl<'a> Session<'a> {
             }
             let placed = self.batches.next_batch()?;
             self.step(&placed)?;
-            let full = self.pending.len() == HISTORY;
-            if full || self.state.step.is_multiple_of(self.options.run.log_step as u64) {
-                self.read_back(tell)?;
+            // What was read after an earlier step: the device has this one to do meanwhile.
+            self.finish_reading(tell)?;
+            if self.results.is_full() || self.state.step.is_multiple_of(self.options.run.log_step as u64) {
+                self.results.begin()?;
             }
             let ending = self.ending();
             if ending == Some(Ending::Interrupted) {
@@ -359,12 +341,12 @@ impl<'a> Session<'a> {
         let squares =
             self.optimizer.step(&mut self.model.params, &named, &schedule.adam(), &|g| schedule.rate(g));
         take_buffers(&mut self.model.params, &buffers, &squares);
-        self.note(&loss, &squares);
         let ids: Vec<String> = batch.caption_ids.iter().take(NAMED).map(ToString::to_string).collect();
         let terms = loss.terms.iter().map(|(name, _)| *name).collect();
+        let pairs = (batch.images.len() * batch.captions.len()) as u64;
         self.state.step += 1;
-        self.pending.push_back(Pending { step: self.state.step, lr, terms, ids: ids.join(" ") });
-        self.pairs += (batch.images.len() * batch.captions.len()) as u64;
+        let pending = Pending { step: self.state.step, lr, terms, ids: ids.join(" "), pairs };
+        self.results.note(pending, &loss, &squares);
         if let Some(gpu) = self.device.gpu() {
             if options.run.lose_device.first() == Some(&self.state.step) {
                 gpu.lose();
@@ -385,15 +367,6 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Keeps what a step gave on the device.
-    fn note(&mut self, loss: &Loss, squares: &Tensor) {
-        assert!(loss.terms.len() <= Loss::TERMS, "a loss of {} terms", loss.terms.len());
-        let terms = loss.terms.iter().map(|(_, term)| term);
-        let parts: Vec<Tensor> =
-            [&loss.total, squares].into_iter().chain(terms).map(|t| t.detach().reshape([1])).collect();
-        write(&mut self.results, RESULTS * self.pending.len(), &concat(&parts, 0));
-    }
-
     /// Out of memory: says what would fit.
     fn explain(&self, e: Error, batch: &Batch) -> Error {
         if e.kind() != Kind::OutOfMemory {
@@ -411,15 +384,19 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Reads what the last steps gave, in one copy, and writes it down.
+    /// Reads what all steps so far gave, and writes it down.
     fn read_back(&mut self, tell: &mut dyn FnMut(Event)) -> Result<()> {
-        if self.pending.is_empty() {
-            return Ok(());
-        }
-        let values = self.results.to_vec()?;
+        self.finish_reading(tell)?;
+        self.results.begin()?;
+        self.finish_reading(tell)
+    }
+
+    /// Writes down what was begun to be read, if anything was.
+    fn finish_reading(&mut self, tell: &mut dyn FnMut(Event)) -> Result<()> {
+        let Some(Read { steps, pairs_per_second }) = self.results.finish()? else { return Ok(()) };
         let mut last = None;
-        for (p, v) in std::mem::take(&mut self.pending).into_iter().zip(values.chunks(RESULTS)) {
-            let (loss, norm, terms) = (v[0], v[1].sqrt(), &v[2..2 + p.terms.len()]);
+        for (p, values) in steps {
+            let (loss, norm, terms) = p.split(&values);
             if ![&[loss, norm], terms].concat().iter().all(|x| x.is_finite()) {
                 let error = nonfinite(&p, &self.folder);
                 if !self.options.run.skip_nonfinite {
@@ -435,7 +412,6 @@ impl<'a> Session<'a> {
             last = Some((p.step, p.lr, loss, norm, terms));
         }
         let Some((step, lr, loss, norm, terms)) = last else { return Ok(()) };
-        let elapsed = self.since.elapsed().as_secs_f64().max(1e-9);
         let done = self.started.elapsed().as_secs_f64();
         let left = (self.steps() - step) as f64;
         let trained = step.saturating_sub(self.begun_at).max(1) as f64;
@@ -451,10 +427,9 @@ impl<'a> Session<'a> {
             terms: terms.iter().map(|(name, value)| (*name, (*value).into())).collect(),
             grad_norm: norm.into(),
             lr,
-            pairs_per_second: self.pairs as f64 / elapsed,
+            pairs_per_second,
             eta_seconds: eta,
         });
-        (self.pairs, self.since) = (0, Instant::now());
         Ok(())
     }
 
@@ -485,6 +460,10 @@ impl<'a> Session<'a> {
             Err(e) if e.kind() == Kind::Interrupted => return self.save(tell),
             other => other?,
         };
+        if let Some(gpu) = self.device.gpu() {
+            // Tiles take large buffers that no step will.
+            gpu.trim();
+        }
         let metrics = Sims::new(&sims, self.dev.images(), self.dev.captions_per_image())?.metrics();
         let value = match self.options.fixed.select {
             Select::R1 => metrics.r1(),
@@ -501,8 +480,7 @@ impl<'a> Session<'a> {
         let split = self.options.fixed.dev_split.clone();
         tell(Event::Validation { split, step, metrics, best });
         self.save(tell)?;
-        self.since = Instant::now();
-        self.pairs = 0;
+        self.results.rested();
         Ok(())
     }
 
