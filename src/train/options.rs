@@ -130,7 +130,7 @@ pub struct FixedOptions {
     #[arg(long, value_enum, default_value_t = Select::Rsum, help_heading = RULES)]
     pub select: Select,
 
-    /// Of products in the forward pass: f32, or f16 operands with f32 sums (needs cooperative matrices)
+    /// Of products: f32, or f16 operands with f32 sums (needs cooperative matrices)
     #[arg(
         long,
         default_value = "f32",
