@@ -270,6 +270,8 @@ mod tests {
         assert!(far(&[3e-7, 0.0], &[0.0, 0.0], 0.5) < 1e-6);
         assert!(far(&[3e-3, 0.0], &[0.0, 1e-16], 0.5) > 1e-3);
         assert!(far(&[3e-7], &[0.0], 0.0).is_infinite());
+        // Rows of one value normed: their gradient is 0, of which a GPU's division leaves a crumb.
+        assert!(far(&[2e-12, 0.0], &[0.0, 0.0], natural(&[1.0, 0.0], &[2e4, -1e4])) < 1e-7);
         assert!(far(&[f64::NAN], &[0.0], 1.0).is_nan());
     }
 }
