@@ -87,7 +87,7 @@ fn main(
     // The quarter's rows and columns in the square, and the subgroup's place in tc.
     let y = subgroup % 4u / 2u * QUARTER;
     let x = subgroup % 2u * QUARTER;
-    let own = subgroup * SIDE * STAGED * SIDE;
+    let own = subgroup % 4u * SIDE * STAGED * SIDE;
     let c0 = outer * p.c.x + inner * p.c.y + split * p.c.z;
     let biases = outer * p.b.x + inner * p.b.y + p.offset;
     measure(lane, lanes);

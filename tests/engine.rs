@@ -290,7 +290,7 @@ fn tiles_are_measured_once_and_remembered() {
         let (style, cache, choices) = (Some(Style::Workgroup), Some(folder.path().into()), choices.clone());
         gpus(&Options { style, measure, cache, choices, ..Options::default() }).remove(0)
     };
-    let none = Choices::new();
+    let none = Choices::default();
     let product = |gpu: &Gpu| {
         let device = Device::Gpu(gpu.clone());
         let mut rng = Rng::new(7);
@@ -299,32 +299,37 @@ fn tiles_are_measured_once_and_remembered() {
         values(&x.matmul(&y, false, false))
     };
     let first = open(Some(true), &none);
-    assert!(first.choices().is_empty());
+    assert!(first.choices().of.is_empty());
     let result = product(&first);
     let measured = first.choices();
-    assert!(measured.len() == 1 && measured.values().all(|tile| tile.starts_with("block ")), "{measured:?}");
+    let tiles = &measured.of;
+    assert!(tiles.len() == 1 && tiles.values().all(|tile| tile.starts_with("block ")), "{measured:?}");
     // The next process knows, and so does a run that was begun otherwise.
     assert_eq!(open(Some(true), &none).choices(), measured);
     let names = ["block 128", "block 64", "block 32"].map(String::from);
-    for other in names.iter().filter(|name| !measured.values().any(|tile| tile == *name)) {
-        let run: Choices = measured.keys().map(|class| (class.clone(), other.clone())).collect();
+    for other in names.iter().filter(|name| !tiles.values().any(|tile| tile == *name)) {
+        let of = tiles.keys().map(|class| (class.clone(), other.clone())).collect();
+        let run = Choices { of, ..measured.clone() };
         let resumed = open(Some(true), &run);
         let far = product(&resumed).iter().zip(&result).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
         assert!(resumed.choices() == run && far < 1e-4, "{far}");
     }
+    // A run of another adapter has other tiles.
+    let foreign = Choices { about: "another card".into(), of: [("a".into(), "b".into())].into() };
+    assert_eq!(open(Some(true), &foreign).choices(), measured);
     // Software drivers measure nothing by themselves.
     let own = open(None, &none);
     product(&own);
-    assert!(own.facts().class == Class::Hardware || own.choices().is_empty());
+    assert!(own.facts().class == Class::Hardware || own.choices().of.is_empty());
     let file =
         std::fs::read_dir(folder.path()).expect("it reads").next().expect("a file").expect("it lists").path();
     let text = std::fs::read_to_string(&file).expect("it reads");
     for broken in ["", "{", "[1]", &text.replace("crossweave ", "crossweave 999.")] {
         std::fs::write(&file, broken).expect("it writes");
-        assert!(open(Some(true), &none).choices().is_empty(), "{broken}");
+        assert!(open(Some(true), &none).choices().of.is_empty(), "{broken}");
     }
     product(&open(Some(true), &none));
-    assert_eq!(open(Some(true), &none).choices().len(), 1);
+    assert_eq!(open(Some(true), &none).choices().of.len(), 1);
 }
 
 #[test]

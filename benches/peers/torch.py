@@ -362,9 +362,10 @@ def prepare(name):
         # The compiler fails on views of parameters in inference mode.
         global UNTRACKED
         UNTRACKED = torch.no_grad
-        job = prepare(" ".join(w for w in words if w != "compiled"))
-        UNTRACKED = torch.inference_mode
-        return torch.compile(job)
+        try:
+            return torch.compile(prepare(" ".join(w for w in words if w != "compiled")))
+        finally:
+            UNTRACKED = torch.inference_mode
     form = system.FORMS["factored" in words] if system else None
     demo, frozen = "demo" in words, "frozen" in words
     direction = "t2i" if "t2i" in words else "i2t"
@@ -432,8 +433,8 @@ def main():
             else:
                 job, first = jobs[name]
                 answer = {"ms": once(job), "first_ms": first}
-        except (ValueError, TypeError) as e:
-            answer = {"unsupported": str(e)}
+        except Exception as e:  # A job that fails, in compiling or for lack of memory, ends no other.
+            answer = {"unsupported": str(e) or repr(e)}
         print(json.dumps(answer), flush=True)
 
 

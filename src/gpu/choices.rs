@@ -11,13 +11,21 @@ use serde::{Deserialize, Serialize};
 
 use super::{AdapterFacts, Class, Gpu, Options};
 
-/// The choice of each class of sizes.
-pub type Choices = BTreeMap<String, String>;
+/// The way chosen for each class of sizes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Choices {
+    /// The version, adapter and driver for which they hold.
+    pub about: String,
+    /// By the classes' names.
+    pub of: BTreeMap<String, String>,
+}
 
-/// What one way is timed for, about; a call and its wait may take a large part of a millisecond.
+/// What one way is timed for, about, and in how many runs at most: a call and its wait may take a large part of a
+/// millisecond.
 const LONG: Duration = Duration::from_millis(5);
-/// Runs of one timing, at most.
-const RUNS: u32 = 64;
+const RUNS: u32 = 256;
+/// Runs whose time beyond that of one tells how long a run takes.
+const FEW: u32 = 9;
 /// Timings of each, in turns: the shortest counts.
 const ROUNDS: usize = 3;
 /// What another must save to be taken instead of the first, which the planner holds for the fastest.
@@ -27,7 +35,10 @@ const GAIN: f64 = 0.95;
 pub(super) struct Chooser {
     on: bool,
     file: Option<PathBuf>,
-    known: Choices,
+    /// What the disk remembers and was measured here.
+    measured: Choices,
+    /// What a run was begun with, which comes first.
+    of_run: BTreeMap<String, String>,
     /// The way taken by each class's key.
     taken: HashMap<u64, usize>,
 }
@@ -40,13 +51,6 @@ pub struct Ways<'a> {
     pub names: &'a dyn Fn() -> (String, Vec<String>),
     /// The ways worth timing, by their places; the first is planned to be the fastest.
     pub planned: &'a [usize],
-}
-
-/// The file's form; one of another adapter, driver or version is not read.
-#[derive(Serialize, Deserialize)]
-struct Kept {
-    about: String,
-    choices: Choices,
 }
 
 fn about(facts: &AdapterFacts) -> String {
@@ -63,36 +67,53 @@ pub fn cache() -> Option<PathBuf> {
 }
 
 impl Chooser {
-    /// With what a run used, then what the disk remembers; `asked` turns measuring on or off, else hardware measures.
+    /// With what a run was begun with, then what the disk remembers; `asked` turns measuring on or off, else hardware
+    /// measures.
     pub(super) fn new(facts: &AdapterFacts, asked: Option<bool>, options: &Options) -> Self {
         let on = asked.unwrap_or(facts.class == Class::Hardware);
-        let hash = xxhash_rust::xxh3::xxh3_64(about(facts).as_bytes());
-        let file = options
-            .cache
-            .clone()
-            .or_else(cache)
-            .filter(|_| on)
-            .map(|folder| folder.join(format!("choices-{hash:016x}.json")));
-        let kept = file.as_ref().and_then(|file| {
-            let kept: Kept = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
-            (kept.about == about(facts)).then_some(kept.choices)
-        });
-        let mut known = kept.unwrap_or_default();
-        known.extend(options.choices.clone());
-        Self { on, file, known, taken: HashMap::new() }
+        let about = about(facts);
+        let hash = xxhash_rust::xxh3::xxh3_64(about.as_bytes());
+        let file = options.cache.clone().or_else(cache).filter(|_| on);
+        let file = file.map(|folder| folder.join(format!("choices-{hash:016x}.json")));
+        let run = &options.choices;
+        let of_run = if run.about == about { run.of.clone() } else { BTreeMap::new() };
+        let mut chooser = Self {
+            on,
+            file,
+            measured: Choices { about, of: BTreeMap::new() },
+            of_run,
+            taken: HashMap::new(),
+        };
+        chooser.measured.of = chooser.remembered();
+        chooser
+    }
+
+    /// What the file holds; nothing of one that is broken or about something else.
+    fn remembered(&self) -> BTreeMap<String, String> {
+        let read = |file| serde_json::from_slice::<Choices>(&std::fs::read(file).ok()?).ok();
+        let kept = self.file.as_ref().and_then(read).filter(|kept| kept.about == self.measured.about);
+        kept.unwrap_or_default().of
     }
 
     /// What is known.
-    pub(super) fn known(&self) -> &Choices {
-        &self.known
+    pub(super) fn known(&self) -> Choices {
+        let mut known = self.measured.clone();
+        known.of.extend(self.of_run.clone());
+        known
+    }
+
+    fn of_class(&self, class: &str) -> Option<&String> {
+        self.of_run.get(class).or_else(|| self.measured.of.get(class))
     }
 
     /// Remembers a choice; a disk that cannot be written is no reason to stop.
-    fn learn(&mut self, facts: &AdapterFacts, class: String, choice: String) {
-        self.known.insert(class, choice);
+    fn learn(&mut self, class: String, choice: String) {
+        let mut of = self.remembered();
+        of.extend(std::mem::take(&mut self.measured.of));
+        of.insert(class, choice);
+        self.measured.of = of;
         let Some(file) = &self.file else { return };
-        let kept = Kept { about: about(facts), choices: self.known.clone() };
-        let text = serde_json::to_string_pretty(&kept).expect("it is plain data");
+        let text = serde_json::to_string_pretty(&self.measured).expect("it is plain data");
         // Whole or not at all: another process may read it now.
         let new = file.with_extension(std::process::id().to_string());
         let _ = file.parent().map(std::fs::create_dir_all);
@@ -106,7 +127,7 @@ pub(super) fn choose(gpu: &Gpu, ways: &Ways, run: &mut dyn FnMut(usize)) -> usiz
     let first = ways.planned[0];
     let (taken, on) = {
         let chooser = gpu.0.choices.borrow();
-        (chooser.taken.get(&ways.key).copied(), chooser.on || !chooser.known.is_empty())
+        (chooser.taken.get(&ways.key).copied(), chooser.on || !chooser.of_run.is_empty())
     };
     if let Some(way) = taken {
         return way;
@@ -115,14 +136,14 @@ pub(super) fn choose(gpu: &Gpu, ways: &Ways, run: &mut dyn FnMut(usize)) -> usiz
         return first;
     }
     let (class, names) = (ways.names)();
-    let known =
-        gpu.0.choices.borrow().known.get(&class).and_then(|known| names.iter().position(|n| n == known));
+    let known = |chooser: &Chooser| names.iter().position(|name| Some(name) == chooser.of_class(&class));
+    let known = known(&gpu.0.choices.borrow());
     let way = match known {
         Some(way) => way,
         None if !gpu.0.choices.borrow().on || ways.planned.len() < 2 => first,
         None => {
             let Some(way) = fastest(gpu, ways.planned, run) else { return first };
-            gpu.0.choices.borrow_mut().learn(&gpu.0.facts, class, names[way].clone());
+            gpu.0.choices.borrow_mut().learn(class, names[way].clone());
             way
         }
     };
@@ -130,28 +151,38 @@ pub(super) fn choose(gpu: &Gpu, ways: &Ways, run: &mut dyn FnMut(usize)) -> usiz
     way
 }
 
-/// Times ways in turns; `None` where the device fails for another reason.
+/// Times ways in turns; `None` where none runs, or where something had gone wrong before, which stays to be told.
 fn fastest(gpu: &Gpu, ways: &[usize], run: &mut dyn FnMut(usize)) -> Option<usize> {
+    if gpu.faulted() {
+        return None;
+    }
     // What was recorded before is not theirs.
-    gpu.wait().ok()?;
+    if let Err(e) = gpu.wait() {
+        gpu.refuse(e);
+        return None;
+    }
     let mut time = |way: usize, runs: u32| -> Option<f64> {
         let started = Instant::now();
         (0..runs).for_each(|_| run(way));
         // A way that this driver refuses is no candidate.
         gpu.wait().ok()?;
-        Some(started.elapsed().as_secs_f64() / f64::from(runs))
+        Some(started.elapsed().as_secs_f64())
     };
     let mut runs_of = |way: usize| {
         // The first run compiles.
         time(way, 1)?;
-        let runs = LONG.as_secs_f64() / time(way, 1)?.max(1e-6);
-        Some((way, (runs as u32).clamp(1, RUNS), f64::MAX))
+        let one = time(way, 1)?;
+        let run = if one > LONG.as_secs_f64() { one } else { (time(way, FEW)? - one) / f64::from(FEW - 1) };
+        Some(((LONG.as_secs_f64() / run.max(1e-6)) as u32).clamp(1, RUNS))
     };
-    let mut timed: Vec<(usize, u32, f64)> = ways.iter().filter_map(|way| runs_of(*way)).collect();
+    let mut timed: Vec<(usize, u32, f64)> =
+        ways.iter().filter_map(|way| Some((*way, runs_of(*way)?, f64::MAX))).collect();
     for _ in 0..ROUNDS {
-        for (way, runs, best) in &mut timed {
-            *best = best.min(time(*way, *runs)?);
-        }
+        timed.retain_mut(|(way, runs, best)| {
+            let seconds = time(*way, *runs).map(|seconds| seconds / f64::from(*runs));
+            *best = best.min(seconds.unwrap_or(f64::MAX));
+            seconds.is_some()
+        });
     }
     let planned = *timed.first()?;
     let best = timed.into_iter().min_by(|a, b| a.2.total_cmp(&b.2))?;

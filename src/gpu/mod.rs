@@ -87,6 +87,8 @@ pub(crate) struct Shared {
     /// Buffers that the CPU can read, for the next copies back.
     staging: RefCell<Vec<wgpu::Buffer>>,
     fault: Fault,
+    /// How often recorded work became void.
+    voided: Cell<u64>,
 }
 
 /// The first error the device reported and nobody has been told of yet. A lost device stays one.
@@ -127,7 +129,17 @@ impl Gpu {
             }
         });
         let recorder = Recorder::new(&device, &facts);
-        let asked = std::env::var("CROSSWEAVE_MEASURE").ok().map(|v| v == "1");
+        let asked = match std::env::var("CROSSWEAVE_MEASURE").as_deref() {
+            Err(_) => None,
+            Ok("1") => Some(true),
+            Ok("0") => Some(false),
+            Ok(other) => {
+                return Err(Error::of(Kind::Adapter, "tiles are measured or not")
+                    .at("CROSSWEAVE_MEASURE")
+                    .expected("0 or 1")
+                    .found(other));
+            }
+        };
         let choices = RefCell::new(Chooser::new(&facts, options.measure.or(asked), options));
         Ok(Self(Rc::new(Shared {
             pool: RefCell::new(Pool::new(options.guards)),
@@ -147,6 +159,7 @@ impl Gpu {
             choices,
             checks: options.checks || std::env::var("CROSSWEAVE_CHECKS").is_ok_and(|v| v == "1"),
             fault,
+            voided: Cell::new(0),
         })))
     }
 
@@ -215,7 +228,7 @@ impl Gpu {
 
     /// The tiles measured so far, or taken over.
     pub fn choices(&self) -> Choices {
-        self.0.choices.borrow().known().clone()
+        self.0.choices.borrow().known()
     }
 
     /// Keeps an error for the next [`Gpu::flush`] or [`Gpu::read`]; dispatches until then do nothing.

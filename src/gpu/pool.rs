@@ -19,7 +19,14 @@ pub struct Memory {
     asked: u64,
     home: Weak<Shared>,
     /// What was computed from parts of it (offset, values) since it was last written.
-    derived: RefCell<Vec<(u64, usize, Buf)>>,
+    derived: RefCell<Vec<Derived>>,
+}
+
+struct Derived {
+    place: (u64, usize),
+    values: Buf,
+    /// How often recorded work had become void: what computes it may have been among that of a later time.
+    voided: u64,
 }
 
 /// `len` f32 values at an offset in a piece of [`Memory`]. Cheap to clone.
@@ -76,19 +83,24 @@ impl Buf {
         (self.memory.id, self.offset)
     }
 
-    /// What `f` computes from these values, kept until a dispatch or an upload writes their memory.
-    pub fn derived(&self, f: impl FnOnce() -> Self) -> Self {
-        let place = (self.offset, self.len);
-        let kept = self.memory.derived.borrow().iter().find(|d| (d.0, d.1) == place).map(|d| d.2.clone());
-        kept.unwrap_or_else(|| {
-            let made = f();
-            self.memory.derived.borrow_mut().push((place.0, place.1, made.clone()));
-            made
-        })
+    /// What `f` computes from these values, kept until a dispatch writes their memory.
+    pub fn derived(&self, gpu: &Gpu, f: impl FnOnce() -> Self) -> Self {
+        let (place, voided) = ((self.offset, self.len), gpu.0.voided.get());
+        let mut derived = self.memory.derived.borrow_mut();
+        derived.retain(|d| d.voided == voided);
+        if let Some(kept) = derived.iter().find(|d| d.place == place) {
+            return kept.values.clone();
+        }
+        drop(derived);
+        let values = f();
+        if !gpu.faulted() {
+            self.memory.derived.borrow_mut().push(Derived { place, values: values.clone(), voided });
+        }
+        values
     }
 
-    /// Forgets what was computed from these values, which change.
-    pub(super) fn changes(&self) {
+    /// Forgets what was computed from its memory, as if that was written.
+    pub fn forget_derived(&self) {
         self.memory.derived.borrow_mut().clear();
     }
 

@@ -156,7 +156,7 @@ pub(super) fn dispatch(gpu: &Gpu, launch: &Launch) {
         return;
     }
     assert!(groups.iter().all(|g| *g <= MAX_GROUPS), "{name}: {groups:?} workgroups");
-    launch.writes.iter().for_each(|buf| buf.changes());
+    launch.writes.iter().for_each(|buf| buf.forget_derived());
     let pipeline = pipeline(gpu, launch);
 
     let mut recorder = gpu.0.recorder.borrow_mut();
@@ -332,6 +332,7 @@ pub(super) fn flush(gpu: &Gpu) -> Result<()> {
 /// What went wrong since the last call, if anything did: what is recorded is then void.
 pub(super) fn sound(gpu: &Gpu) -> Result<()> {
     let Some(fault) = gpu.take_fault() else { return Ok(()) };
+    gpu.0.voided.set(gpu.0.voided.get() + 1);
     let mut recorder = gpu.0.recorder.borrow_mut();
     recorder.commands.clear();
     recorder.arena.clear();

@@ -65,6 +65,13 @@ impl Layout {
     fn transposed(self) -> Self {
         Self { row: self.col, col: self.row, ..self }
     }
+
+    /// From the first to the last value of an operand of so many rows and columns.
+    fn extent(self, op: &MatMul, rows: usize, cols: usize) -> usize {
+        let last = |n: usize, stride: usize| n.saturating_sub(1) * stride;
+        let batches = last(op.batch[0], self.batch[0]) + last(op.batch[1], self.batch[1]);
+        1 + batches + last(op.sum, self.sum) + last(rows, self.row) + last(cols, self.col)
+    }
 }
 
 /// One product `c = a b` for each of `batch`, summed over `sum` further pairs.
@@ -373,7 +380,12 @@ impl MatMul {
         let mut reads = vec![a, b];
         reads.extend(self.packed.then_some(b));
         reads.extend(&x[2..]);
-        let largest = if form.scales() { vec![largest(gpu, a), largest(gpu, b)] } else { Vec::new() };
+        let largest = if form.scales() {
+            let extents = [op.a.extent(op, op.m, op.k), op.b.extent(op, op.k, op.n)];
+            vec![largest(gpu, a, extents[0].min(a.len())), largest(gpu, b, extents[1].min(b.len()))]
+        } else {
+            Vec::new()
+        };
         reads.extend(&largest);
         gpu.dispatch(&Launch {
             kernel,
@@ -423,7 +435,12 @@ impl Op for MatMul {
         ("matmul", &class).hash(&mut hash);
         let names = || class.names(&ways);
         let ways = Ways { key: hash.finish(), names: &names, planned: &planned };
-        run(gpu.choose(&ways, &mut |way| run(way)));
+        // In a step, one of the operands is new.
+        let timed = &mut |way| {
+            x[0].forget_derived();
+            run(way);
+        };
+        run(gpu.choose(&ways, timed));
     }
 
     fn host(&self, x: &[ArrayView]) -> Array {

@@ -48,7 +48,7 @@ impl State {
             best: None,
             seconds: 0.0,
             steps: BTreeMap::new(),
-            choices: Choices::new(),
+            choices: Choices::default(),
         }
     }
 }

@@ -136,7 +136,8 @@ impl<'a> Tiles<'a> {
         let columns = self.columns(tile);
         let pass = Pass::evaluation(self.model.params.root());
         let reading = self.model.system.score(&pass, &rows, &columns).begin_read();
-        *row = Some((range, rows));
+        // What did not reach the device is no row to score again.
+        *row = reading.is_ok().then_some((range, rows));
         reading
     }
 

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use super::lanes::{bindings, four_of, store_quad};
 use super::tile::Tile;
 use super::{Act, COOPERATIVE};
+use crate::gpu::QUARTERS;
 use crate::ops::codegen::{fill, pointwise};
 
 /// What becomes of an operand's values.
@@ -19,14 +20,14 @@ pub(super) enum Halves {
     Split,
 }
 
-/// A workgroup of four subgroups (or more that repeat their work), each `each x each` matrices of `side x side`.
+/// A workgroup of four subgroups (or more that repeat their work and store the same), each `each x each` matrices of
+/// `side x side`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Size {
     pub(super) halves: Halves,
     pub(super) side: usize,
     pub(super) each: usize,
     pub(super) invocations: usize,
-    pub(super) subgroups: usize,
     /// Matrices beside each other that a subgroup stores at a time.
     pub(super) staged: usize,
 }
@@ -35,7 +36,7 @@ pub(super) struct Size {
 const PADDING: usize = 8;
 
 /// k that matrices sum before their sums are added to the rest in f32: their own adders truncate.
-pub(super) const PROMOTED: usize = 512;
+pub(super) const PROMOTED: usize = 1024;
 
 impl Size {
     /// Rows and columns of the square.
@@ -66,7 +67,7 @@ impl Size {
     /// f32 of workgroup memory for staged matrices, and for sums of rows.
     fn staging(self) -> usize {
         let sums = (4 * self.invocations).max(self.items() * self.invocations);
-        (self.subgroups * self.side * self.side * self.staged).max(sums)
+        (QUARTERS as usize * self.side * self.side * self.staged).max(sums)
     }
 
     /// Workgroup memory in bytes, at most.
@@ -140,7 +141,7 @@ fn halves(t: &Tile, size: Size) -> String {
         let _ = match size.halves {
             Halves::Rounded => writeln!(s, "    let high = vec4<f16>(v);"),
             Halves::Scaled => writeln!(s, "    let high = vec4<f16>(v * scale_{name});"),
-            // By bits: a compiler may take a number less its rounded self for 0.
+            // By bits: a compiler may take a number less its rounded self for 0. The low part of what is infinite is NaN.
             Halves::Split => writeln!(
                 s,
                 "    let scaled = v * scale_{name};\n    \
@@ -416,7 +417,7 @@ mod tests {
         for (n, (halves, (side, each, staged))) in
             halves.into_iter().flat_map(|h| sizes.map(|s| (h, s))).enumerate()
         {
-            let size = Size { halves, side, each, invocations: 128, subgroups: 4, staged };
+            let size = Size { halves, side, each, invocations: 128, staged };
             for loads in 0..8 {
                 let odd = flag(loads + n, 0);
                 let sums = flag(loads, 2) && halves != Halves::Rounded;

@@ -6,19 +6,20 @@ const KERNEL: Kernel = Kernel { name: "largest", text: include_str!("../../../sh
 /// Workgroups, each of which leaves the largest of what it read, and invocations of one.
 const PARTS: usize = 256;
 
-/// The largest magnitudes of parts of `x`, as bits of f32; computed once for what `x` holds.
-pub(super) fn largest(gpu: &Gpu, x: &Buf) -> Buf {
-    x.derived(|| {
+/// The largest magnitudes of parts of the first `len` values of `x`, as bits of f32; computed once for what `x` holds.
+pub(super) fn largest(gpu: &Gpu, x: &Buf, len: usize) -> Buf {
+    let x = x.part(0, len).unwrap_or_else(|| x.clone());
+    x.derived(gpu, || {
         let y = gpu.alloc(PARTS);
         gpu.dispatch(&Launch {
             kernel: KERNEL,
             body: None,
             constants: &[],
-            reads: &[x],
+            reads: &[&x],
             writes: &[&y],
             params: Words::default().sizes(&[x.len(), 0, 0, 0]),
             grid: Grid::Groups(PARTS),
-            loops: (x.len().div_ceil(PARTS * PARTS)).min(MAX_LOOP),
+            loops: (x.len().div_ceil(4 * PARTS * PARTS)).min(MAX_LOOP),
         });
         y
     })

@@ -39,18 +39,23 @@ impl Form {
         matches!(self, Self::Cooperative(size) if size.halves != Halves::Rounded)
     }
 
-    /// What a multiply-add costs beside one of `Block` in large tiles, and what the whole costs beside its products, in
-    /// such multiply-adds: measured on an H200, where three products of halves ran at 2.5 times the speed of one of
-    /// f32, and reading an operand for its largest value took 5 us.
-    fn costs(self) -> (f64, f64) {
+    /// What a multiply-add costs beside one of `Block` in large tiles, what the whole costs beside its products, and each
+    /// value of an operand, in such multiply-adds: from an H200, where three products of halves ran at 2.5 times the
+    /// speed of one of f32, and values are read for the largest at 1.5 TB/s, which the other operand mostly was before.
+    fn costs(self) -> [f64; 3] {
         match self {
-            Self::Lanes(_) | Self::Block { .. } => (1.0, 0.0),
+            Self::Lanes(_) | Self::Block { .. } => [1.0, 0.0, 0.0],
             Self::Cooperative(size) => match size.halves {
-                Halves::Rounded => (0.2, 0.0),
-                Halves::Scaled => (0.2, 1e8),
-                Halves::Split => (0.4, 1e8),
+                Halves::Rounded => [0.2, 0.0, 0.0],
+                Halves::Scaled => [0.2, 5e7, 40.0],
+                Halves::Split => [0.4, 5e7, 40.0],
             },
         }
+    }
+
+    /// Whether it multiplies on matrix units.
+    fn on_matrices(self) -> bool {
+        matches!(self, Self::Cooperative(_))
     }
 
     /// Invocations.
@@ -246,8 +251,9 @@ fn in_blocks(op: &MatMul, forms: &[Form], can_split: bool) -> (Vec<Way>, Vec<usi
         let (height, width) = form.covers();
         let work = (tiles(form) * op.k * op.sum * height * width) as f64;
         let idle = (ENOUGH as f64 / (tiles(form) * most * form.invocations()) as f64).clamp(1.0, 4.0);
-        let (each, once) = form.costs();
-        work * (1.0 + 32.0 / height as f64) * idle * each + once
+        let [each, once, of_value] = form.costs();
+        let values = (op.m * op.k * op.batches() * op.sum) as f64;
+        work * (1.0 + 32.0 / height as f64) * idle * each + once + of_value * values
     };
     let way = |form: &Form, enough: usize| {
         (*form, enough.div_ceil((tiles(*form) * form.invocations()).max(1)).clamp(1, most))
@@ -255,6 +261,12 @@ fn in_blocks(op: &MatMul, forms: &[Form], can_split: bool) -> (Vec<Way>, Vec<usi
     let ways: Vec<Way> = [ENOUGH, ENOUGH / 4].iter().flat_map(|n| forms.iter().map(|f| way(f, *n))).collect();
     let mut planned: Vec<usize> = (0..forms.len()).collect();
     planned.sort_by(|x, y| cost(forms[*x]).total_cmp(&cost(forms[*y])));
+    // The best of either kind is among them: no plan knows how fast a card's matrix units are.
+    let kind = |way: &usize| forms[*way].on_matrices();
+    let other = planned.iter().position(|way| kind(way) != kind(&planned[0]));
+    if let Some(other) = other.filter(|at| *at >= TIMED) {
+        planned.swap(TIMED - 1, other);
+    }
     planned.truncate(TIMED);
     // The best with fewer parts, where that differs.
     let fewer = planned[0] + forms.len();
@@ -271,7 +283,7 @@ pub(super) struct SizeClass {
     tile: [bool; 5],
     sizes: [u32; 4],
     splits: bool,
-    ways: usize,
+    forms: Vec<Form>,
     backward: bool,
 }
 
@@ -283,7 +295,7 @@ impl SizeClass {
             tile: [t.a_along_k, t.a_vector, t.b_along_n, t.b_vector, t.c_vector],
             sizes: [log(op.m), log(op.n), log(op.k * op.sum), log(op.batches())],
             splits: can_split,
-            ways: ways.len(),
+            forms: ways[..ways.len().div_ceil(2)].iter().map(|way| way.0).collect(),
             backward: op.backward,
         }
     }
@@ -293,8 +305,6 @@ impl SizeClass {
         let bits: String = self.tile.iter().map(|b| if *b { '1' } else { '0' }).collect();
         let [m, n, k, batches] = self.sizes.map(|log| 1u64 << log);
         let way = if self.backward { "back" } else { "forward" };
-        let class =
-            format!("matmul {way} {m} x {n} x {k}, {batches} of them, {bits}, splits {}", self.splits);
         let half = ways.len() / 2;
         let name = |(i, (form, _)): (usize, &Way)| {
             let form = match form {
@@ -304,7 +314,13 @@ impl SizeClass {
             };
             if i < half { form } else { format!("{form}, fewer parts") }
         };
-        (class, ways.iter().enumerate().map(name).collect())
+        let names: Vec<String> = ways.iter().enumerate().map(name).collect();
+        let class = format!(
+            "matmul {way} {m} x {n} x {k}, {batches} of them, {bits}, splits {}, of {}",
+            self.splits,
+            names[..half].join(", ")
+        );
+        (class, names)
     }
 }
 
@@ -326,12 +342,11 @@ fn in_matrices(op: &MatMul, gpu: &Gpu) -> Vec<Form> {
 /// Products on cooperative matrices of every size that the adapter has workgroup memory for.
 fn cooperative_forms(gpu: &Gpu, halves: Halves) -> Vec<Form> {
     let facts = gpu.facts();
-    let (Some(side), Some((low, high))) = (facts.cooperative_matrix, facts.subgroup) else {
+    let (Some(side), Some((_, high))) = (facts.cooperative_matrix, facts.subgroup) else {
         return Vec::new();
     };
     let invocations = (QUARTERS * high) as usize;
-    let subgroups = (QUARTERS * high / low) as usize;
-    let size = |each, staged| cooperative::Size { halves, side, each, invocations, subgroups, staged };
+    let size = |each, staged| cooperative::Size { halves, side, each, invocations, staged };
     let fits = |size: &cooperative::Size| size.memory() <= facts.workgroup_memory as usize;
     EACH.into_iter()
         .filter_map(|each| [each, 1].map(|s| size(each, s)).into_iter().find(fits))
