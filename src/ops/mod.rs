@@ -38,7 +38,7 @@ pub(crate) use pack::places;
 pub use pack::{lay_out, pack, unpack};
 pub use recompute::recompute;
 pub use reduce::{scaled_sum_of, sum_of};
-pub use route::{route, route_shares};
+pub use route::{route, route_means, route_shares};
 pub use write::write;
 
 pub use crate::tensor::Expr;

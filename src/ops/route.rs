@@ -3,44 +3,62 @@
 
 use super::codegen::fill;
 use super::reduce::{enough, sum_buffers};
-use super::registry::{Case, case, sums};
+use super::registry::{Case, Values, case, sums};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
 use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
 use crate::tensor::{Back, Cost, Expr, Grad, Keep, Op, Pullback, Tensor, compute, split_with};
 
 const ROUTE: Kernel = Kernel { name: "route", text: include_str!("../../shaders/route.wgsl") };
-const WEIGHTS: Kernel =
-    Kernel { name: "route_weights", text: include_str!("../../shaders/route_weights.wgsl") };
+const GRAD: Kernel = Kernel { name: "route_grad", text: include_str!("../../shaders/route_grad.wgsl") };
 
-/// For each pair of `[outer, inner]`: mixture `i` is the sum over cells `j` of `w[.., i, j]` times cell `j`.
-/// A cell is `[outer, inner, ..]`, or `[outer, 1, ..]` or `[1, inner, ..]` where it belongs to one side's
-/// item; so are the weights, `[.., 4, 4]` or, for a single mixture, `[.., 1, 4]`. Returns the mixtures, each
-/// `[outer, inner, ..]`.
+/// For each pair of `[outer, inner]` the sum over cells `j` of `weights[.., 0, j]` times cell `j`. A cell is
+/// `[outer, inner, ..]`, or `[outer, 1, ..]` or `[1, inner, ..]` where it belongs to one side's item; so are the
+/// weights, `[.., 1, 4]`, which take no gradient. Returns `[outer, inner, ..]`.
 #[track_caller]
-pub fn route(cells: [&Tensor; 4], w: &Tensor) -> Vec<Tensor> {
+pub fn route(cells: [&Tensor; 4], weights: &Tensor) -> Tensor {
+    assert!(!weights.is_tracked(), "route: its weights take no gradient");
     let [a, b, c, d] = cells;
-    let op = Route { transposed: false, shares: false };
-    split_with(op, &[a, b, c, d, w], |y| (0..y.shape()[0]).map(|i| y.select(i)).collect())
+    split_with(Route::One, &[a, b, c, d, weights], |y| vec![y.select(0)]).remove(0)
 }
 
-/// A single mixture as in [`route`], added to `rest [outer, inner, ..]`, where `shares [.., 1, 4]` are parts of a
-/// whole of which the rest has taken its own: weights over their sum, that sum without a gradient. The gradient of a
-/// share is that of its weight times the sum: of `y = (w x + ..) / (w + ..)` it is `x - y`, in which nothing large
-/// cancels.
+/// A mixture as in [`route`], added to `rest [outer, inner, ..]`, where `shares [.., 1, 4]` are parts of a whole of
+/// which the rest has taken its own: weights over their sum, that sum without a gradient. The gradient of a share is
+/// that of its weight times the sum: of `y = (w x + ..) / (w + ..)` it is `x - y`, in which nothing large cancels.
 #[track_caller]
 pub fn route_shares(cells: [&Tensor; 4], shares: &Tensor, rest: &Tensor) -> Tensor {
     let [a, b, c, d] = cells;
-    let op = Route { transposed: false, shares: true };
-    split_with(op, &[a, b, c, d, shares, rest], |y| vec![y.select(0)]).remove(0)
+    split_with(Route::Rest, &[a, b, c, d, shares, rest], |y| vec![y.select(0)]).remove(0)
 }
 
-#[derive(Clone, Debug)]
-struct Route {
-    /// Whether the weights, of four mixtures, are read transposed.
-    transposed: bool,
-    /// Whether the weights are shares and a sixth input is the rest.
-    shares: bool,
+/// Four mixtures as in [`route`], by `weights [.., 4, 4]`, a row a mixture. Their gradient goes to `shares [.., 4, 4]`
+/// in their place: probabilities over their sum, that sum without a gradient. The gradient of a share is that of its
+/// probability times the sum: of the mean `m = (p x + ..) / (p + ..)` it is `x - m`. The weights may hold more than the
+/// shares; what else they mix is no part of the mean.
+#[track_caller]
+pub fn route_means(cells: [&Tensor; 4], weights: &Tensor, shares: &Tensor) -> Vec<Tensor> {
+    assert!(!weights.is_tracked(), "route: its weights take no gradient");
+    let [a, b, c, d] = cells;
+    split_with(Route::Means, &[a, b, c, d, weights, shares], |y| (0..4).map(|i| y.select(i)).collect())
+}
+
+/// What is mixed, of four cells and their weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Route {
+    /// One mixture.
+    One,
+    /// One mixture by shares, added to a sixth input.
+    Rest,
+    /// Four mixtures, whose gradients go to a sixth input, the shares.
+    Means,
+    /// The gradients of the cells from those of four mixtures: their weights, transposed.
+    Cells,
+}
+
+impl Route {
+    fn mixtures(self) -> usize {
+        if matches!(self, Self::One | Self::Rest) { 1 } else { 4 }
+    }
 }
 
 /// The sides and the values of a pair.
@@ -96,16 +114,19 @@ impl Op for Route {
 
     fn shape(&self, x: &[Shape]) -> Shape {
         let pairs = Pairs::of(&x[..5]);
-        let mut dims = vec![x[4][2], pairs.outer, pairs.inner];
         let rest = &x[0].dims()[2..];
+        let sixth = match self {
+            Self::One | Self::Cells => x.len() == 5,
+            Self::Rest => x[5].len() == pairs.outer * pairs.inner * pairs.m,
+            Self::Means => x[5] == x[4],
+        };
         assert!(
-            x[..4].iter().all(|s| &s.dims()[2..] == rest)
-                && matches!(x[4].dims()[2..], [4 | 1, 4])
-                && (!self.shares || x[4][2] == 1 && x[5].len() == pairs.outer * pairs.inner * pairs.m),
+            sixth
+                && x[..4].iter().all(|s| &s.dims()[2..] == rest)
+                && x[4].dims()[2..] == [self.mixtures(), 4],
             "route: cells and weights {x:?}"
         );
-        dims.push(rest.iter().product());
-        Shape::new(&dims)
+        Shape::new(&[self.mixtures(), pairs.outer, pairs.inner, pairs.m])
     }
 
     fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, shapes: &[Shape]) {
@@ -119,16 +140,16 @@ impl Op for Route {
         let element = element(vector, false);
         let text = || {
             let rest = [("type", element.as_str()), ("rest", REST)];
-            fill(ROUTE.text, if self.shares { &rest } else { &rest[..1] })
+            fill(ROUTE.text, if *self == Self::Rest { &rest } else { &rest[..1] })
         };
         gpu.dispatch(&Launch {
             kernel: ROUTE,
-            body: Some((2 * vector as u64 + u64::from(self.shares), &text)),
+            body: Some((2 * vector as u64 + u64::from(*self == Self::Rest), &text)),
             constants: &[
-                ("mixtures", shapes[4][2] as f64),
-                ("transposed", f64::from(u8::from(self.transposed))),
+                ("mixtures", self.mixtures() as f64),
+                ("transposed", f64::from(u8::from(*self == Self::Cells))),
             ],
-            reads: x,
+            reads: if *self == Self::Means { &x[..5] } else { x },
             writes: &[y],
             params: params.sizes(&[outer, inner]),
             grid: Grid::Invocations(count),
@@ -139,8 +160,10 @@ impl Op for Route {
     fn host(&self, x: &[ArrayView]) -> Array {
         let shapes: Vec<Shape> = x.iter().map(|a| a.shape).collect();
         let (pairs, shape) = (Pairs::of(&shapes[..5]), self.shape(&shapes));
-        let mut y =
-            x.get(5).map_or_else(|| Array::zeros(shape), |rest| Array::new(shape, rest.data.to_vec()));
+        let mut y = match self {
+            Self::Rest => Array::new(shape, x[5].data.to_vec()),
+            _ => Array::zeros(shape),
+        };
         for o in 0..pairs.outer {
             for n in 0..pairs.inner {
                 let at = |k: usize| {
@@ -149,7 +172,7 @@ impl Op for Route {
                 };
                 for i in 0..shape[0] {
                     for j in 0..4 {
-                        let place = if self.transposed { 4 * j + i } else { 4 * i + j };
+                        let place = if *self == Self::Cells { 4 * j + i } else { 4 * i + j };
                         let w = x[4].data[at(4) * 4 * shape[0] + place];
                         for m in 0..pairs.m {
                             y.data[((i * pairs.outer + o) * pairs.inner + n) * pairs.m + m] +=
@@ -171,33 +194,39 @@ impl Op for Route {
 
 impl Pullback for Route {
     fn keep(&self) -> Keep {
-        let inputs = Keep::inputs(0..5);
-        if self.shares { inputs.and_output() } else { inputs }
+        match self {
+            Self::One | Self::Cells => Keep::inputs([4]),
+            Self::Rest => Keep::inputs(0..5).and_output(),
+            Self::Means => Keep::inputs(0..6),
+        }
     }
 
     fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
         let pairs = Pairs::of(&(0..5).map(|i| back.shape(i)).collect::<Vec<_>>());
         let g: Vec<Tensor> =
             back.gs().iter().map(|g| g.reshape([pairs.outer, pairs.inner, pairs.m])).collect();
-        let mut grads: Vec<Option<Grad>> = match g.as_slice() {
-            [g] => (0..4).map(|j| back.needs(j).then(|| weighted(g, back.x(4), j, back.shape(j)))).collect(),
-            _ => {
-                let all: Vec<&Tensor> = g.iter().chain([back.x(4)]).collect();
-                let cells = compute(Self { transposed: true, shares: false }, &all);
-                let cell = |j: usize| to_side(&cells.select(j), back.shape(j)).into();
-                (0..4).map(|j| back.needs(j).then(|| cell(j))).collect()
-            }
+        let shares = |i: usize, whole: Option<Tensor>| {
+            back.needs(i).then(|| {
+                let cells: Vec<Tensor> = (0..4).map(|j| flat(back.x(j))).collect();
+                let x: Vec<&Tensor> = g.iter().chain(&whole).chain([back.x(i)]).chain(&cells).collect();
+                to_side(&compute(RouteGrad { whole: whole.is_some() }, &x), back.shape(i)).into()
+            })
         };
-        grads.push(back.needs(4).then(|| {
-            let cells: Vec<Tensor> = (0..4).map(|j| flat(back.x(j))).collect();
-            let mixture = self.shares.then(|| back.y().reshape(g[0].shape()));
-            let x: Vec<&Tensor> = g.iter().chain(&mixture).chain(&cells).collect();
-            to_side(&compute(RouteWeights { shares: self.shares }, &x), back.shape(4)).into()
-        }));
-        if self.shares {
-            grads.push(back.needs(5).then(|| g[0].reshape(back.shape(5)).into()));
+        let cell = |j: usize| back.needs(j).then(|| weighted(&g[0], back.x(4), j, back.shape(j)));
+        match self {
+            Self::One | Self::Cells => (0..4).map(cell).chain([None]).collect(),
+            Self::Rest => {
+                let rest = back.needs(5).then(|| g[0].reshape(back.shape(5)).into());
+                let whole = back.y().reshape(g[0].shape());
+                (0..4).map(cell).chain([shares(4, Some(whole)), rest]).collect()
+            }
+            Self::Means => {
+                let all = compute(Self::Cells, &[&g[0], &g[1], &g[2], &g[3], back.x(4)]);
+                let cell = |j: usize| to_side(&all.select(j), back.shape(j)).into();
+                let cells = (0..4).map(|j| back.needs(j).then(|| cell(j)));
+                cells.chain([None, shares(5, None)]).collect()
+            }
         }
-        grads
     }
 }
 
@@ -235,26 +264,27 @@ fn to_side(g: &Tensor, shape: Shape) -> Tensor {
     g.reshape(shape)
 }
 
-/// The gradient of the weights from those of the mixtures, and the cells.
+/// The gradient of the shares from those of the mixtures, the shares and the cells.
 #[derive(Clone, Debug)]
-struct RouteWeights {
-    /// Whether the weights are shares; then the single mixture follows its gradient.
-    shares: bool,
+struct RouteGrad {
+    /// Whether there is a single mixture, which follows its gradient; else there are four, of what the shares make of
+    /// the cells.
+    whole: bool,
 }
 
-impl RouteWeights {
-    fn mixtures(&self, inputs: usize) -> usize {
-        if self.shares { 1 } else { inputs - 4 }
+impl RouteGrad {
+    fn mixtures(&self) -> usize {
+        if self.whole { 1 } else { 4 }
     }
 }
 
-impl Op for RouteWeights {
+impl Op for RouteGrad {
     fn name(&self) -> &'static str {
-        "route_weights"
+        "route_grad"
     }
 
     fn shape(&self, x: &[Shape]) -> Shape {
-        Shape::new(&[x[0][0], x[0][1], self.mixtures(x.len()), 4])
+        Shape::new(&[x[0][0], x[0][1], self.mixtures(), 4])
     }
 
     fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, shapes: &[Shape]) {
@@ -264,25 +294,21 @@ impl Op for RouteWeights {
         let count = pairs.outer * pairs.inner;
         let chunks = (enough(gpu) / count.max(1)).min(m / 64).max(m.div_ceil(crate::gpu::MAX_LOOP)).max(1);
         let partial = (chunks > 1).then(|| gpu.alloc(chunks * y.len()));
-        let (g, cells) = x.split_at(x.len() - 4);
-        let strides = pairs.all_strides(&shapes[g.len()..]).0;
-        let text = || fill(WEIGHTS.text, &[("type", &element(vector, true))]);
-        let mixtures = self.mixtures(x.len());
+        let (g, rest) = x.split_at(x.len() - 5);
+        let strides = pairs.all_strides(&shapes[g.len() + 1..]).0;
+        let (outer, inner) = pairs.strides(shapes[g.len()]);
+        let text = || fill(GRAD.text, &[("type", &element(vector, true))]);
         for (i, some) in g.chunks(2).enumerate() {
             let mut params = Words::default().sizes(&[count * chunks, m, pairs.inner, chunks]);
             params.0.extend(&strides);
-            let mut reads = vec![some[0], some[some.len() - 1]];
-            reads.extend(cells);
+            let reads: Vec<&Buf> = some.iter().chain(rest).copied().collect();
             gpu.dispatch(&Launch {
-                kernel: WEIGHTS,
+                kernel: GRAD,
                 body: Some((vector as u64, &text)),
-                constants: &[
-                    ("two", f64::from(u8::from(some.len() == 2 && !self.shares))),
-                    ("shares", f64::from(u8::from(self.shares))),
-                ],
+                constants: &[("whole", f64::from(u8::from(self.whole)))],
                 reads: &reads,
                 writes: &[partial.as_ref().unwrap_or(y)],
-                params: params.sizes(&[mixtures, 2 * i]),
+                params: params.sizes(&[self.mixtures(), 2 * i, outer, inner]),
                 grid: Grid::Heavy(count * chunks),
                 loops: m.div_ceil(chunks),
             });
@@ -294,16 +320,20 @@ impl Op for RouteWeights {
 
     fn host(&self, x: &[ArrayView]) -> Array {
         let shapes: Vec<Shape> = x.iter().map(|a| a.shape).collect();
-        let (pairs, mixtures) = (Pairs::of(&shapes), self.mixtures(x.len()));
+        let (pairs, mixtures, inputs) = (Pairs::of(&shapes), self.mixtures(), x.len());
         let mut y = Array::zeros(self.shape(&shapes));
         for (n, value) in y.data.iter_mut().enumerate() {
-            let (pair, i, j) = (n / (4 * mixtures), n / 4 % mixtures, x.len() - 4 + n % 4);
-            let (so, sn) = pairs.strides(shapes[j]);
-            let at = (pair / pairs.inner * so + pair % pairs.inner * sn) * pairs.m;
-            let of_pair = |k: usize| &x[k].data[pair * pairs.m..][..pairs.m];
-            *value = of_pair(i).iter().zip(&x[j].data[at..]).map(|(g, x)| g * x).sum();
-            if self.shares {
-                *value -= of_pair(0).iter().zip(of_pair(1)).map(|(g, y)| g * y).sum::<f64>();
+            let (pair, i, j) = (n / (4 * mixtures), n / 4 % mixtures, n % 4);
+            let at = |k: usize| {
+                let (so, sn) = pairs.strides(shapes[k]);
+                pair / pairs.inner * so + pair % pairs.inner * sn
+            };
+            let share = &x[inputs - 5].data[4 * (at(inputs - 5) * mixtures + i)..][..4];
+            for m in 0..pairs.m {
+                let cell = |j: usize| x[inputs - 4 + j].data[at(inputs - 4 + j) * pairs.m + m];
+                let of_pair = |k: usize| x[k].data[pair * pairs.m + m];
+                let mean = if self.whole { of_pair(1) } else { (0..4).map(|k| share[k] * cell(k)).sum() };
+                *value += of_pair(i) * (cell(j) - mean);
             }
         }
         y
@@ -311,12 +341,18 @@ impl Op for RouteWeights {
 }
 
 pub(super) fn cases() -> Vec<Case> {
-    let mixed: fn(&[Tensor]) -> Tensor = |x| {
-        let y = route([&x[0], &x[1], &x[2], &x[3]], &x[4]);
+    let one: fn(&[Tensor]) -> Tensor = |x| route([&x[0], &x[1], &x[2], &x[3]], &x[4]);
+    // Shares of less than 1 in all, and a gate of the first cell besides.
+    let means: fn(&[Tensor]) -> Tensor = |x| {
+        let raw = x[4].map(|w| w * w);
+        let total = raw.sum(-1).map(|s| s + 0.5).detach();
+        let shares = raw.map2(total.view().repeat(3, 4), |w, t| w / t);
+        let gate = x[5].view().repeat(3, 1).pad(3, 0, 3);
+        let weights = super::map(vec![shares.detach().view(), gate], |x| &x[0] + &x[1]);
+        let y = route_means([&x[0], &x[1], &x[2], &x[3]], &weights, &shares);
         let views = y.iter().map(Tensor::view).collect();
         super::map(views, |y| &y[0] + y[1].tanh() * &y[2] - &y[3] * 2.0)
     };
-    let one: fn(&[Tensor]) -> Tensor = |x| route([&x[0], &x[1], &x[2], &x[3]], &x[4]).remove(0);
     // A mean of five, of which the last weighs 1.
     let shares: fn(&[Tensor]) -> Tensor = |x| {
         let weights = x[4].map(|w| w * w);
@@ -327,29 +363,36 @@ pub(super) fn cases() -> Vec<Case> {
     };
     let pair: &[usize] = &[3, 5, 7, 8];
     vec![
-        case("route", "weights of a pair", &[pair, pair, pair, pair, &[3, 5, 4, 4]], sums(56), mixed).bench(),
+        case("route", "means", &[pair, pair, pair, pair, &[3, 5, 4, 4], &[3, 5, 4]], sums(60), means)
+            .with(5, Values::Whole(2))
+            .bench(),
         case(
             "route",
-            "items of images",
-            &[&[3, 1, 7, 8], pair, &[3, 1, 7, 8], pair, &[3, 1, 4, 4]],
+            "means of items of images",
+            &[&[3, 1, 7, 8], pair, &[3, 1, 7, 8], pair, &[3, 1, 4, 4], &[3, 1, 4]],
             sums(280),
-            mixed,
-        ),
+            means,
+        )
+        .with(5, Values::Whole(2)),
         case(
             "route",
-            "items of captions, odd",
-            &[&[1, 5, 3, 3], &[2, 5, 3, 3], &[1, 5, 3, 3], &[2, 5, 3, 3], &[1, 5, 4, 4]],
+            "means of items of captions, odd",
+            &[&[1, 5, 3, 3], &[2, 5, 3, 3], &[1, 5, 3, 3], &[2, 5, 3, 3], &[1, 5, 4, 4], &[1, 5, 4]],
             sums(90),
-            mixed,
-        ),
-        case("route", "one mixture", &[pair, pair, pair, pair, &[3, 5, 1, 4]], sums(56), one).bench(),
+            means,
+        )
+        .with(5, Values::Whole(2)),
+        case("route", "one mixture", &[pair, pair, pair, pair, &[3, 5, 1, 4]], sums(56), one)
+            .with(4, Values::Whole(3))
+            .bench(),
         case(
             "route",
             "one mixture of items, odd",
             &[&[1, 5, 3, 3], &[2, 5, 3, 3], &[2, 1, 3, 3], &[2, 5, 3, 3], &[1, 5, 1, 4]],
             sums(90),
             one,
-        ),
+        )
+        .with(4, Values::Whole(3)),
         case("route", "shares", &[pair, pair, pair, pair, &[3, 5, 1, 4], pair], sums(60), shares),
         case(
             "route",

@@ -7,9 +7,9 @@ use super::encode::EPS;
 use super::mask::{self, Mask};
 use super::{Direction, Run};
 use crate::nn::{BatchNorm, Scope, add_all, linear};
-use crate::ops::{Act, add, concat, map, materialize, route, route_shares, sum_of};
-use crate::systems::{Form, Items};
-use crate::tensor::{Tensor, Viewed};
+use crate::ops::{Act, add, concat, map, materialize, route, route_means, route_shares, sum_of};
+use crate::systems::Items;
+use crate::tensor::Tensor;
 
 /// Below this sum of its probabilities an output falls back to the first cell.
 const GATE: f64 = 1e-4;
@@ -89,36 +89,21 @@ fn dense(run: &Run, module: &Scope, layer: usize, x: [&Tensor; 4], guides: &Guid
     let (e, raw) = cells(run, module, layer, x, guides);
     let sum = raw.sum(-1);
     let axis = sum.shape().rank();
-    let p = raw.map2(sum.view().repeat(axis, 4), |p, s| p / (s + 1e-8));
-    let gate = sum.detach().map(|s| (s * -1.0).greater(-GATE));
-    let outputs: Vec<Tensor> = match run.pass.form {
-        Form::Fast | Form::Recomputed => {
-            let skip = gate.view().repeat(axis, 1).pad(axis, 0, 3);
-            let weights = map(vec![p.view(), skip], |x| &x[0] + &x[1]);
-            mixed([&e[0], &e[1], &e[2], &e[3]], &weights)
-        }
-        Form::Composed => (0..4).map(|i| mixture(&e, &p, &gate, i)).collect(),
-    };
+    let over = |sum: &Tensor| raw.map2(sum.view().repeat(axis, 4), |p, s| p / (s + 1e-8));
+    let p = over(&sum);
+    let sum = sum.detach();
+    let gate = sum.map(|s| (s * -1.0).greater(-GATE));
+    // Through `p` the outputs' gradient of a probability is a difference of large sums, which f32 does not hold.
+    let shares = over(&sum);
+    let skip = gate.view().repeat(axis, 1).pad(axis, 0, 3);
+    let weights = map(vec![shares.detach().view(), skip], |x| &x[0] + &x[1]);
+    let outputs = route_means([&e[0], &e[1], &e[2], &e[3]], &weights, &shares);
+    let outputs: Vec<Tensor> = outputs.iter().map(|y| y.reshape(e[3].shape())).collect();
     run.pass.tap(&format!("path_l{layer}"), &p);
     for (i, y) in outputs.iter().enumerate() {
         run.pass.tap(&format!("aggr_l{layer}.{i}"), y);
     }
     (outputs, p)
-}
-
-/// The mixtures of four cells, of which the last belongs to pairs.
-fn mixed(cells: [&Tensor; 4], weights: &Tensor) -> Vec<Tensor> {
-    let shape = cells[3].shape();
-    route(cells, weights).into_iter().map(|y| y.reshape(shape)).collect()
-}
-
-/// Output `i` of a layer as the sum it is.
-fn mixture(e: &[Tensor; 4], p: &Tensor, gate: &Tensor, i: usize) -> Tensor {
-    let weight = |j: usize| p.view().slice(2, i, 1).slice(3, j, 1);
-    let mut views: Vec<Viewed> = e.iter().map(Viewed::from).collect();
-    views.extend((0..4).map(weight));
-    views.push(gate.view().slice(2, i, 1).repeat(3, 1));
-    map(views, |x| &x[0] * &x[4] + &x[1] * &x[5] + &x[2] * &x[6] + &x[3] * &x[7] + &x[0] * &x[8])
 }
 
 /// The last layer, of one output, and its raw probabilities `[.., 1, 4]`. A cell with almost no probability
@@ -130,8 +115,8 @@ fn last(run: &Run, module: &Scope, x: [&Tensor; 4], guides: &Guides) -> (Tensor,
     // On every path: of plain products and a division, the gradient of `p` is a difference of large sums, which f32
     // does not hold.
     let over = |w: &Tensor| w.map2(total.view().repeat(3, 4), |w, t| w / t);
-    let passed = &mixed(x, &over(&gate))[0];
-    let output = route_shares([&e[0], &e[1], &e[2], &e[3]], &over(&p), passed).reshape(e[3].shape());
+    let passed = route(x, &over(&gate));
+    let output = route_shares([&e[0], &e[1], &e[2], &e[3]], &over(&p), &passed).reshape(e[3].shape());
     run.pass.tap("path_l2", &p);
     run.pass.tap("aggr_l2", &output);
     (output, p)
