@@ -4,9 +4,11 @@ mod adapters;
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 
 use adapters::gpus;
-use crossweave::gpu::{Choices, Class, Gpu, Grid, Kernel, Launch, MAX_LOOP, Options, Style, Words};
+use crossweave::data::choices::ChoicesFolder;
+use crossweave::gpu::{Choices, Class, Gpu, Grid, Kernel, Launch, MAX_LOOP, Options, Store, Style, Words};
 use crossweave::host::Rng;
 use crossweave::ops::registry::cases;
 use crossweave::ops::{Act, AdamState, AdamStep, Expr, adam, map, materialize, sum_of_squares, write};
@@ -287,8 +289,9 @@ fn guards_see_a_trespass() {
 fn tiles_are_measured_once_and_remembered() {
     let folder = tempfile::tempdir().expect("a folder");
     let open = |measure, choices: &Choices| {
-        let (style, cache, choices) = (Some(Style::Workgroup), Some(folder.path().into()), choices.clone());
-        gpus(&Options { style, measure, cache, choices, ..Options::default() }).remove(0)
+        let store: Rc<dyn Store> = Rc::new(ChoicesFolder::new(folder.path().into()));
+        let (style, store, choices) = (Some(Style::Workgroup), Some(store), choices.clone());
+        gpus(&Options { style, measure, store, choices, ..Options::default() }).remove(0)
     };
     let none = Choices::default();
     let product = |gpu: &Gpu| {

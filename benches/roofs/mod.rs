@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use crossweave::data::choices::ChoicesFolder;
 use crossweave::gpu::{Class, Gpu, Grid, Kernel, Launch, Options, Precision, Words};
 use crossweave::ops::map;
 use crossweave::tensor::Device;
@@ -165,7 +166,8 @@ fn matrices(own: &Gpu) -> Option<f64> {
 
 /// The adapter that `CROSSWEAVE_DEVICE` chooses, as `--device` does.
 pub fn open() -> Gpu {
-    let options = Options { device: std::env::var("CROSSWEAVE_DEVICE").ok(), ..Options::default() };
+    let device = std::env::var("CROSSWEAVE_DEVICE").ok();
+    let options = Options { device, store: ChoicesFolder::store(), ..Options::default() };
     Gpu::open(&options).expect("the benches need an adapter")
 }
 

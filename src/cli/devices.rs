@@ -3,8 +3,9 @@
 use clap::Args;
 
 use super::{Verdict, show, table, text_of};
+use crate::data::choices::ChoicesFolder;
 use crate::error::Result;
-use crate::gpu::{self, AdapterFacts, Class, Style, adapters, choice};
+use crate::gpu::{AdapterFacts, Class, Style, adapters, choice};
 
 /// What `devices` takes.
 #[derive(Args, Debug)]
@@ -74,9 +75,11 @@ fn kernels(adapter: &AdapterFacts) -> String {
         },
         |side| format!("matrices of {side} x {side}"),
     );
-    let tiles = match (software, gpu::cache()) {
+    let tiles = match (software, ChoicesFolder::of_user()) {
         (true, _) => "planned: software drivers are not measured".into(),
-        (_, Some(folder)) => format!("measured at their first use, remembered in {}", folder.display()),
+        (_, Some(folder)) => {
+            format!("measured at their first use, remembered in {}", folder.path().display())
+        }
         (_, None) => "measured in every process: there is no folder of caches (CROSSWEAVE_CACHE)".into(),
     };
     let mut rows = table(&["kernels", ""], &[]);

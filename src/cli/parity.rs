@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use clap::Args;
 
 use super::{Verdict, interrupt, note, show, table, text_of};
+use crate::data::choices::ChoicesFolder;
 use crate::error::{Error, Result};
 use crate::eval::precisions;
 use crate::gpu::{self, Gpu, Precision};
@@ -47,8 +48,12 @@ pub fn run(options: &Options) -> Result<Verdict> {
     }
     if !options.host {
         let precision = Some(options.precision);
-        let gpu =
-            Gpu::open(&gpu::Options { device: options.device.clone(), precision, ..Default::default() })?;
+        let gpu = Gpu::open(&gpu::Options {
+            device: options.device.clone(),
+            precision,
+            store: ChoicesFolder::store(),
+            ..Default::default()
+        })?;
         devices.push(("GPU", Device::Gpu(gpu)));
     }
     let (mut failed, mut broken) = (0, 0);

@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::progress::Bar;
 use super::{Verdict, interrupt, show, table, text_of};
+use crate::data::choices::ChoicesFolder;
 use crate::error::{Error, Result};
 use crate::eval::precisions;
 use crate::gpu::{self, Gpu, Precision};
@@ -48,7 +49,12 @@ pub fn run(options: &Options) -> Result<Verdict> {
     let wanted = wanted(options.op.as_deref())?;
     let stop = interrupt::watch()?;
     let precision = Some(options.precision);
-    let gpu = Gpu::open(&gpu::Options { device: options.device.clone(), precision, ..Default::default() })?;
+    let gpu = Gpu::open(&gpu::Options {
+        device: options.device.clone(),
+        precision,
+        store: ChoicesFolder::store(),
+        ..Default::default()
+    })?;
     let name = gpu.facts().name.clone();
     let device = Device::Gpu(gpu);
     let mut bar = Bar::new("cases");

@@ -12,6 +12,7 @@ use super::encoded::{Encoded, Scored};
 use super::model::{Model, Stored, read_description, run_folder};
 use super::sims::{Matrix, Scores};
 use super::{EvaluateOptions, Progress, rank};
+use crate::data::choices::ChoicesFolder;
 use crate::data::dataset::{self, Dataset};
 use crate::data::identity::Identity;
 use crate::data::recipe::Recipe;
@@ -294,6 +295,7 @@ fn open(options: &EvaluateOptions) -> Result<Device> {
     Ok(Device::Gpu(Gpu::open(&Options {
         device: options.device.clone(),
         precision: Some(options.precision),
+        store: ChoicesFolder::store(),
         ..Options::default()
     })?))
 }

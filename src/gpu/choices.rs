@@ -1,10 +1,10 @@
-//! Which of several ways to run a kernel is fastest on an adapter: measured at their first use, remembered on disk.
+//! Which of several ways to run a kernel is fastest on an adapter: measured at their first use, and remembered.
 //!
 //! One fixed tile costs some GPUs half of what they can do, so a kernel's planner names a few, and each is timed once
 //! for an adapter, a driver and a class of sizes. A software driver's are planned only.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,14 @@ pub struct Choices {
     pub about: String,
     /// By the classes' names.
     pub of: BTreeMap<String, String>,
+}
+
+/// Where choices are remembered from one process to the next.
+pub trait Store: std::fmt::Debug {
+    /// What was measured for a version, adapter and driver.
+    fn load(&self, about: &str) -> Option<Choices>;
+    /// Replaces it.
+    fn save(&self, choices: &Choices);
 }
 
 /// What one way is timed for, about, and in how many runs at most: a call and its wait may take a large part of a
@@ -34,8 +42,8 @@ const GAIN: f64 = 0.95;
 /// What is known, and where it is kept.
 pub(super) struct Chooser {
     on: bool,
-    file: Option<PathBuf>,
-    /// What the disk remembers and was measured here.
+    store: Option<Rc<dyn Store>>,
+    /// What is remembered and was measured here.
     measured: Choices,
     /// What a run was begun with, which comes first.
     of_run: BTreeMap<String, String>,
@@ -57,29 +65,18 @@ fn about(facts: &AdapterFacts) -> String {
     format!("crossweave {}, {}, {}", env!("CARGO_PKG_VERSION"), facts.name, facts.driver)
 }
 
-/// The folder of what is remembered, if there is one: `CROSSWEAVE_CACHE`, or where the system has users' caches.
-pub fn cache() -> Option<PathBuf> {
-    let of = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    of("CROSSWEAVE_CACHE").or_else(|| {
-        let all = of("XDG_CACHE_HOME").or_else(|| of("LOCALAPPDATA"));
-        Some(all.or_else(|| of("HOME").map(|home| home.join(".cache")))?.join("crossweave"))
-    })
-}
-
 impl Chooser {
-    /// With what a run was begun with, then what the disk remembers; `asked` turns measuring on or off, else hardware
+    /// With what a run was begun with, then what is remembered; `asked` turns measuring on or off, else hardware
     /// measures.
     pub(super) fn new(facts: &AdapterFacts, asked: Option<bool>, options: &Options) -> Self {
         let on = asked.unwrap_or(facts.class == Class::Hardware);
         let about = about(facts);
-        let hash = xxhash_rust::xxh3::xxh3_64(about.as_bytes());
-        let file = options.cache.clone().or_else(cache).filter(|_| on);
-        let file = file.map(|folder| folder.join(format!("choices-{hash:016x}.json")));
+        let store = options.store.clone().filter(|_| on);
         let run = &options.choices;
         let of_run = if run.about == about { run.of.clone() } else { BTreeMap::new() };
         let mut chooser = Self {
             on,
-            file,
+            store,
             measured: Choices { about, of: BTreeMap::new() },
             of_run,
             taken: HashMap::new(),
@@ -88,10 +85,8 @@ impl Chooser {
         chooser
     }
 
-    /// What the file holds; nothing of one that is broken or about something else.
     fn remembered(&self) -> BTreeMap<String, String> {
-        let read = |file| serde_json::from_slice::<Choices>(&std::fs::read(file).ok()?).ok();
-        let kept = self.file.as_ref().and_then(read).filter(|kept| kept.about == self.measured.about);
+        let kept = self.store.as_ref().and_then(|store| store.load(&self.measured.about));
         kept.unwrap_or_default().of
     }
 
@@ -106,18 +101,15 @@ impl Chooser {
         self.of_run.get(class).or_else(|| self.measured.of.get(class))
     }
 
-    /// Remembers a choice; a disk that cannot be written is no reason to stop.
+    /// Remembers a choice, beside those of other processes.
     fn learn(&mut self, class: String, choice: String) {
         let mut of = self.remembered();
         of.extend(std::mem::take(&mut self.measured.of));
         of.insert(class, choice);
         self.measured.of = of;
-        let Some(file) = &self.file else { return };
-        let text = serde_json::to_string_pretty(&self.measured).expect("it is plain data");
-        // Whole or not at all: another process may read it now.
-        let new = file.with_extension(std::process::id().to_string());
-        let _ = file.parent().map(std::fs::create_dir_all);
-        let _ = std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, file));
+        if let Some(store) = &self.store {
+            store.save(&self.measured);
+        }
     }
 }
 

@@ -10,13 +10,12 @@ mod readback;
 mod recorder;
 
 use std::cell::{Cell, RefCell};
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
 pub(crate) use adapter::QUARTERS;
 pub use adapter::{AdapterFacts, Class, Precision, Products, Style, adapters, choice, choose};
-pub use choices::{Choices, Ways, cache};
+pub use choices::{Choices, Store, Ways};
 pub use kernel::{Kernel, MAX_LOOP};
 pub use pool::{Buf, Memory};
 pub use profile::{KernelTime, SizeTime, Stats};
@@ -47,8 +46,8 @@ pub struct Options {
     pub products: Option<Products>,
     /// Whether to measure which tiles are fastest; `None` takes `CROSSWEAVE_MEASURE` (0 or 1), or else GPUs do.
     pub measure: Option<bool>,
-    /// Where measurements are remembered; `None` takes `CROSSWEAVE_CACHE`, or else the user's folder of caches.
-    pub cache: Option<PathBuf>,
+    /// Where measurements are remembered, such as [`crate::data::choices::ChoicesFolder`]; `None` for the process alone.
+    pub store: Option<Rc<dyn Store>>,
     /// Tiles that a run was begun with: it goes on with the same.
     pub choices: Choices,
     /// Time every kernel from the start (see [`Gpu::profile`]).

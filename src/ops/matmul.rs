@@ -6,18 +6,18 @@ mod cooperative;
 mod lanes;
 mod largest;
 mod linears;
+mod record;
 mod tile;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Ways, Words};
+use crate::gpu::{Buf, Gpu, Kernel, Ways};
 use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
 use crate::tensor::{Back, Cost, Grad, Keep, Op, Pullback, Tensor, apply, compute};
 pub(super) use cases::cases;
-use largest::largest;
 pub use linears::Linears;
-use tile::{Form, SizeClass, Tile, Way, plan};
+use tile::{SizeClass, plan};
 #[cfg(test)]
 pub(super) use tile::{variants, with_each_form};
 
@@ -338,68 +338,6 @@ impl MatMul {
         let mut grads = vec![gx, part(0, &[n, k]), part(n * k, &[n])];
         grads.extend((self.epilogue == Epilogue::Residual).then(|| Some(g.into())));
         grads
-    }
-
-    /// Records the product `op`, which is this one as its kernel takes it, in one way.
-    fn run(&self, gpu: &Gpu, op: &Self, (form, splits): Way, can_split: bool, x: &[&Buf], y: &Buf) {
-        let swapped = self.c.col != 1 && self.c.row == 1;
-        let (a, b) = if swapped { (x[1], x[0]) } else { (x[0], x[1]) };
-        let (height, width) = form.covers();
-        let tiles = op.m.div_ceil(height) * op.n.div_ceil(width) * op.batches();
-        let steps = op.k.div_ceil(4);
-        let most = 2 * crate::gpu::MAX_LOOP / form.loops(16);
-        let splits = if can_split { splits.max(steps.div_ceil(most)) } else { 1 };
-        let chunk = steps.div_ceil(splits);
-        let splits = steps.div_ceil(chunk.max(1)).max(1);
-        let tile = Tile::of(op, form, 4 * chunk);
-        #[cfg(test)]
-        super::gates::planned("matmul", &tile);
-        let out = op.shape.len();
-        let partial = (splits > 1).then(|| gpu.alloc(splits * out));
-        let target = partial.as_ref().unwrap_or(y);
-        let (kernel, count, grid) = match form {
-            Form::Lanes(size) => {
-                let count = tiles * splits * size.lanes;
-                (KERNEL, count, Grid::Heavy(count))
-            }
-            Form::Block { .. } => (BLOCK, tiles * splits, Grid::Groups(tiles * splits)),
-            Form::Cooperative(_) => (COOPERATIVE, tiles * splits, Grid::Groups(tiles * splits)),
-        };
-        let l = |l: Layout, third: usize| [l.batch[0], l.batch[1], third, l.row];
-        let params = Words::default()
-            .sizes(&[count, op.m, op.n, op.k])
-            .sizes(&[op.batch[1], op.sum, 4 * chunk, splits])
-            .sizes(&l(op.a, op.a.sum))
-            .sizes(&l(op.b, op.b.sum))
-            .sizes(&l(op.c, out))
-            .sizes(&[op.a.col, op.b.col])
-            .floats(&[op.scale as f32])
-            .sizes(&[op.batch[0], op.offset]);
-        let mut hash = DefaultHasher::new();
-        tile.hash(&mut hash);
-        let mut reads = vec![a, b];
-        reads.extend(self.packed.then_some(b));
-        reads.extend(&x[2..]);
-        let largest = if form.scales() {
-            let extents = [op.a.extent(op, op.m, op.k), op.b.extent(op, op.k, op.n)];
-            vec![largest(gpu, a, extents[0].min(a.len())), largest(gpu, b, extents[1].min(b.len()))]
-        } else {
-            Vec::new()
-        };
-        reads.extend(&largest);
-        gpu.dispatch(&Launch {
-            kernel,
-            body: Some((hash.finish(), &|| tile.source())),
-            constants: &[],
-            reads: &reads,
-            writes: &[target],
-            params,
-            grid,
-            loops: op.sum * (form.loops(4 * chunk) + 1),
-        });
-        if let Some(partial) = &partial {
-            super::reduce::sum_buffers(gpu, partial, y, splits, out);
-        }
     }
 
     fn is_dense(&self) -> bool {

@@ -18,6 +18,7 @@ use super::results::{Pending, Read, Results};
 use super::tensorboard::EventWriter;
 use super::{Ending, Event, begin};
 use crate::data::batches::{Batch, Sampler, SamplerOptions};
+use crate::data::choices::ChoicesFolder;
 use crate::data::dataset::Dataset;
 use crate::data::prefetch::{Placed, Prefetch};
 use crate::data::tokenizer::TokenTable;
@@ -56,6 +57,7 @@ fn attempt(options: &TrainOptions, stop: &AtomicBool, tell: &mut dyn FnMut(Event
         device: options.run.device.clone(),
         precision: Some(options.fixed.precision),
         // A run that cannot be gone on with says so below.
+        store: ChoicesFolder::store(),
         choices: options
             .run
             .resume

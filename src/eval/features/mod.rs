@@ -17,6 +17,7 @@ pub use options::FeaturesOptions;
 
 use super::Progress;
 use crate::data::captioned::{self, Captioned};
+use crate::data::choices::ChoicesFolder;
 use crate::data::pictures::{Asked, Pictures};
 use crate::data::recipe::{Part, Recipe};
 use crate::data::words::Vocabulary;
@@ -78,6 +79,7 @@ pub fn make(
     let device = Device::Gpu(Gpu::open(&Options {
         device: options.device.clone(),
         precision: Some(Precision::F32),
+        store: ChoicesFolder::store(),
         ..Options::default()
     })?);
     let mut swin = encoder.on(&device, stage)?;
