@@ -134,7 +134,7 @@ impl Fixture {
 /// host's bound has no such accuracy in the file: where a row exceeds, the fixture is run again with its values moved by a
 /// unit in their last place, and the row's bound becomes the change of its distance, the least that the result has moved.
 /// Products in f16 round their operands: where a row exceeds, its bound becomes what the host twin's result is off by, in
-/// the same measure, when inputs and parameters are moved by as much: at the worst of [`DRAWS`] draws, times [`FURTHER`].
+/// the same measure, when inputs and parameters are moved by as much: twice the worst of four draws.
 ///
 /// # Errors
 /// A fixture of an unknown system, or one that cannot be run at all.
