@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use adapters::gpus;
-use crossweave::data::choices::ChoicesFolder;
+use crossweave::eval::choices::ChoicesFolder;
 use crossweave::gpu::{Choices, Class, Gpu, Grid, Kernel, Launch, MAX_LOOP, Options, Store, Style, Words};
 use crossweave::host::Rng;
 use crossweave::ops::registry::cases;

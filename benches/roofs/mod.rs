@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crossweave::data::choices::ChoicesFolder;
+use crossweave::eval::choices::ChoicesFolder;
 use crossweave::gpu::{Class, Gpu, Grid, Kernel, Launch, Options, Precision, Words};
 use crossweave::ops::map;
 use crossweave::tensor::Device;

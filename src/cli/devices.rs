@@ -3,8 +3,8 @@
 use clap::Args;
 
 use super::{Verdict, show, table, text_of};
-use crate::data::choices::ChoicesFolder;
 use crate::error::Result;
+use crate::eval::choices::ChoicesFolder;
 use crate::gpu::{AdapterFacts, Class, Style, adapters, choice};
 
 /// What `devices` takes.

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use clap::Args;
 
 use super::{Verdict, interrupt, note, show, table, text_of};
-use crate::data::choices::ChoicesFolder;
 use crate::error::{Error, Result};
+use crate::eval::choices::ChoicesFolder;
 use crate::eval::precisions;
 use crate::gpu::{self, Gpu, Precision};
 use crate::parity::{Row, check};

@@ -6,8 +6,8 @@ use clap::Args;
 
 use super::progress::Bar;
 use super::{Verdict, interrupt, show, table, text_of};
-use crate::data::choices::ChoicesFolder;
 use crate::error::{Error, Result};
+use crate::eval::choices::ChoicesFolder;
 use crate::eval::precisions;
 use crate::gpu::{self, Gpu, Precision};
 use crate::ops::registry::{Case, Outcome, cases};

@@ -7,7 +7,6 @@ pub mod boxes;
 pub mod captioned;
 pub mod captions;
 pub mod check;
-pub mod choices;
 pub mod dataset;
 pub mod depends;
 pub mod features;

@@ -1,6 +1,7 @@
 //! Evaluation: models in their folders, a split encoded once, all its pairs scored in tiles, ranks and ensembles.
 
 pub mod begun;
+pub mod choices;
 pub mod encoded;
 pub mod features;
 pub mod import;

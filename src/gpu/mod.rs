@@ -46,7 +46,7 @@ pub struct Options {
     pub products: Option<Products>,
     /// Whether to measure which tiles are fastest; `None` takes `CROSSWEAVE_MEASURE` (0 or 1), or else GPUs do.
     pub measure: Option<bool>,
-    /// Where measurements are remembered, such as [`crate::data::choices::ChoicesFolder`]; `None` for the process alone.
+    /// Where measurements are remembered, such as [`crate::eval::choices::ChoicesFolder`]; `None` for the process alone.
     pub store: Option<Rc<dyn Store>>,
     /// Tiles that a run was begun with: it goes on with the same.
     pub choices: Choices,

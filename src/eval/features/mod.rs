@@ -17,12 +17,12 @@ pub use options::FeaturesOptions;
 
 use super::Progress;
 use crate::data::captioned::{self, Captioned};
-use crate::data::choices::ChoicesFolder;
 use crate::data::pictures::{Asked, Pictures};
 use crate::data::recipe::{Part, Recipe};
 use crate::data::words::Vocabulary;
 use crate::data::{boxes, identity, paths, word_ids};
 use crate::error::{Error, Kind, Result};
+use crate::eval::choices::ChoicesFolder;
 use crate::gpu::{Gpu, Options, Precision};
 use crate::tensor::Device;
 use encoder::{Encoder, Running};

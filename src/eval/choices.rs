@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use super::atomic;
+use crate::data::atomic;
 use crate::gpu::{Choices, Store};
 
 /// A folder of choices.
