@@ -36,7 +36,7 @@ pub(super) struct Size {
 const PADDING: usize = 8;
 
 /// k that matrices sum before their sums are added to the rest in f32: their own adders truncate.
-pub(super) const PROMOTED: usize = 1024;
+pub(super) const PROMOTED: usize = 512;
 
 impl Size {
     /// Rows and columns of the square.
