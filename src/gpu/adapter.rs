@@ -355,18 +355,29 @@ pub(super) fn open(
         )));
     }
     let matrices = needed.is_some() || (!lacking && facts.splits(products));
-    if matrices {
-        features |= COOPERATIVE;
-    }
-    let descriptor = wgpu::DeviceDescriptor {
-        label: Some("crossweave"),
-        required_features: adapter.features() & features,
-        required_limits: limits,
-        memory_hints: wgpu::MemoryHints::MemoryUsage,
-        experimental_features: if matrices { experimental() } else { wgpu::ExperimentalFeatures::disabled() },
-        ..Default::default()
+    let request = |matrices: bool| {
+        let (more, experimental) = if matrices {
+            (COOPERATIVE, experimental())
+        } else {
+            (wgpu::Features::empty(), wgpu::ExperimentalFeatures::disabled())
+        };
+        pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+            label: Some("crossweave"),
+            required_features: adapter.features() & (features | more),
+            required_limits: limits.clone(),
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            experimental_features: experimental,
+            ..Default::default()
+        }))
     };
-    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).map_err(|e| {
+    let (opened, facts) = match request(matrices) {
+        // Nobody asked for matrices: f32 does without what a driver lists and does not give.
+        Err(_) if matrices && needed.is_none() => {
+            (request(false), AdapterFacts { cooperative_matrix: None, ..facts })
+        }
+        opened => (opened, facts),
+    };
+    let (device, queue) = opened.map_err(|e| {
         Error::of(Kind::Adapter, format!("the driver gave no device: {e}"))
             .at(&facts.name)
             .cure("choose another adapter with --device")
