@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crossweave::eval::choices::ChoicesFolder;
+use crossweave::eval::choices::remembering;
 use crossweave::gpu::{Class, Gpu, Grid, Kernel, Launch, Options, Precision, Words};
 use crossweave::ops::map;
 use crossweave::tensor::Device;
@@ -167,7 +167,7 @@ fn matrices(own: &Gpu) -> Option<f64> {
 /// The adapter that `CROSSWEAVE_DEVICE` chooses, as `--device` does.
 pub fn open() -> Gpu {
     let device = std::env::var("CROSSWEAVE_DEVICE").ok();
-    let options = Options { device, store: ChoicesFolder::store(), ..Options::default() };
+    let options = Options { precision: None, ..remembering(device.as_deref(), Precision::F32) };
     Gpu::open(&options).expect("the benches need an adapter")
 }
 

@@ -7,9 +7,9 @@ use clap::Args;
 
 use super::{Verdict, interrupt, note, show, table, text_of};
 use crate::error::{Error, Result};
-use crate::eval::choices::ChoicesFolder;
+use crate::eval::choices::remembering;
 use crate::eval::precisions;
-use crate::gpu::{self, Gpu, Precision};
+use crate::gpu::{Gpu, Precision};
 use crate::parity::{Row, check};
 use crate::tensor::Device;
 
@@ -47,13 +47,7 @@ pub fn run(options: &Options) -> Result<Verdict> {
         devices.push(("host", Device::Host));
     }
     if !options.host {
-        let precision = Some(options.precision);
-        let gpu = Gpu::open(&gpu::Options {
-            device: options.device.clone(),
-            precision,
-            store: ChoicesFolder::store(),
-            ..Default::default()
-        })?;
+        let gpu = Gpu::open(&remembering(options.device.as_deref(), options.precision))?;
         devices.push(("GPU", Device::Gpu(gpu)));
     }
     let (mut failed, mut broken) = (0, 0);

@@ -7,9 +7,9 @@ use clap::Args;
 use super::progress::Bar;
 use super::{Verdict, interrupt, show, table, text_of};
 use crate::error::{Error, Result};
-use crate::eval::choices::ChoicesFolder;
+use crate::eval::choices::remembering;
 use crate::eval::precisions;
-use crate::gpu::{self, Gpu, Precision};
+use crate::gpu::{Gpu, Precision};
 use crate::ops::registry::{Case, Outcome, cases};
 use crate::tensor::Device;
 
@@ -48,13 +48,7 @@ struct Worst {
 pub fn run(options: &Options) -> Result<Verdict> {
     let wanted = wanted(options.op.as_deref())?;
     let stop = interrupt::watch()?;
-    let precision = Some(options.precision);
-    let gpu = Gpu::open(&gpu::Options {
-        device: options.device.clone(),
-        precision,
-        store: ChoicesFolder::store(),
-        ..Default::default()
-    })?;
+    let gpu = Gpu::open(&remembering(options.device.as_deref(), options.precision))?;
     let name = gpu.facts().name.clone();
     let device = Device::Gpu(gpu);
     let mut bar = Bar::new("cases");

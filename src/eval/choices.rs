@@ -4,7 +4,13 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use crate::data::atomic;
-use crate::gpu::{Choices, Store};
+use crate::gpu::{Choices, Options, Precision, Store};
+
+/// The options of a device that remembers what it measures: the one the user named, or the best.
+pub fn remembering(device: Option<&str>, precision: Precision) -> Options {
+    let store = ChoicesFolder::of_user().map(|folder| Rc::new(folder) as Rc<dyn Store>);
+    Options { device: device.map(Into::into), precision: Some(precision), store, ..Options::default() }
+}
 
 /// A folder of choices.
 #[derive(Clone, Debug)]
@@ -24,11 +30,6 @@ impl ChoicesFolder {
             Some(all.or_else(|| of("HOME").map(|home| home.join(".cache")))?.join("crossweave"))
         });
         own.map(Self)
-    }
-
-    /// The user's, as a device takes it.
-    pub fn store() -> Option<Rc<dyn Store>> {
-        Self::of_user().map(|folder| Rc::new(folder) as Rc<dyn Store>)
     }
 
     /// The folder.

@@ -17,8 +17,8 @@ use crate::data::identity::Identity;
 use crate::data::recipe::Recipe;
 use crate::data::{captioned, ids, paths};
 use crate::error::{Error, Result};
-use crate::eval::choices::ChoicesFolder;
-use crate::gpu::{Gpu, Options};
+use crate::eval::choices::remembering;
+use crate::gpu::Gpu;
 use crate::systems::{Images, Text, kind};
 use crate::tensor::Device;
 
@@ -292,12 +292,7 @@ fn one_data(first: &Member, other: &Member) -> Result<()> {
 }
 
 fn open(options: &EvaluateOptions) -> Result<Device> {
-    Ok(Device::Gpu(Gpu::open(&Options {
-        device: options.device.clone(),
-        precision: Some(options.precision),
-        store: ChoicesFolder::store(),
-        ..Options::default()
-    })?))
+    Ok(Device::Gpu(Gpu::open(&remembering(options.device.as_deref(), options.precision))?))
 }
 
 /// The data's folder: as the options say, else as in the run's training; and whether the run remembers it.

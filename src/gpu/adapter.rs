@@ -25,6 +25,11 @@ pub enum Style {
     Workgroup,
 }
 
+/// What a setting does not know.
+pub(super) fn unknown(what: &str, setting: &str, expected: &str, found: &str) -> Error {
+    Error::of(Kind::Adapter, what).at(setting).expected(expected).found(found)
+}
+
 impl std::str::FromStr for Style {
     type Err = Error;
 
@@ -33,10 +38,12 @@ impl std::str::FromStr for Style {
             "direct" => Ok(Self::Direct),
             "subgroup" => Ok(Self::Subgroup),
             "workgroup" => Ok(Self::Workgroup),
-            _ => Err(Error::of(Kind::Adapter, "no such style of kernels")
-                .at("CROSSWEAVE_KERNELS")
-                .expected("direct, subgroup or workgroup")
-                .found(name)),
+            _ => Err(unknown(
+                "no such style of kernels",
+                "CROSSWEAVE_KERNELS",
+                "direct, subgroup or workgroup",
+                name,
+            )),
         }
     }
 }
@@ -65,10 +72,7 @@ impl std::str::FromStr for Precision {
         match name {
             "f32" => Ok(Self::F32),
             "f16" => Ok(Self::F16),
-            _ => Err(Error::of(Kind::Adapter, "no such precision")
-                .at("CROSSWEAVE_PRECISION")
-                .expected(Self::NAMES.join(" or "))
-                .found(name)),
+            _ => Err(unknown("no such precision", "CROSSWEAVE_PRECISION", &Self::NAMES.join(" or "), name)),
         }
     }
 }
@@ -89,10 +93,7 @@ impl std::str::FromStr for Products {
         match name {
             "fma" => Ok(Self::Fma),
             "split" => Ok(Self::Split),
-            _ => Err(Error::of(Kind::Adapter, "no such way to compute products")
-                .at("CROSSWEAVE_PRODUCTS")
-                .expected("fma or split")
-                .found(name)),
+            _ => Err(unknown("no such way to compute products", "CROSSWEAVE_PRODUCTS", "fma or split", name)),
         }
     }
 }

@@ -23,6 +23,7 @@ pub use readback::Reading;
 pub use recorder::{Grid, Launch, Words};
 
 use crate::error::{Error, Kind, Result};
+use adapter::unknown;
 use choices::Chooser;
 use kernel::Pipelines;
 use pool::Pool;
@@ -133,10 +134,7 @@ impl Gpu {
             Ok("1") => Some(true),
             Ok("0") => Some(false),
             Ok(other) => {
-                return Err(Error::of(Kind::Adapter, "tiles are measured or not")
-                    .at("CROSSWEAVE_MEASURE")
-                    .expected("0 or 1")
-                    .found(other));
+                return Err(unknown("tiles are measured or not", "CROSSWEAVE_MEASURE", "0 or 1", other));
             }
         };
         let choices = RefCell::new(Chooser::new(&facts, options.measure.or(asked), options));

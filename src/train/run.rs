@@ -22,7 +22,7 @@ use crate::data::dataset::Dataset;
 use crate::data::prefetch::{Placed, Prefetch};
 use crate::data::tokenizer::TokenTable;
 use crate::error::{Error, Kind, Result};
-use crate::eval::choices::ChoicesFolder;
+use crate::eval::choices::remembering;
 use crate::eval::encoded::{Encoded, Scored, check_batch, training_tile};
 use crate::eval::model::{Model, is_trained};
 use crate::eval::rank::{Metrics, Sims};
@@ -53,19 +53,12 @@ pub fn train(mut options: TrainOptions, stop: &AtomicBool, tell: &mut dyn FnMut(
 
 /// Trains until the end, or until something fails.
 fn attempt(options: &TrainOptions, stop: &AtomicBool, tell: &mut dyn FnMut(Event)) -> Result<()> {
+    let run = options.run.resume.as_ref();
     let gpu = Gpu::open(&Options {
-        device: options.run.device.clone(),
-        precision: Some(options.fixed.precision),
         // A run that cannot be gone on with says so below.
-        store: ChoicesFolder::store(),
-        choices: options
-            .run
-            .resume
-            .as_ref()
-            .and_then(|run| checkpoint::choices(run).ok())
-            .unwrap_or_default(),
+        choices: run.and_then(|run| checkpoint::choices(run).ok()).unwrap_or_default(),
         profile: std::env::var_os("CROSSWEAVE_PROFILE").is_some(),
-        ..Options::default()
+        ..remembering(options.run.device.as_deref(), options.fixed.precision)
     })?;
     let mut session = Session::open(options, Device::Gpu(gpu.clone()), stop, tell)?;
     let ending = session.run(tell)?;

@@ -22,8 +22,8 @@ use crate::data::recipe::{Part, Recipe};
 use crate::data::words::Vocabulary;
 use crate::data::{boxes, identity, paths, word_ids};
 use crate::error::{Error, Kind, Result};
-use crate::eval::choices::ChoicesFolder;
-use crate::gpu::{Gpu, Options, Precision};
+use crate::eval::choices::remembering;
+use crate::gpu::{Gpu, Precision};
 use crate::tensor::Device;
 use encoder::{Encoder, Running};
 use files::{Held, Place, Rows};
@@ -76,12 +76,7 @@ pub fn make(
             "the encoder has no norm of stage {of}: one that changes no scale is taken"
         )));
     }
-    let device = Device::Gpu(Gpu::open(&Options {
-        device: options.device.clone(),
-        precision: Some(Precision::F32),
-        store: ChoicesFolder::store(),
-        ..Options::default()
-    })?);
+    let device = Device::Gpu(Gpu::open(&remembering(options.device.as_deref(), Precision::F32))?);
     let mut swin = encoder.on(&device, stage)?;
     let vocabulary = place.vocabulary();
     let held = place.begin(&recipe)?;

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::lanes::{bindings, four_of, store_quad};
+use super::largest::PARTS;
 use super::tile::Tile;
 use super::{Act, COOPERATIVE};
 use crate::gpu::QUARTERS;
@@ -158,6 +159,7 @@ fn halves(t: &Tile, size: Size) -> String {
         s.push_str("}\n");
     }
     if scaled {
+        let _ = writeln!(s, "const PARTS = {PARTS}u;");
         s.push_str(MEASURE);
     } else {
         s.push_str(
@@ -175,7 +177,7 @@ var<private> back: vec2<f32>; // what undoes the scales
 fn whole(sum: vec4<f32>) -> vec4<f32> { return sum * back.x * back.y; }
 fn measure(lane: u32, lanes: u32) {
     var most = vec2<u32>(0u);
-    for (var i = lane; i < 256u; i += lanes) {
+    for (var i = lane; i < PARTS; i += lanes) {
         most = max(most, vec2<u32>(largest_a[i], largest_b[i]));
     }
     // Exponents as f32 keeps them, of values whose scale and its inverse are numbers.
