@@ -299,7 +299,12 @@ fn named_captions() -> impl Strategy<Value = Vec<u8>> {
         b"\"a.jpg\"",
         b"\"b.png\"",
     ];
-    prop::collection::vec(select(PARTS), 0..24).prop_map(|parts| parts.concat())
+    // Pieces alone seldom make a whole file.
+    const LINES: &[&[u8]] =
+        &[b"image\tcaption\n", b"a.jpg\ta dog\n", b"images/b.png\ta dog\r\n", b"a.jpg\t\n"];
+    let (pieces, lines) =
+        (prop::collection::vec(select(PARTS), 0..24), prop::collection::vec(select(LINES), 1..4));
+    prop_oneof![3 => pieces, 1 => lines].prop_map(|parts| parts.concat())
 }
 
 /// As many captions for every picture, and pictures within the folder, or an error.
