@@ -2,13 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::map::{map, materialize};
+use super::map::{AT_ONCE, map, materialize};
 use super::recompute;
 use crate::shape::Shape;
-use crate::tensor::{Alias, Back, Device, Expr, Grad, Kind, Node, Tape, Tensor, Viewed};
-
-/// Tensors that one pass reads.
-const AT_ONCE: usize = 7;
+use crate::tensor::{Alias, Back, Device, Expr, Grad, Incoming, Kind, Node, Tape, Tensor, Viewed};
 
 impl Tape {
     /// The gradients of a scalar with respect to every leaf. Walks the tape in reverse and frees each node,
@@ -92,19 +89,27 @@ impl Pending {
         (0..shapes.len()).map(|i| terms.iter().map(|g| term(i, g)).collect()).collect()
     }
 
-    fn take(&mut self, id: usize, shape: Shape) -> Tensor {
-        self.terms.remove(&id).map_or_else(|| self.device.full(shape, 0.0), sum)
+    fn take(&mut self, id: usize, shape: Shape) -> Incoming {
+        let zeros = || self.device.full(shape, 0.0).into();
+        Incoming::new(self.terms.remove(&id).map_or_else(zeros, total), values)
     }
 }
 
-/// The terms' sum, in their order; a single plain tensor is itself.
+/// The terms' sum, in their order.
 fn sum(terms: Vec<Grad>) -> Tensor {
-    if let [Grad { inputs, formula }] = terms.as_slice()
-        && let [viewed] = inputs.as_slice()
-        && formula.is_input()
-    {
-        return materialize(viewed.clone());
+    values(&total(terms))
+}
+
+/// A formula's values; a plain tensor is itself.
+fn values(grad: &Grad) -> Tensor {
+    match grad.inputs.as_slice() {
+        [viewed] if grad.formula.is_input() => materialize(viewed.clone()),
+        inputs => map(inputs.to_vec(), |_| grad.formula.clone()),
     }
+}
+
+/// The terms' sum as one formula, of no more tensors than one pass reads: what is more is summed first.
+fn total(terms: Vec<Grad>) -> Grad {
     let (mut inputs, mut total): (Vec<Viewed>, Option<Expr>) = (Vec::new(), None);
     for term in terms {
         let (mut places, mut joined) = places(&inputs, &term);
@@ -117,7 +122,7 @@ fn sum(terms: Vec<Grad>) -> Tensor {
         total = Some(total.map_or(value.clone(), |total| total + value));
         inputs = joined;
     }
-    map(inputs, |_| total.expect("at least one term"))
+    Grad { inputs, formula: total.expect("at least one term") }
 }
 
 /// `inputs` and what `term` reads besides, and where among them its inputs are.

@@ -12,6 +12,9 @@ use crate::tensor::{Back, Cost, Expr, Grad, Keep, Op, Program, Pullback, Tensor,
 
 const KERNEL: Kernel = Kernel { name: "map", text: include_str!("../../shaders/map.wgsl") };
 
+/// Tensors that one pass reads: with the result, as many buffers as any adapter binds.
+pub(super) const AT_ONCE: usize = 7;
+
 /// `y = f(x0, x1, ..)`, element by element, over the broadcast of the inputs' shapes. At most 7 tensors.
 #[track_caller]
 pub fn map(x: Vec<Viewed>, f: impl FnOnce(&[Expr]) -> Expr) -> Tensor {
@@ -48,7 +51,7 @@ pub fn concat(parts: &[Tensor], axis: usize) -> Tensor {
         })
         .collect();
     let sum = |x: &[Expr]| x.iter().skip(1).fold(x[0].clone(), |sum, x| sum + x);
-    let groups = padded.chunks(7).map(|c| map(c.to_vec(), sum));
+    let groups = padded.chunks(AT_ONCE).map(|c| map(c.to_vec(), sum));
     groups.reduce(|a, b| add(&a, &b)).expect("at least one part")
 }
 
@@ -180,58 +183,71 @@ impl Pullback for Map {
     }
 
     fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
-        pullbacks(&self.program, &self.views, back, &back.g().view(), 1.0)
+        pullbacks(&self.program, &self.views, back, None, 1.0)
     }
 }
 
 /// The inputs that some derivative of the formula reads.
 pub(super) fn kept_inputs(program: &Program, n: usize) -> Keep {
-    let slopes: Vec<Program> = (0..n).map(|i| Program::new(program.expr().derivative(i))).collect();
-    Keep::inputs((0..n).filter(|i| slopes.iter().any(|p| p.reads(*i))))
+    let slopes: Vec<Expr> = (0..n).map(|i| program.expr().derivative(i)).collect();
+    Keep::inputs((0..n).filter(|i| slopes.iter().any(|slope| slope.reads(*i))))
 }
 
-/// The gradient of each input of `program` over `views`, where `g` (read over the same shape, times
-/// `factor`) is the gradient of its values.
+/// The gradient of each input of `program` over `views`, where the incoming gradient, repeated along an axis that was
+/// `summed` and times `factor`, is that of its values.
 pub(super) fn pullbacks(
     program: &Program,
     views: &[View],
     back: &Back,
-    g: &Viewed,
+    summed: Option<usize>,
     factor: f64,
 ) -> Vec<Option<Grad>> {
     let n = views.len();
-    let gradient = |i: usize| {
-        let slope = program.expr().derivative(i);
-        let constant = slope.constant().filter(|c| *c != 0.0);
-        if let Some(viewed) = constant.and_then(|_| reread(g, &views[i])) {
-            return Some(Grad { inputs: vec![viewed], formula: Expr::input(0) * (constant? * factor) });
-        }
-        let slope = slope * Expr::input(n) * factor;
-        let slope = Program::new(slope);
-        if !slope.reads(n) {
-            return None;
-        }
-        let viewed = |j: usize| {
-            if j == n {
-                return g.clone();
-            }
-            // An input the slope does not read is not kept: any tensor serves in its place.
-            let tensor = if slope.reads(j) { back.x(j).clone() } else { return g.clone() };
-            Viewed { tensor, view: views[j].clone() }
-        };
-        // Past a slice's ends all inputs read zero, which must make the formula zero.
-        let zero = || slope.value(&vec![0.0; n + 1], &mut Vec::new()) == 0.0;
-        if let Some(ends) = views[i].ends().filter(|_| views[i].is_identity() || zero()) {
-            let read: Vec<usize> = (0..=n).filter(|j| slope.reads(*j)).collect();
-            let place = |j: usize| read.iter().position(|r| *r == j).unwrap_or(0);
-            let formula = slope.expr().renumbered(&(0..=n).map(place).collect::<Vec<_>>());
-            let padded = |v: Viewed| ends.iter().enumerate().fold(v, |v, (k, (a, b))| v.pad(k, *a, *b));
-            return Some(Grad { inputs: read.iter().map(|j| padded(viewed(*j))).collect(), formula });
-        }
-        let inputs: Vec<Viewed> = (0..=n).map(viewed).collect();
-        Some(adjoint(slope, inputs, &views[i]).into())
+    let slope = |i: usize| Some(program.expr().derivative(i)).filter(|s| s.constant() != Some(0.0));
+    let slopes: Vec<Option<Expr>> = (0..n).map(|i| if back.needs(i) { slope(i) } else { None }).collect();
+    let read = |slope: &Expr| (0..n).filter(|j| slope.reads(*j)).count();
+    let most = slopes.iter().flatten().map(read).max().unwrap_or(0);
+    // What several gradients or values read is computed once.
+    let once = slopes.iter().flatten().count() > 1 || summed.is_some();
+    let g = back.formula(if once { 1 } else { AT_ONCE - most });
+    let repeated = |g: Viewed| summed.map_or_else(|| g.clone(), |k| g.clone().repeat(k, views[0].shape[k]));
+    let g = Grad { inputs: g.inputs.into_iter().map(repeated).collect(), formula: g.formula };
+    slopes
+        .into_iter()
+        .enumerate()
+        .map(|(i, slope)| Some(pullback(slope?, i, views, back, &g, factor)))
+        .collect()
+}
+
+/// The gradient of input `i`, where `slope` is the formula's derivative and `g` the gradient of its values but for
+/// `factor`.
+fn pullback(slope: Expr, i: usize, views: &[View], back: &Back, g: &Grad, factor: f64) -> Grad {
+    let (n, view) = (views.len(), &views[i]);
+    // Past a slice's ends all inputs read zero, which must make the formula zero.
+    let is_zero = |e: &Expr, inputs: usize| {
+        view.is_identity() || Program::new(e.clone()).value(&vec![0.0; inputs], &mut Vec::new()) == 0.0
     };
-    (0..n).map(|i| if back.needs(i) { gradient(i) } else { None }).collect()
+    if let Some(c) = slope.constant() {
+        let formula = g.formula.clone() * (c * factor);
+        let inputs: Option<Vec<Viewed>> = g.inputs.iter().map(|v| reread(v, view)).collect();
+        if let Some(inputs) = inputs.filter(|inputs| is_zero(&formula, inputs.len())) {
+            return Grad { inputs, formula };
+        }
+    }
+    // The formula's own inputs that the slope reads, then the incoming gradient's.
+    let own: Vec<usize> = (0..n).filter(|j| slope.reads(*j)).collect();
+    let places: Vec<usize> = (0..n).map(|j| own.iter().position(|k| *k == j).unwrap_or(0)).collect();
+    let incoming: Vec<usize> = (own.len()..own.len() + g.inputs.len()).collect();
+    let formula = slope.renumbered(&places) * g.formula.renumbered(&incoming) * factor;
+    let viewed = |j: &usize| Viewed { tensor: back.x(*j).clone(), view: views[*j].clone() };
+    let inputs: Vec<Viewed> = own.iter().map(viewed).chain(g.inputs.iter().cloned()).collect();
+    match view.ends().filter(|_| is_zero(&formula, inputs.len())) {
+        Some(ends) => {
+            let padded = |v: Viewed| ends.iter().enumerate().fold(v, |v, (k, (a, b))| v.pad(k, *a, *b));
+            Grad { inputs: inputs.into_iter().map(padded).collect(), formula }
+        }
+        None => adjoint(Program::new(formula), inputs, view).into(),
+    }
 }
 
 /// `g`, a gradient of what `view` reads, as one of the view's source; `None` where that takes sums or a view of a

@@ -11,10 +11,11 @@ mod tile;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use super::map::{AT_ONCE, map};
 use crate::gpu::{Buf, Gpu, Kernel, Ways};
 use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
-use crate::tensor::{Back, Cost, Grad, Keep, Op, Pullback, Tensor, apply, compute};
+use crate::tensor::{Back, Cost, Expr, Grad, Keep, Op, Pullback, Tensor, apply, compute};
 pub(super) use cases::cases;
 pub use linears::Linears;
 use tile::{SizeClass, plan};
@@ -447,9 +448,9 @@ impl Pullback for MatMul {
         let g = match self.act {
             _ if self.act_grad_by_consumer => back.g().clone(),
             Act::None => back.g().clone(),
-            Act::Relu => back.g().map2(back.y(), |g, y| g * y.greater(0.0)),
-            Act::Tanh => back.g().map2(back.y(), |g, y| g * (1.0 - y * y)),
-            Act::TanhRelu => back.g().map2(back.y(), |g, y| g * y.greater(0.0) * (1.0 - y * y)),
+            Act::Relu => times(back, |y| y.greater(0.0)),
+            Act::Tanh => times(back, |y| 1.0 - y * y),
+            Act::TanhRelu => times(back, |y| y.greater(0.0) * (1.0 - y * y)),
         };
         let (m, n, k) = (self.m, self.n, self.k);
         if self.packed {
@@ -472,4 +473,12 @@ impl Pullback for MatMul {
         }
         grads
     }
+}
+
+/// The incoming gradient times what `slope` makes of the output.
+fn times(back: &Back, slope: impl FnOnce(&Expr) -> Expr) -> Tensor {
+    let Grad { mut inputs, formula } = back.formula(AT_ONCE - 1);
+    let y = Expr::input(inputs.len());
+    inputs.push(back.y().view());
+    map(inputs, |_| formula * slope(&y))
 }

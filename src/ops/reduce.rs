@@ -259,10 +259,7 @@ impl Pullback for Reduce {
 
     fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
         match self.kind {
-            Kind::Sum => {
-                let g = back.g().view().repeat(self.axis, self.full()[self.axis]);
-                pullbacks(&self.program, &self.views, back, &g, self.factor)
-            }
+            Kind::Sum => pullbacks(&self.program, &self.views, back, Some(self.axis), self.factor),
             Kind::Max => vec![Some(compute(MaxGrad { axis: self.axis }, &[back.x(0), back.g()]).into())],
         }
     }

@@ -203,8 +203,7 @@ impl Pullback for Route {
 
     fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
         let pairs = Pairs::of(&(0..5).map(|i| back.shape(i)).collect::<Vec<_>>());
-        let g: Vec<Tensor> =
-            back.gs().iter().map(|g| g.reshape([pairs.outer, pairs.inner, pairs.m])).collect();
+        let g: Vec<Tensor> = back.gs().map(|g| g.reshape([pairs.outer, pairs.inner, pairs.m])).collect();
         let shares = |i: usize, whole: Option<Tensor>| {
             back.needs(i).then(|| {
                 let cells: Vec<Tensor> = (0..4).map(|j| flat(back.x(j))).collect();

@@ -1,9 +1,6 @@
 //! The pointwise language: a formula is a Rust closure over [`Expr`]; the shader, the f64 reference and the
 //! gradient are derived from it.
 
-use std::collections::HashMap;
-use std::fmt::Write;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops;
 use std::rc::Rc;
 
@@ -58,7 +55,7 @@ pub enum Binary {
 }
 
 #[derive(Debug)]
-enum Node {
+pub(super) enum Node {
     Input(usize),
     Const(f64),
     Unary(Unary, Expr),
@@ -69,11 +66,34 @@ enum Node {
 
 /// A formula over the inputs of a map. Cheap to clone; shared parts are computed once.
 #[derive(Clone, Debug)]
-pub struct Expr(Rc<Node>);
+pub struct Expr(Rc<Made>);
+
+#[derive(Debug)]
+struct Made {
+    node: Node,
+    /// Bit `i` is set if input `i` is read.
+    reads: u64,
+}
+
+/// Inputs whose bit fits [`Made::reads`].
+const MOST_INPUTS: usize = 64;
+
+impl From<Node> for Expr {
+    fn from(node: Node) -> Self {
+        let reads = match &node {
+            Node::Input(i) => 1 << i,
+            Node::Const(_) => 0,
+            Node::Unary(_, x) => x.0.reads,
+            Node::Binary(_, a, b) => a.0.reads | b.0.reads,
+            Node::Select(c, a, b) => c.0.reads | a.0.reads | b.0.reads,
+        };
+        Self(Rc::new(Made { node, reads }))
+    }
+}
 
 impl From<f64> for Expr {
     fn from(value: f64) -> Self {
-        Self(Rc::new(Node::Const(value)))
+        Node::Const(value).into()
     }
 }
 
@@ -117,7 +137,7 @@ impl ops::Neg for Expr {
 fn unary(op: Unary, x: Expr) -> Expr {
     match x.constant() {
         Some(v) => op.value(v).into(),
-        None => Expr(Rc::new(Node::Unary(op, x))),
+        None => Node::Unary(op, x).into(),
     }
 }
 
@@ -129,19 +149,35 @@ fn binary(op: Binary, a: Expr, b: Expr) -> Expr {
         (Add | Sub, _, Some(0.0)) | (Mul | Div, _, Some(1.0)) => a,
         (Mul, Some(0.0), _) | (Mul, _, Some(0.0)) => 0.0.into(),
         (Sub, Some(0.0), _) => -b,
-        _ => Expr(Rc::new(Node::Binary(op, a, b))),
+        _ => Node::Binary(op, a, b).into(),
     }
 }
 
 impl Expr {
     /// Input `i` of the map.
     pub fn input(i: usize) -> Self {
-        Self(Rc::new(Node::Input(i)))
+        assert!(i < MOST_INPUTS, "input {i} of a formula");
+        Node::Input(i).into()
+    }
+
+    /// What it is made of.
+    pub(super) fn node(&self) -> &Node {
+        &self.0.node
+    }
+
+    /// Tells it from other formulas, as long as both exist.
+    pub(super) fn place(&self) -> *const () {
+        Rc::as_ptr(&self.0).cast()
+    }
+
+    /// Whether it reads input `i`.
+    pub fn reads(&self, i: usize) -> bool {
+        i < MOST_INPUTS && self.0.reads >> i & 1 == 1
     }
 
     /// Its value, where it reads no input.
     pub(crate) fn constant(&self) -> Option<f64> {
-        match *self.0 {
+        match *self.node() {
             Node::Const(v) => Some(v),
             _ => None,
         }
@@ -224,7 +260,7 @@ impl Expr {
 
     /// `yes` where this is not 0, else `no`.
     pub fn select(&self, yes: impl Into<Self>, no: impl Into<Self>) -> Self {
-        Self(Rc::new(Node::Select(self.clone(), yes.into(), no.into())))
+        Node::Select(self.clone(), yes.into(), no.into()).into()
     }
 
     /// `max(x, 0)`; its gradient at 0 is 0, as PyTorch's.
@@ -244,32 +280,38 @@ impl Expr {
 
     /// Whether it is an input, unchanged.
     pub(crate) fn is_input(&self) -> bool {
-        matches!(*self.0, Node::Input(_))
+        matches!(self.node(), Node::Input(_))
     }
 
     /// The same formula over other inputs: input `i` becomes input `to[i]`.
     pub(crate) fn renumbered(&self, to: &[usize]) -> Self {
-        renumbered(self, to, &mut HashMap::new())
+        renumbered(self, to, &mut Seen::new())
     }
 
     /// The derivative with respect to input `i`.
     pub fn derivative(&self, i: usize) -> Self {
-        derivative(self, i, &mut HashMap::new())
+        derivative(self, i, &mut Seen::new())
     }
 }
 
-fn derivative(e: &Expr, i: usize, seen: &mut HashMap<*const Node, Expr>) -> Expr {
-    let key = Rc::as_ptr(&e.0);
-    if let Some(d) = seen.get(&key) {
-        return d.clone();
+/// What was made of parts already met: few, so that a walk over them is faster than a hash.
+type Seen = Vec<(*const (), Expr)>;
+
+fn met(seen: &Seen, e: &Expr) -> Option<Expr> {
+    seen.iter().rev().find(|(place, _)| *place == e.place()).map(|(_, made)| made.clone())
+}
+
+fn derivative(e: &Expr, i: usize, seen: &mut Seen) -> Expr {
+    if !e.reads(i) {
+        return 0.0.into();
     }
-    let d = match &*e.0 {
-        Node::Input(k) => f64::from(u8::from(*k == i)).into(),
+    if let Some(d) = met(seen, e) {
+        return d;
+    }
+    let d = match e.node() {
+        Node::Input(_) => 1.0.into(),
         Node::Const(_) => 0.0.into(),
-        Node::Unary(op, x) => {
-            let dx = derivative(x, i, seen);
-            if dx.constant() == Some(0.0) { dx } else { op.slope(x, e) * dx }
-        }
+        Node::Unary(op, x) => op.slope(x, e) * derivative(x, i, seen),
         Node::Binary(op, a, b) => {
             let (da, db) = (derivative(a, i, seen), derivative(b, i, seen));
             match op {
@@ -285,25 +327,23 @@ fn derivative(e: &Expr, i: usize, seen: &mut HashMap<*const Node, Expr>) -> Expr
         }
         Node::Select(c, a, b) => pick(c, derivative(a, i, seen), derivative(b, i, seen)),
     };
-    seen.insert(key, d.clone());
+    seen.push((e.place(), d.clone()));
     d
 }
 
-fn renumbered(e: &Expr, to: &[usize], seen: &mut HashMap<*const Node, Expr>) -> Expr {
-    let key = Rc::as_ptr(&e.0);
-    if let Some(done) = seen.get(&key) {
-        return done.clone();
+fn renumbered(e: &Expr, to: &[usize], seen: &mut Seen) -> Expr {
+    if let Some(done) = met(seen, e) {
+        return done;
     }
     let mut part = |e: &Expr| renumbered(e, to, seen);
-    let node = match &*e.0 {
-        Node::Input(i) => Node::Input(to[*i]),
-        Node::Const(v) => Node::Const(*v),
-        Node::Unary(op, x) => Node::Unary(*op, part(x)),
-        Node::Binary(op, a, b) => Node::Binary(*op, part(a), part(b)),
-        Node::Select(c, a, b) => Node::Select(part(c), part(a), part(b)),
+    let done = match e.node() {
+        Node::Input(i) => Expr::input(to[*i]),
+        Node::Const(v) => (*v).into(),
+        Node::Unary(op, x) => Node::Unary(*op, part(x)).into(),
+        Node::Binary(op, a, b) => Node::Binary(*op, part(a), part(b)).into(),
+        Node::Select(c, a, b) => Node::Select(part(c), part(a), part(b)).into(),
     };
-    let done = Expr(Rc::new(node));
-    seen.insert(key, done.clone());
+    seen.push((e.place(), done.clone()));
     done
 }
 
@@ -315,7 +355,7 @@ fn pick(condition: &Expr, yes: Expr, no: Expr) -> Expr {
 }
 
 impl Unary {
-    fn value(self, x: f64) -> f64 {
+    pub(super) fn value(self, x: f64) -> f64 {
         match self {
             Self::Neg => -x,
             Self::Exp => x.exp(),
@@ -350,7 +390,7 @@ impl Unary {
         }
     }
 
-    fn wgsl(self, x: &str) -> String {
+    pub(super) fn wgsl(self, x: &str) -> String {
         match self {
             Self::Neg => format!("-{x}"),
             Self::Exp => format!("precise_exp({x})"),
@@ -369,7 +409,7 @@ impl Unary {
 }
 
 impl Binary {
-    fn value(self, a: f64, b: f64) -> f64 {
+    pub(super) fn value(self, a: f64, b: f64) -> f64 {
         match self {
             Self::Add => a + b,
             Self::Sub => a - b,
@@ -382,7 +422,7 @@ impl Binary {
         }
     }
 
-    fn wgsl(self, a: &str, b: &str) -> String {
+    pub(super) fn wgsl(self, a: &str, b: &str) -> String {
         match self {
             Self::Add => format!("{a} + {b}"),
             Self::Sub => format!("{a} - {b}"),
@@ -396,127 +436,9 @@ impl Binary {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Step {
-    Input(usize),
-    /// An index into the constants: their values are parameters, not text.
-    Const(usize),
-    Unary(Unary, usize),
-    Binary(Binary, usize, usize),
-    Select(usize, usize, usize),
-}
-
-/// A formula as a list of steps, each using earlier ones; the last is the result.
-#[derive(Clone, Debug)]
-pub struct Program {
-    steps: Vec<Step>,
-    constants: Vec<f64>,
-    expr: Expr,
-}
-
-impl Program {
-    /// Orders a formula's parts; shared parts become one step.
-    pub fn new(expr: Expr) -> Self {
-        let mut program = Self { steps: Vec::new(), constants: Vec::new(), expr: expr.clone() };
-        program.add(&expr, &mut HashMap::new());
-        program
-    }
-
-    fn add(&mut self, e: &Expr, seen: &mut HashMap<*const Node, usize>) -> usize {
-        let key = Rc::as_ptr(&e.0);
-        if let Some(i) = seen.get(&key) {
-            return *i;
-        }
-        let step = match &*e.0 {
-            Node::Input(i) => Step::Input(*i),
-            Node::Const(v) => {
-                self.constants.push(*v);
-                Step::Const(self.constants.len() - 1)
-            }
-            Node::Unary(op, x) => Step::Unary(*op, self.add(x, seen)),
-            Node::Binary(op, a, b) => {
-                let a = self.add(a, seen);
-                Step::Binary(*op, a, self.add(b, seen))
-            }
-            Node::Select(c, a, b) => {
-                let c = self.add(c, seen);
-                let a = self.add(a, seen);
-                Step::Select(c, a, self.add(b, seen))
-            }
-        };
-        self.steps.push(step);
-        seen.insert(key, self.steps.len() - 1);
-        self.steps.len() - 1
-    }
-
-    /// The formula.
-    pub fn expr(&self) -> &Expr {
-        &self.expr
-    }
-
-    /// Whether it reads input `i`.
-    pub fn reads(&self, i: usize) -> bool {
-        self.steps.contains(&Step::Input(i))
-    }
-
-    /// The constants, in the order the shader numbers them.
-    pub fn constants(&self) -> &[f64] {
-        &self.constants
-    }
-
-    /// A hash of the structure, constants left out.
-    pub fn key(&self) -> u64 {
-        let mut hash = DefaultHasher::new();
-        self.steps.hash(&mut hash);
-        hash.finish()
-    }
-
-    /// Operations per element.
-    pub fn flops(&self) -> usize {
-        self.steps.iter().filter(|s| !matches!(s, Step::Input(_) | Step::Const(_))).count()
-    }
-
-    /// WGSL statements that compute the steps as `v0, v1, ..` over type `T`, and the name of the result.
-    /// `input(i)` and `constant(i)` name what they read.
-    pub fn wgsl(
-        &self,
-        input: impl Fn(usize) -> String,
-        constant: impl Fn(usize) -> String,
-    ) -> (String, String) {
-        let mut text = String::new();
-        let v = |i: &usize| format!("v{i}");
-        for (n, step) in self.steps.iter().enumerate() {
-            let value = match step {
-                Step::Input(i) => input(*i),
-                Step::Const(i) => format!("T({})", constant(*i)),
-                Step::Unary(op, x) => op.wgsl(&v(x)),
-                Step::Binary(op, a, b) => op.wgsl(&v(a), &v(b)),
-                Step::Select(c, a, b) => format!("select({}, {}, {} != T(0.0))", v(b), v(a), v(c)),
-            };
-            let _ = writeln!(text, "    let v{n} = {value};");
-        }
-        (text, format!("v{}", self.steps.len() - 1))
-    }
-
-    /// The value in f64, one element.
-    pub fn value(&self, x: &[f64], scratch: &mut Vec<f64>) -> f64 {
-        scratch.clear();
-        for step in &self.steps {
-            let value = match *step {
-                Step::Input(i) => x[i],
-                Step::Const(i) => self.constants[i],
-                Step::Unary(op, a) => op.value(scratch[a]),
-                Step::Binary(op, a, b) => op.value(scratch[a], scratch[b]),
-                Step::Select(c, a, b) => scratch[if scratch[c] != 0.0 { a } else { b }],
-            };
-            scratch.push(value);
-        }
-        scratch[self.steps.len() - 1]
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::Program;
     use super::*;
 
     fn value(e: &Expr, x: &[f64]) -> f64 {

@@ -2,17 +2,19 @@
 
 mod expr;
 mod op;
+mod program;
 mod tape;
 mod view;
 
 use std::cell::{Ref, RefCell, RefMut};
 use std::rc::Rc;
 
-pub use expr::{Expr, Program};
-pub(crate) use op::record;
+pub use expr::Expr;
 #[cfg(test)]
 pub(crate) use op::seen;
 pub use op::{Back, Cost, Grad, Keep, Op, Pullback, apply, compute, split_with};
+pub(crate) use op::{Incoming, record};
+pub use program::Program;
 pub use tape::Tape;
 pub(crate) use tape::{Alias, Kind, Node, Part};
 pub use view::{Axis, View, Viewed};

@@ -1,5 +1,7 @@
 //! What an op is, and how calling one computes and records it.
 
+use std::cell::OnceCell;
+
 use super::tape::{Kind, Node, Var};
 use super::{Expr, Tensor, Viewed};
 use crate::gpu::{Buf, Gpu};
@@ -97,13 +99,30 @@ impl From<Viewed> for Grad {
     }
 }
 
+/// The gradient of an output: a formula that is computed when its values are first asked for.
+pub(crate) struct Incoming {
+    grad: Grad,
+    values: OnceCell<Tensor>,
+    compute: fn(&Grad) -> Tensor,
+}
+
+impl Incoming {
+    pub(crate) fn new(grad: Grad, compute: fn(&Grad) -> Tensor) -> Self {
+        Self { grad, values: OnceCell::new(), compute }
+    }
+
+    fn values(&self) -> &Tensor {
+        self.values.get_or_init(|| (self.compute)(&self.grad))
+    }
+}
+
 /// What a gradient sees: the incoming gradient and what [`Pullback::keep`] asked for. Nothing in it is tracked.
 pub struct Back {
     x: Vec<Option<Tensor>>,
     y: Option<Tensor>,
     shapes: Vec<Shape>,
     needs: Vec<bool>,
-    g: Vec<Tensor>,
+    g: Vec<Incoming>,
 }
 
 impl Back {
@@ -112,7 +131,7 @@ impl Back {
         y: Option<Tensor>,
         shapes: Vec<Shape>,
         needs: Vec<bool>,
-        g: Vec<Tensor>,
+        g: Vec<Incoming>,
     ) -> Self {
         Self { x, y, shapes, needs, g }
     }
@@ -131,12 +150,22 @@ impl Back {
 
     /// The gradient of the output.
     pub fn g(&self) -> &Tensor {
-        &self.g[0]
+        self.g[0].values()
+    }
+
+    /// The same as a formula of so many tensors at most: what is pointwise goes on from it without storing its values.
+    pub fn formula(&self, most: usize) -> Grad {
+        let Incoming { grad, values, .. } = &self.g[0];
+        if values.get().is_none() && grad.inputs.len() <= most {
+            grad.clone()
+        } else {
+            self.g().clone().into()
+        }
     }
 
     /// The gradients of all outputs of an op applied with [`split_with`].
-    pub fn gs(&self) -> &[Tensor] {
-        &self.g
+    pub fn gs(&self) -> impl Iterator<Item = &Tensor> {
+        self.g.iter().map(Incoming::values)
     }
 
     /// Input `i`'s shape.
