@@ -60,7 +60,7 @@ fn shapes(full: bool) -> Vec<Case> {
         }),
         on("softmax", "pairs", &[&[8192, 32]], |x| x[0].softmax(-1, 1.0)),
         on("softmax", "long rows", &[&[4096, 512]], |x| x[0].softmax(-1, 1.0)),
-        on("standardize", "BERT's layer norm", &[&[1024, 768]], |x| x[0].standardize(-1, 1e-12)),
+        on("layer_norm", "BERT's", &[&[1024, 768], &[768], &[768]], |x| x[0].layer_norm(&x[1], &x[2], 1e-12)),
         on("l2norm", "regions", &[&[9216, 256]], |x| x[0].l2norm(-1, 1e-12)),
         on("reduce", "columns of regions", &[&[73_728, 256]], |x| x[0].sum(0)),
         on("map", "scale and shift, then tanh", &[&[9216, 256], &[256], &[256]], |x| {

@@ -5,6 +5,7 @@ alias T = f32; // one value, four of a row, or one of four rows
 fn fold_sum(x: T) -> T { return x; }
 fn fold_max(x: T) -> T { return x; }
 fn places(n: u32) -> T { return T(n); }
+fn first(x: T) -> f32 { return x; }
 const TEAM = 1u; // invocations that share a row
 fn join(local: u32) {}
 fn precise_exp(x: T) -> T { return exp(x); }

@@ -137,8 +137,11 @@ fn rows_of_any_shape() {
                 check("softmax", &device, &mut rng, &dims, |x| x[0].softmax(axis, 2.0));
                 check("l2norm", &device, &mut rng, &dims, |x| x[0].l2norm_plus(axis, 1e-3));
                 check("max", &device, &mut rng, &dims, |x| x[0].max(axis));
-                check("standardize", &device, &mut rng, &dims, |x| x[0].standardize(axis, 0.5));
             }
+            let channels = Shape::new(&[dims[0].last()]);
+            check("layer_norm", &device, &mut rng, &[dims[0], channels, channels], |x| {
+                x[0].layer_norm(&x[1], &x[2], 0.5)
+            });
         }
     }
 }

@@ -40,7 +40,7 @@ pub fn mlp(first: &Scope, second: &Scope, x: &Tensor, act: Act, residual: Option
 
 /// Layer norm over the last axis with the scope's `weight` and `bias`; the variance is biased.
 pub fn layer_norm(scope: &Scope, x: &Tensor, eps: f64) -> Tensor {
-    x.standardize(-1, eps).map3(scope.at("weight"), scope.at("bias"), |x, w, b| x * w + b)
+    x.layer_norm(scope.at("weight"), scope.at("bias"), eps)
 }
 
 /// Statistics of batch norm, its running ones and what they become.

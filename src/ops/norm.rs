@@ -1,4 +1,4 @@
-//! Norms along an axis: division by the L2 norm, and standardisation (the heart of layer norm).
+//! Division by the L2 norm along an axis.
 
 use super::Expr;
 use super::registry::{Case, Values, case, sums};
@@ -8,68 +8,47 @@ use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
 use crate::tensor::{Back, Cost, Grad, Keep, Op, Pullback, Tensor, apply, compute};
 
-macro_rules! kernel {
-    ($name:literal) => {
-        Kernel { name: $name, text: include_str!(concat!("../../shaders/", $name, ".wgsl")) }
-    };
-}
-const L2NORM: Kernel = kernel!("l2norm");
-const L2NORM_GRAD: Kernel = kernel!("l2norm_grad");
-const STANDARDIZE: Kernel = kernel!("standardize");
-const STANDARDIZE_GRAD: Kernel = kernel!("standardize_grad");
+const KERNEL: Kernel = Kernel { name: "l2norm", text: include_str!("../../shaders/l2norm.wgsl") };
+const GRAD: Kernel = Kernel { name: "l2norm_grad", text: include_str!("../../shaders/l2norm_grad.wgsl") };
 #[cfg(test)]
-pub(super) const KERNELS: &[Kernel] = &[L2NORM, L2NORM_GRAD, STANDARDIZE, STANDARDIZE_GRAD];
-
-/// What a row is divided by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
-    /// `max(|x|, eps)`, PyTorch's `normalize`.
-    L2Max,
-    /// `|x| + eps`, SCAN's `l2norm`.
-    L2Plus,
-    /// The standard deviation, after the mean is taken off.
-    Standard,
-}
+pub(super) const KERNELS: &[Kernel] = &[KERNEL, GRAD];
 
 #[derive(Clone, Debug)]
 struct Norm {
-    form: Form,
     axis: usize,
     eps: f64,
+    /// Whether rows are divided by `|x| + eps`, as SCAN's `l2norm` does; else by `max(|x|, eps)`, as PyTorch's `normalize`.
+    plus: bool,
 }
 
 impl Tensor {
     /// `x / max(|x|, eps)` along an axis.
     #[track_caller]
     pub fn l2norm(&self, axis: isize, eps: f64) -> Self {
-        apply(Norm { form: Form::L2Max, axis: self.shape().axis(axis), eps }, &[self])
+        apply(Norm { axis: self.shape().axis(axis), eps, plus: false }, &[self])
     }
 
     /// `x / (|x| + eps)` along an axis.
     #[track_caller]
     pub fn l2norm_plus(&self, axis: isize, eps: f64) -> Self {
-        apply(Norm { form: Form::L2Plus, axis: self.shape().axis(axis), eps }, &[self])
-    }
-
-    /// `(x - mean) / sqrt(variance + eps)` along an axis, the variance biased.
-    #[track_caller]
-    pub fn standardize(&self, axis: isize, eps: f64) -> Self {
-        apply(Norm { form: Form::Standard, axis: self.shape().axis(axis), eps }, &[self])
+        apply(Norm { axis: self.shape().axis(axis), eps, plus: true }, &[self])
     }
 }
 
 impl Norm {
-    fn params(&self, rows: &Rows) -> Words {
-        match self.form {
-            Form::Standard => Words::default().floats(&[rows.n as f32, self.eps as f32]),
-            form => Words::default().floats(&[self.eps as f32]).sizes(&[usize::from(form == Form::L2Plus)]),
-        }
+    fn dispatch(&self, gpu: &Gpu, kernel: Kernel, shape: Shape, x: &[&Buf], y: &Buf) {
+        let rest = Words::default().floats(&[self.eps as f32]).sizes(&[usize::from(self.plus)]);
+        Rows::of(shape, self.axis).dispatch(gpu, kernel, x, &[y], rest);
+    }
+
+    fn divisor(&self, norm: f64) -> f64 {
+        if self.plus { norm + self.eps } else { norm.max(self.eps) }
     }
 }
 
 impl Op for Norm {
     fn name(&self) -> &'static str {
-        if self.form == Form::Standard { "standardize" } else { "l2norm" }
+        "l2norm"
     }
 
     fn shape(&self, x: &[Shape]) -> Shape {
@@ -77,27 +56,17 @@ impl Op for Norm {
     }
 
     fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, shapes: &[Shape]) {
-        let rows = Rows::of(shapes[0], self.axis);
-        let kernel = if self.form == Form::Standard { STANDARDIZE } else { L2NORM };
-        rows.dispatch(gpu, kernel, x, y, self.params(&rows));
+        self.dispatch(gpu, KERNEL, shapes[0], x, y);
     }
 
     fn host(&self, x: &[ArrayView]) -> Array {
-        let (n, eps) = (x[0].shape[self.axis], self.eps);
+        let n = x[0].shape[self.axis];
         let mut y = Array::zeros(x[0].shape);
         each_row(x[0].shape, self.axis, |_, at| {
-            let row: Vec<f64> = (0..n).map(|k| x[0].data[at(k)]).collect();
-            let squares = |shift: f64| row.iter().map(|v| (v - shift) * (v - shift)).sum::<f64>();
-            let (shift, divisor) = match self.form {
-                Form::L2Max => (0.0, squares(0.0).sqrt().max(eps)),
-                Form::L2Plus => (0.0, squares(0.0).sqrt() + eps),
-                Form::Standard => {
-                    let mean = row.iter().sum::<f64>() / n as f64;
-                    (mean, (squares(mean) / n as f64 + eps).sqrt())
-                }
-            };
-            for (k, v) in row.iter().enumerate() {
-                y.data[at(k)] = (v - shift) / divisor;
+            let squares: f64 = (0..n).map(|k| x[0].data[at(k)].powi(2)).sum();
+            let divisor = self.divisor(squares.sqrt());
+            for k in 0..n {
+                y.data[at(k)] = x[0].data[at(k)] / divisor;
             }
         });
         y
@@ -125,7 +94,7 @@ struct NormGrad(Norm);
 
 impl Op for NormGrad {
     fn name(&self) -> &'static str {
-        if self.0.form == Form::Standard { "standardize_grad" } else { "l2norm_grad" }
+        "l2norm_grad"
     }
 
     fn shape(&self, x: &[Shape]) -> Shape {
@@ -133,38 +102,21 @@ impl Op for NormGrad {
     }
 
     fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, shapes: &[Shape]) {
-        let rows = Rows::of(shapes[0], self.0.axis);
-        let kernel = if self.0.form == Form::Standard { STANDARDIZE_GRAD } else { L2NORM_GRAD };
-        rows.dispatch(gpu, kernel, x, y, self.0.params(&rows));
+        self.0.dispatch(gpu, GRAD, shapes[0], x, y);
     }
 
     fn host(&self, x: &[ArrayView]) -> Array {
-        let (n, eps) = (x[0].shape[self.0.axis], self.0.eps);
+        let n = x[0].shape[self.0.axis];
         let mut y = Array::zeros(x[0].shape);
         each_row(x[0].shape, self.0.axis, |_, at| {
-            let row: Vec<f64> = (0..n).map(|k| x[0].data[at(k)]).collect();
-            let g: Vec<f64> = (0..n).map(|k| x[1].data[at(k)]).collect();
-            let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-            let over = |k: usize| match self.0.form {
-                Form::Standard => {
-                    let count = n as f64;
-                    let mean = row.iter().sum::<f64>() / count;
-                    let centred: Vec<f64> = row.iter().map(|v| v - mean).collect();
-                    let inverse = 1.0 / (dot(&centred, &centred) / count + eps).sqrt();
-                    let share = dot(&g, &centred) / count * inverse * inverse;
-                    (g[k] - g.iter().sum::<f64>() / count - centred[k] * share) * inverse
-                }
-                form => {
-                    let norm = dot(&row, &row).sqrt();
-                    let plus = form == Form::L2Plus;
-                    let divisor = if plus { norm + eps } else { norm.max(eps) };
-                    let has_grad = norm > if plus { 0.0 } else { eps };
-                    let share = if has_grad { dot(&row, &g) / (norm * divisor) } else { 0.0 };
-                    (g[k] - row[k] * share) / divisor
-                }
-            };
+            let dot =
+                |a: &ArrayView, b: &ArrayView| (0..n).map(|k| a.data[at(k)] * b.data[at(k)]).sum::<f64>();
+            let norm = dot(&x[0], &x[0]).sqrt();
+            let divisor = self.0.divisor(norm);
+            let has_grad = norm > if self.0.plus { 0.0 } else { self.0.eps };
+            let share = if has_grad { dot(&x[0], &x[1]) / (norm * divisor) } else { 0.0 };
             for k in 0..n {
-                y.data[at(k)] = over(k);
+                y.data[at(k)] = (x[1].data[at(k)] - x[0].data[at(k)] * share) / divisor;
             }
         });
         y
@@ -183,10 +135,5 @@ pub(super) fn cases() -> Vec<Case> {
             x[0].map(Expr::relu).l2norm_plus(-1, 1e-8)
         })
         .all(Values::Extreme),
-        case("standardize", "long rows", &[&[9, 768]], sums(768), |x| x[0].standardize(-1, 1e-12)),
-        case("standardize", "rows", &[&[9, 64]], sums(64), |x| x[0].standardize(-1, 1e-12)).bench(),
-        case("standardize", "odd rows", &[&[9, 37]], sums(64), |x| x[0].standardize(-1, 1e-5)),
-        case("standardize", "columns", &[&[3, 17, 8]], sums(64), |x| x[0].standardize(1, 1e-5)),
-        case("standardize", "the longest column", &[&[10_922]], sums(10_922), |x| x[0].standardize(0, 1e-5)),
     ]
 }

@@ -80,7 +80,7 @@ impl Rows {
     }
 
     /// Records `kernel` with parameters count, steps, inner and then `rest`.
-    pub(super) fn dispatch(&self, gpu: &Gpu, kernel: Kernel, reads: &[&Buf], y: &Buf, rest: Words) {
+    pub(super) fn dispatch(&self, gpu: &Gpu, kernel: Kernel, reads: &[&Buf], writes: &[&Buf], rest: Words) {
         let who = self.team(gpu);
         let team = who.size();
         let loops = LOOPS * self.steps.div_ceil(team) + if team > 1 { 2 * LOOPS * 5 } else { 0 };
@@ -100,7 +100,7 @@ impl Rows {
             )),
             constants: &[],
             reads,
-            writes: &[y],
+            writes,
             params,
             grid: Grid::Invocations(self.count * team),
             loops,
@@ -138,14 +138,21 @@ pub(super) fn variants(gpu: &Gpu) -> Vec<super::gates::Variant> {
     }
     let kernels = super::softmax::KERNELS.iter().chain(super::norm::KERNELS);
     let all = kernels.flat_map(|kernel| walks.iter().map(move |walk| (kernel, walk)));
-    all.map(|(kernel, walk)| super::gates::Variant::new(kernel.name, walk, walk.source(*kernel))).collect()
+    let last = walks.iter().filter(|walk| walk.lane != Lane::Out);
+    let along_rows =
+        last.flat_map(|walk| super::layer_norm::KERNELS.iter().map(move |kernel| (kernel, walk)));
+    all.chain(along_rows)
+        .map(|(kernel, walk)| super::gates::Variant::new(kernel.name, walk, walk.source(*kernel)))
+        .collect()
 }
 
-/// Where on the axis the values of a step are.
+/// Where on the axis the values of a step are; where it is the last one, the value that all of an element have.
 fn places(lane: Lane) -> &'static str {
     match lane {
-        Lane::Single => "fn places(n: u32) -> T { return T(n); }\n",
-        Lane::Axis => "fn places(n: u32) -> T { return T(f32(4u * n)) + T(0.0, 1.0, 2.0, 3.0); }\n",
+        Lane::Single => "fn places(n: u32) -> T { return T(n); }\nfn first(x: T) -> f32 { return x; }\n",
+        Lane::Axis => {
+            "fn places(n: u32) -> T { return T(f32(4u * n)) + T(0.0, 1.0, 2.0, 3.0); }\nfn first(x: T) -> f32 { return x.x; }\n"
+        }
         Lane::Out => "fn places(n: u32) -> T { return T(f32(n)); }\n",
     }
 }

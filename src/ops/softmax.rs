@@ -51,7 +51,7 @@ impl Op for Softmax {
         let lens = shapes.get(1).map_or(0, Shape::len);
         let rest = Words::default().sizes(&[self.every.max(1), lens]).floats(&[self.scale as f32]);
         // Unmasked rows bind their input twice.
-        rows.dispatch(gpu, KERNEL, &[x[0], x[x.len() - 1]], y, rest);
+        rows.dispatch(gpu, KERNEL, &[x[0], x[x.len() - 1]], &[y], rest);
     }
 
     fn host(&self, x: &[ArrayView]) -> Array {
@@ -108,7 +108,7 @@ impl Op for SoftmaxGrad {
             gpu,
             GRAD,
             x,
-            y,
+            &[y],
             Words::default().floats(&[self.scale as f32]),
         );
     }
