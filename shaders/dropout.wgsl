@@ -1,5 +1,6 @@
-// y = x / (1 - rate) where the generator's value i is at least rate, else 0. The generator is a hash of the
-// seed and i (the same as host::uniform), so the gradient repeats the mask instead of storing it.
+// y = x / (1 - rate) where the generator's value i is at least rate, else 0; and a residual, if there is one. The
+// generator is a hash of the seed and i (the same as host::uniform), so the gradient repeats the mask instead of storing it.
+override plus: bool = false;
 struct Params {
     count: u32,
     low: u32, // the seed
@@ -8,8 +9,9 @@ struct Params {
     scale: f32,
 }
 @group(0) @binding(0) var<storage, read> x: array<f32>; // [count]
-@group(0) @binding(1) var<storage, read_write> y: array<f32>; // [count]
-@group(0) @binding(2) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> residual: array<f32>; // [count]; x if none
+@group(0) @binding(2) var<storage, read_write> y: array<f32>; // [count]
+@group(0) @binding(3) var<uniform> p: Params;
 
 fn scramble(v: u32) -> u32 {
     var h = v;
@@ -28,5 +30,10 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     }
     let bits = scramble(scramble(i ^ p.low) + p.high);
     let value = f32(bits >> 8u) / 16777216.0;
-    y[i] = select(0.0, x[i] * p.scale, value >= p.rate);
+    let kept = select(0.0, x[i] * p.scale, value >= p.rate);
+    if plus {
+        y[i] = kept + residual[i];
+    } else {
+        y[i] = kept;
+    }
 }

@@ -257,9 +257,7 @@ fn residual(
 ) -> Tensor {
     let dense = scope.sub("dense");
     let sum = match dropouts {
-        Some(d) => {
-            crate::ops::add(&d.apply(&linear(&dense, x, Act::None), config.hidden_dropout_prob), before)
-        }
+        Some(d) => d.apply_plus(&linear(&dense, x, Act::None), config.hidden_dropout_prob, before),
         None => linear_plus(&dense, x, before),
     };
     layer_norm(&scope.sub("LayerNorm"), &sum, config.layer_norm_eps)

@@ -133,7 +133,16 @@ impl Dropouts {
 
     /// `x` with this rate.
     pub fn apply(&self, x: &Tensor, rate: f32) -> Tensor {
+        x.dropout(rate, self.next_seed())
+    }
+
+    /// `x` with this rate, plus `residual`.
+    pub fn apply_plus(&self, x: &Tensor, rate: f32, residual: &Tensor) -> Tensor {
+        x.dropout_plus(rate, self.next_seed(), residual)
+    }
+
+    fn next_seed(&self) -> u64 {
         self.calls.set(self.calls.get() + 1);
-        x.dropout(rate, crate::host::Rng::of(self.seed, &[self.calls.get()]).next_u64())
+        crate::host::Rng::of(self.seed, &[self.calls.get()]).next_u64()
     }
 }

@@ -86,10 +86,9 @@ impl Layer<'_> {
 
     /// `x wᵀ + b`, dropped out, plus `residual`.
     fn plus(&self, scope: &Scope, x: &Tensor, residual: &Tensor) -> Tensor {
-        if self.drops() {
-            add(&self.dropped(linear(scope, x, Act::None)), residual)
-        } else {
-            linear_plus(scope, x, residual)
+        match self.dropout.filter(|(_, rate)| *rate > 0.0) {
+            Some((dropouts, rate)) => dropouts.apply_plus(&linear(scope, x, Act::None), rate, residual),
+            None => linear_plus(scope, x, residual),
         }
     }
 

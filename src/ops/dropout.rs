@@ -15,8 +15,20 @@ impl Tensor {
         assert!((0.0..1.0).contains(&rate), "dropout rate {rate}");
         if rate == 0.0 { self.clone() } else { apply(Dropout { rate, seed }, &[self]) }
     }
+
+    /// [`Tensor::dropout`] plus `residual`, of one shape.
+    #[track_caller]
+    pub fn dropout_plus(&self, rate: f32, seed: u64, residual: &Self) -> Self {
+        assert!((0.0..1.0).contains(&rate) && self.shape() == residual.shape(), "dropout rate {rate}");
+        if rate == 0.0 {
+            super::add(self, residual)
+        } else {
+            apply(Dropout { rate, seed }, &[self, residual])
+        }
+    }
 }
 
+/// Of one input, or of the first plus the second.
 #[derive(Clone, Debug)]
 struct Dropout {
     rate: f32,
@@ -39,8 +51,8 @@ impl Op for Dropout {
         gpu.dispatch(&Launch {
             kernel: KERNEL,
             body: None,
-            constants: &[],
-            reads: x,
+            constants: &[("plus", f64::from(u8::from(x.len() > 1)))],
+            reads: &[x[0], x[x.len() - 1]],
             writes: &[y],
             params: params.floats(&[self.rate, 1.0 / (1.0 - self.rate)]),
             grid: Grid::Invocations(count),
@@ -52,7 +64,8 @@ impl Op for Dropout {
         let scale = f64::from(1.0 / (1.0 - self.rate));
         let kept = |i: usize| uniform(self.seed, i as u32) >= self.rate;
         let value = |(i, v): (usize, &f64)| if kept(i) { v * scale } else { 0.0 };
-        Array::new(x[0].shape, x[0].data.iter().enumerate().map(value).collect())
+        let plus = |i: usize| x.get(1).map_or(0.0, |residual| residual.data[i]);
+        Array::new(x[0].shape, x[0].data.iter().enumerate().map(|(i, v)| value((i, v)) + plus(i)).collect())
     }
 }
 
@@ -62,10 +75,17 @@ impl Pullback for Dropout {
     }
 
     fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
-        vec![Some(compute(self.clone(), &[back.g()]).into())]
+        let dropped = back.needs(0).then(|| compute(self.clone(), &[back.g()]).into());
+        let residual = (back.inputs() > 1).then(|| Some(back.g().clone().into()));
+        [dropped].into_iter().chain(residual).collect()
     }
 }
 
 pub(super) fn cases() -> Vec<Case> {
-    vec![case("dropout", "half", &[&[33, 8]], POINT, |x| x[0].dropout(0.5, 0x1234_5678_9abc))]
+    vec![
+        case("dropout", "half", &[&[33, 8]], POINT, |x| x[0].dropout(0.5, 0x1234_5678_9abc)),
+        case("dropout", "plus a residual", &[&[33, 8], &[33, 8]], POINT, |x| {
+            x[0].dropout_plus(0.3, 0x9abc, &x[1])
+        }),
+    ]
 }
