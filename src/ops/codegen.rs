@@ -343,6 +343,7 @@ const SHARED: &[(&str, &str)] = &[
     ("row", include_str!("../../shaders/row.wgsl")),
     ("attention_rows", include_str!("../../shaders/attention_rows.wgsl")),
     ("matmul_params", include_str!("../../shaders/matmul_params.wgsl")),
+    ("hinge_pairs", include_str!("../../shaders/hinge_pairs.wgsl")),
     ("gru_units", include_str!("../../shaders/gru_units.wgsl")),
     ("cross_attention_scores", include_str!("../../shaders/cross_attention_scores.wgsl")),
 ];

@@ -12,6 +12,7 @@ mod dropout;
 mod gates;
 mod gather;
 mod gru;
+mod hinge;
 mod layer_norm;
 mod map;
 mod matmul;

@@ -249,6 +249,7 @@ pub fn cases() -> Vec<Case> {
         super::cross_attention::cases(),
         super::attention::cases(),
         super::softmax::cases(),
+        super::hinge::cases(),
         super::layer_norm::cases(),
         super::norm::cases(),
         super::route::cases(),

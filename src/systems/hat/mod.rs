@@ -12,10 +12,9 @@ mod run_py;
 pub use config::{Config, ModelOptions};
 pub use options::Options;
 
-use super::hinge::costs;
 use super::{Batch, Form, ImageEncoder, Inputs, Items, Loss, Pass, Rates, Schedule, System, TextEncoder};
 use crate::nn::ParamSpec;
-use crate::ops::add;
+use crate::ops::{add, materialize, sum_of};
 use crate::tensor::Tensor;
 use options::TrainingOptions;
 
@@ -103,12 +102,14 @@ impl System for Hat {
     fn loss(&self, pass: &Pass, images: &Items, captions: &Items, _: &Batch) -> Loss {
         let sims = align::scores(&self.run(pass), images, captions);
         let warm = pass.step.is_some_and(|step| step.epoch < self.training.vse_mean_warmup_epochs);
-        let [of_images, of_captions] = costs(&sims, self.config.options.margin, !warm);
-        let terms = [of_images.sum_all(), of_captions.sum_all()];
+        let costs = sims.hinge_costs(None, self.config.options.margin, !warm);
+        let of = |side: usize| costs.view().slice(0, side, 1).squeeze(0);
+        let terms = [0, 1].map(|side| sum_of(vec![of(side)], 0, |x| x[0].clone()));
         let total = add(&terms[0], &terms[1]);
         pass.tap("sims", &sims);
-        pass.tap("cost_s", &of_images);
-        pass.tap("cost_im", &of_captions);
+        for (side, name) in ["cost_s", "cost_im"].into_iter().enumerate().filter(|_| pass.taps().is_some()) {
+            pass.tap(name, &materialize(of(side)));
+        }
         pass.tap("loss_s", &terms[0]);
         pass.tap("loss_im", &terms[1]);
         pass.tap("loss", &total);
