@@ -252,6 +252,7 @@ pub fn cases() -> Vec<Case> {
         super::hinge::cases(),
         super::layer_norm::cases(),
         super::norm::cases(),
+        super::paths::cases(),
         super::route::cases(),
         super::recompute::cases(),
         super::write::cases(),

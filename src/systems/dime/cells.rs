@@ -7,7 +7,7 @@ use super::encode::EPS;
 use super::mask::{self, Mask};
 use super::{AttentionNorm, Direction, Run};
 use crate::nn::{Params, Scope, linear, linears, mlp};
-use crate::ops::{Act, CrossAttention, Expr, QueryNorm, WordAxis, add, materialize, recompute, stack};
+use crate::ops::{Act, CrossAttention, Expr, QueryNorm, WordAxis, add, recompute, stack};
 use crate::systems::{Form, Pass};
 use crate::tensor::Tensor;
 
@@ -59,12 +59,12 @@ fn recomputed(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides, cell: Cell)
     })
 }
 
-/// The probabilities of a layer's four routers, beside each other: `[.., outputs, 4 cells]`. A router takes the mean
-/// over the rows of its cell's input through two linear maps, tanh and ReLU.
+/// What a layer's four routers give, `[4 cells, .., outputs]`. A router takes the mean over the rows of its cell's input
+/// through two linear maps, tanh and ReLU.
 pub(super) fn routers(run: &Run, scope: &Scope, x: [&Tensor; 4], mask: Option<&Mask>) -> Tensor {
     let maps = |name: &str| CELLS.map(|cell| scope.sub(cell).sub("router").sub("mlp").sub(name));
     let (first, second) = (maps("0"), maps("2"));
-    let each = match run.pass.form {
+    match run.pass.form {
         Form::Composed => {
             let router = |j: usize| {
                 let hidden = linear(&first[j], &mask::mean(x[j], mask), Act::Relu);
@@ -84,8 +84,7 @@ pub(super) fn routers(run: &Run, scope: &Scope, x: [&Tensor; 4], mask: Option<&M
             );
             each.reshape([4, s[1], s[2], each.shape()[2]])
         }
-    };
-    materialize(each.view().permute(&[1, 2, 3, 0]))
+    }
 }
 
 /// Global-local guidance: `(1 + z) x` with `z` the product of a linear map of `x` and the other side's

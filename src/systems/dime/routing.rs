@@ -7,7 +7,7 @@ use super::encode::EPS;
 use super::mask::{self, Mask};
 use super::{Direction, Run};
 use crate::nn::{BatchNorm, Scope, add_all, linear};
-use crate::ops::{Act, add, concat, map, materialize, route, route_means, route_shares, sum_of};
+use crate::ops::{Act, Paths, add, concat, materialize, route, route_means, route_shares, sum_of};
 use crate::systems::Items;
 use crate::tensor::Tensor;
 
@@ -70,14 +70,14 @@ fn lift(dims: &[usize], axis: usize) -> [usize; 4] {
     [dims[0], dims[1], dims[2], dims[3]]
 }
 
-/// The four cells' outputs and their routers' probabilities, `[.., outputs, 4 cells]`.
+/// The four cells' outputs and what their routers give, `[4 cells, .., outputs]`.
 fn cells(run: &Run, module: &Scope, layer: usize, x: [&Tensor; 4], guides: &Guides) -> ([Tensor; 4], Tensor) {
     let scope = module.sub(&format!("dynamic_itr_l{layer}"));
     let outputs = cells::outputs(run, &scope, x, guides);
     let routers = routers(run, &scope, x, guides.mask.as_deref());
     for (j, name) in CELLS.iter().enumerate().filter(|_| run.pass.taps().is_some()) {
         run.pass.tap(&format!("cell_l{layer}.{name}"), &outputs[j]);
-        let router = materialize(routers.view().slice(3, j, 1).squeeze(3));
+        let router = materialize(routers.view().slice(0, j, 1).squeeze(0));
         run.pass.tap(&format!("router_l{layer}.{name}"), &router);
     }
     (outputs, routers)
@@ -86,17 +86,8 @@ fn cells(run: &Run, module: &Scope, layer: usize, x: [&Tensor; 4], guides: &Guid
 /// A layer of four outputs, and its path probabilities `[.., 4 outputs, 4 cells]`. An output whose
 /// probabilities sum to almost nothing takes the first cell's output besides.
 fn dense(run: &Run, module: &Scope, layer: usize, x: [&Tensor; 4], guides: &Guides) -> (Vec<Tensor>, Tensor) {
-    let (e, raw) = cells(run, module, layer, x, guides);
-    let sum = raw.sum(-1);
-    let axis = sum.shape().rank();
-    let over = |sum: &Tensor| raw.map2(sum.view().repeat(axis, 4), |p, s| p / (s + 1e-8));
-    let p = over(&sum);
-    let sum = sum.detach();
-    let gate = sum.map(|s| (s * -1.0).greater(-GATE));
-    // Through `p` the outputs' gradient of a probability is a difference of large sums, which f32 does not hold.
-    let shares = over(&sum);
-    let skip = gate.view().repeat(axis, 1).pad(axis, 0, 3);
-    let weights = map(vec![shares.detach().view(), skip], |x| &x[0] + &x[1]);
+    let (e, routers) = cells(run, module, layer, x, guides);
+    let Paths { p, shares, weights } = routers.paths(GATE);
     let outputs = route_means([&e[0], &e[1], &e[2], &e[3]], &weights, &shares);
     let outputs: Vec<Tensor> = outputs.iter().map(|y| y.reshape(e[3].shape())).collect();
     run.pass.tap(&format!("path_l{layer}"), &p);
@@ -109,14 +100,10 @@ fn dense(run: &Run, module: &Scope, layer: usize, x: [&Tensor; 4], guides: &Guid
 /// The last layer, of one output, and its raw probabilities `[.., 1, 4]`. A cell with almost no probability
 /// passes its input on; the sum is divided by that of all weights.
 fn last(run: &Run, module: &Scope, x: [&Tensor; 4], guides: &Guides) -> (Tensor, Tensor) {
-    let (e, p) = cells(run, module, 2, x, guides);
-    let gate = p.detach().map(|p| (p * -1.0).greater(-GATE / 4.0));
-    let total = sum_of(vec![p.detach().view(), gate.view()], 3, |x| &x[0] + &x[1]);
-    // On every path: of plain products and a division, the gradient of `p` is a difference of large sums, which f32
-    // does not hold.
-    let over = |w: &Tensor| w.map2(total.view().repeat(3, 4), |w, t| w / t);
-    let passed = route(x, &over(&gate));
-    let output = route_shares([&e[0], &e[1], &e[2], &e[3]], &over(&p), &passed).reshape(e[3].shape());
+    let (e, routers) = cells(run, module, 2, x, guides);
+    let Paths { p, shares, weights } = routers.last_paths(GATE / 4.0);
+    let passed = route(x, &weights);
+    let output = route_shares([&e[0], &e[1], &e[2], &e[3]], &shares, &passed).reshape(e[3].shape());
     run.pass.tap("path_l2", &p);
     run.pass.tap("aggr_l2", &output);
     (output, p)
