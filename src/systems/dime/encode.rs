@@ -3,8 +3,8 @@
 use super::mask::{self, Mask};
 use super::{Direction, Run};
 use crate::nn::bert::{self, Tokens};
-use crate::nn::{BatchNorm, linear};
-use crate::ops::{Act, Expr, add, concat, map};
+use crate::nn::{BatchNorm, linear, linear_plus};
+use crate::ops::{Act, Expr, concat, map};
 use crate::systems::Items;
 use crate::tensor::{Tensor, Viewed};
 
@@ -71,11 +71,10 @@ pub(super) fn captions(run: &Run, x: &Tensor, lengths: &Tensor) -> Items {
             window(x, k).linear(&weight.reshape([d, k * hidden]), Some(conv.at("bias")), Act::Relu)
         })
         .collect();
-    let mapping = scope.sub("mapping");
-    let words = add(&linear(&mapping, &concat(&windows, 2), Act::None), &embedded).l2norm(-1, EPS);
-    let tops: Vec<Tensor> = windows.iter().map(|w| mask::max(w, mask)).collect();
-    let embedded = mask::mean(&embedded, mask);
-    let sentence = add(&linear(&mapping, &concat(&tops, 1), Act::None), &embedded).l2norm(-1, EPS);
+    let (mapping, windows) = (scope.sub("mapping"), concat(&windows, 2));
+    let words = linear_plus(&mapping, &windows, &embedded).l2norm(-1, EPS);
+    let top = mask::max(&windows, mask);
+    let sentence = linear_plus(&mapping, &top, &mask::mean(&embedded, mask)).l2norm(-1, EPS);
     run.pass.tap("wrd_emb", &words);
     run.pass.tap("stc_emb", &sentence);
     let captions =

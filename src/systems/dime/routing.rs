@@ -7,7 +7,9 @@ use super::encode::EPS;
 use super::mask::{self, Mask};
 use super::{Direction, Run};
 use crate::nn::{BatchNorm, Scope, add_all, linear};
-use crate::ops::{Act, Paths, add, concat, materialize, route, route_means, route_shares, sum_of};
+use crate::ops::{
+    Act, Paths, add, concat, materialize, route, route_means, route_shares, scaled_sum_of, sum_of,
+};
 use crate::systems::Items;
 use crate::tensor::Tensor;
 
@@ -150,20 +152,19 @@ pub(super) fn score(run: &Run, tiles: &[Pairs]) -> Scored {
 fn mean_paths(run: &Run, tiles: &[Pairs]) -> Tensor {
     let images = run.config.options.direction == Direction::I2t;
     let layer = |l: usize| {
-        let widths = [16, 16, 4];
-        let parts: Vec<Tensor> = tiles
-            .iter()
-            .map(|t| {
-                let s = t.paths[l].shape();
-                let p = t.paths[l].reshape([s[0], s[1], widths[l]]);
-                if images { p.sum(1) } else { p.mean(0) }
-            })
-            .collect();
-        if !images {
-            return concat(&parts, 0);
-        }
+        let width = [16, 16, 4][l];
         let count: usize = tiles.iter().map(|t| t.paths[l].shape()[1]).sum();
-        add_all(parts).map(|p| p * (1.0 / count as f64))
+        let mean = |t: &Pairs| {
+            let s = t.paths[l].shape();
+            let p = t.paths[l].reshape([s[0], s[1], width]);
+            if images {
+                scaled_sum_of(1.0 / count as f64, vec![p.view()], 1, |p| p[0].clone())
+            } else {
+                p.mean(0)
+            }
+        };
+        let parts: Vec<Tensor> = tiles.iter().map(mean).collect();
+        if images { add_all(parts) } else { concat(&parts, 0) }
     };
     concat(&[layer(0), layer(1), layer(2)], 1)
 }
