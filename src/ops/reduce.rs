@@ -21,9 +21,9 @@ const PART: usize = 32;
 /// Iterations of one invocation before the axis is split into chunks, and of one of a chunk at least.
 const LONG: usize = 512;
 const LEAST: usize = LONG / 8;
-/// The same on GPUs, whose memory takes long to answer, but answers many at once. Reasoned from an H200's: unmeasured.
-const LONG_ON_GPU: usize = 64;
-const LEAST_ON_GPU: usize = LONG_ON_GPU / 8;
+/// The same in teams, on GPUs, whose memory takes long to answer, but answers many at once. Reasoned, not measured.
+const LONG_IN_TEAM: usize = 64;
+const LEAST_IN_TEAM: usize = LONG_IN_TEAM / 8;
 /// Invocations that keep a GPU busy (as for products: `matmul/tile.rs`), and each core of a CPU.
 const ENOUGH: usize = 1 << 16;
 const ENOUGH_A_CORE: usize = 64;
@@ -151,20 +151,19 @@ impl Reduce {
     /// Who walks the axis, and in how many chunks.
     fn plan(&self, gpu: &Gpu, codegen: &Codegen, views: &[&View]) -> (Team, usize) {
         let (steps, units) = (codegen.axis_steps(), codegen.invocations());
-        let on_gpu = gpu.style() == Style::Workgroup;
-        let team = match on_gpu {
-            true if self.along(views) => Team::along(gpu, self.full()[self.axis] / 4),
-            true if units < ENOUGH && steps >= LEAST_ON_GPU * ACROSS => Team::Across(ACROSS),
+        let team = match gpu.style() {
+            Style::Workgroup if self.along(views) => Team::along(gpu, self.full()[self.axis] / 4),
+            Style::Workgroup if units < ENOUGH && steps >= LEAST_IN_TEAM * ACROSS => Team::Across(ACROSS),
             _ => Team::Own,
         };
-        let (long, least) = if on_gpu { (LONG_ON_GPU, LEAST_ON_GPU) } else { (LONG, LEAST) };
         let own = steps.div_ceil(team.size());
-        let wanted = match enough(gpu).div_ceil((units * team.size()).max(1)) {
-            _ if own <= long => 1,
+        let enough = enough(gpu).div_ceil((units * team.size()).max(1));
+        let (long, least, most) = match team {
+            Team::Own => (LONG, LEAST, enough),
             // So few that their sums, unless they are of two or three rows, need no chunks again.
-            wanted if on_gpu => wanted.min(long * team.size()),
-            wanted => wanted,
+            _ => (LONG_IN_TEAM, LEAST_IN_TEAM, enough.min(LONG_IN_TEAM * team.size())),
         };
+        let wanted = if own > long { most } else { 1 };
         let chunks = wanted.min(own.div_ceil(least)).max(own.div_ceil(MAX_LOOP - team.fold_loops()));
         (team, chunks.max(1))
     }
