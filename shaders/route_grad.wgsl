@@ -1,6 +1,6 @@
-// The gradient of route's shares, of two mixtures: y[pair, i, j] = sum over the pair of g_i (x_j - m_i), where m_i, the
-// sum over k of shares[i, k] x_k, is their mean of the cells. With `whole` there is a single mixture, and m_0 is read.
-override whole: bool = false;
+// The gradient of route's shares: y[pair, i, j] = sum over the pair of g_i (x_j - m_i), where m_i, the sum over k of
+// shares[i, k] x_k, is the mixture's mean of the cells. The text between the marks is replaced: how many mixtures a
+// dispatch has, how a mean is known, and who adds a pair's values: one invocation a chunk of them, or a workgroup.
 struct Params {
     count: u32, // outer * inner * chunks
     m: u32, // values of a pair, in T
@@ -9,74 +9,75 @@ struct Params {
     outer_strides: vec4<u32>, // of x0..x3, in pairs
     inner_strides: vec4<u32>,
     mixtures: u32, // of the result
-    first: u32, // mixture of g0
+    first: u32, // mixture of g_0
     shares: vec2<u32>, // the shares' strides, in pairs
 }
-//: type
+//: variant
 alias T = vec4<f32>;
 fn fold(x: T) -> f32 { return x.x + x.y + x.z + x.w; }
+const GRADS = 1u; // bindings of g, and of m where it is read
+const TEAM = 1u; // invocations that share a pair
+fn join(local: u32) {}
+fn fold_sum(x: vec4<f32>) -> vec4<f32> { return x; }
+const i = 0u; // the mixture that is repeated
 //: end
-@group(0) @binding(0) var<storage, read> g0: array<T>; // [outer, inner, m]
-@group(0) @binding(1) var<storage, read> g1: array<T>; // or m_0
-@group(0) @binding(2) var<storage, read> shares: array<vec4<f32>>; // [outer, inner, mixtures] of four, or an item's
-@group(0) @binding(3) var<storage, read> x0: array<T>; // [outer, inner, m] or an item's [side, m]
-@group(0) @binding(4) var<storage, read> x1: array<T>;
-@group(0) @binding(5) var<storage, read> x2: array<T>;
-@group(0) @binding(6) var<storage, read> x3: array<T>;
-@group(0) @binding(7) var<storage, read_write> y: array<vec4<f32>>; // [chunks, outer, inner, mixtures] of four
-@group(0) @binding(8) var<uniform> p: Params;
+@group(0) @binding(0) var<storage, read> shares: array<vec4<f32>>; // [outer, inner, mixtures] of four, or an item's
+@group(0) @binding(1) var<storage, read> x0: array<T>; // [outer, inner, m] or an item's [side, m]
+@group(0) @binding(2) var<storage, read> x1: array<T>;
+@group(0) @binding(3) var<storage, read> x2: array<T>;
+@group(0) @binding(4) var<storage, read> x3: array<T>;
+//: each i
+@group(0) @binding(5u + i) var<storage, read> g_i: array<T>; // [outer, inner, m]
+//: end
+@group(0) @binding(5u + GRADS) var<storage, read_write> y: array<vec4<f32>>; // [chunks, outer, inner, mixtures] of four
+@group(0) @binding(6u + GRADS) var<uniform> p: Params;
 
-fn mix4(x: array<T, 4>, w: vec4<f32>) -> T {
+// The mean of a mixture at a place of its gradient.
+//: mean
+fn mean(x: array<T, 4>, w: vec4<f32>, at: u32) -> T {
     return fma(x[3], T(w.w), fma(x[2], T(w.z), fma(x[1], T(w.y), x[0] * w.x)));
 }
+//: end
 
 @compute @workgroup_size(GROUP)
-fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
-    let i = linear_id(id, groups);
-    if i >= p.count {
-        return;
-    }
+fn main(
+    @builtin(global_invocation_id) id: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    join(local);
+    let unit = linear_id(id, groups) / TEAM;
+    let part = min(unit, p.count - 1u);
     let pairs = p.count / p.chunks;
-    let pair = i % pairs;
+    let pair = part % pairs;
     let outer = pair / p.inner;
     let inner = pair % p.inner;
     let at = (outer * p.outer_strides + inner * p.inner_strides) * p.m;
     let row = (outer * p.shares.x + inner * p.shares.y) * p.mixtures + p.first;
-    let shares_a = shares[row];
-    var shares_b = shares_a;
-    if !whole {
-        shares_b = shares[row + 1u];
-    }
-    var a0 = T(0.0);
-    var a1 = T(0.0);
-    var a2 = T(0.0);
-    var a3 = T(0.0);
-    var b0 = T(0.0);
-    var b1 = T(0.0);
-    var b2 = T(0.0);
-    var b3 = T(0.0);
-    for (var m = i / pairs; m < p.m; m += p.chunks) {
-        let a = g0[pair * p.m + m];
-        let b = g1[pair * p.m + m];
+//: each i
+    let w_i = shares[row + i];
+    var a_i = T(0.0);
+    var b_i = T(0.0);
+    var c_i = T(0.0);
+    var d_i = T(0.0);
+//: end
+    for (var m = part / pairs * TEAM + local % TEAM; m < p.m; m += p.chunks * TEAM) {
         let x = array<T, 4>(x0[at.x + m], x1[at.y + m], x2[at.z + m], x3[at.w + m]);
-        var mean = b;
-        if !whole {
-            mean = mix4(x, shares_a);
-        }
-        a0 += a * (x[0] - mean);
-        a1 += a * (x[1] - mean);
-        a2 += a * (x[2] - mean);
-        a3 += a * (x[3] - mean);
-        if !whole {
-            mean = mix4(x, shares_b);
-            b0 += b * (x[0] - mean);
-            b1 += b * (x[1] - mean);
-            b2 += b * (x[2] - mean);
-            b3 += b * (x[3] - mean);
-        }
+//: each i
+        let now_i = g_i[pair * p.m + m];
+        let mean_i = mean(x, w_i, pair * p.m + m);
+        a_i += now_i * (x[0] - mean_i);
+        b_i += now_i * (x[1] - mean_i);
+        c_i += now_i * (x[2] - mean_i);
+        d_i += now_i * (x[3] - mean_i);
+//: end
     }
-    y[p.mixtures * i + p.first] = vec4<f32>(fold(a0), fold(a1), fold(a2), fold(a3));
-    if !whole {
-        y[p.mixtures * i + p.first + 1u] = vec4<f32>(fold(b0), fold(b1), fold(b2), fold(b3));
+    let to = p.mixtures * part + p.first;
+    let stores = unit == part && local % TEAM == 0u;
+//: each i
+    let sum_i = fold_sum(vec4<f32>(fold(a_i), fold(b_i), fold(c_i), fold(d_i)));
+    if stores {
+        y[to + i] = sum_i;
     }
+//: end
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 use super::registry::cases;
-use super::{attention, cosines, cross_attention, matmul, rows};
+use super::{attention, cosines, cross_attention, matmul, reduce, route, rows};
 use crate::gpu::{Gpu, Options, Style};
 use crate::tensor::{Device, seen};
 
@@ -103,6 +103,8 @@ fn every_choice_of_a_planner_is_valid_and_has_a_case() {
             attention::variants(&gpu),
             cross_attention::variants(&gpu),
             cosines::variants(&gpu),
+            reduce::variants(&gpu),
+            route::variants(&gpu),
             rows::variants(&gpu),
         ];
         let can: Vec<Variant> = can.into_iter().flatten().collect();

@@ -5,8 +5,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use super::codegen::{Codegen, Lane, distinct, fill, param, pointwise};
 use super::map::{broadcast_all, gather, kept_inputs, pullbacks};
 use super::registry::{Case, POINT, Values, case, sums};
-use super::rows::fits;
-use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
+use super::rows::{Team, fits};
+use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, MAX_LOOP, Style, Words};
 use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
 use crate::tensor::{
@@ -18,17 +18,27 @@ const MAX_GRAD: Kernel = Kernel { name: "max_grad", text: include_str!("../../sh
 
 /// Values that are summed before their sum is added to the rest: rounding grows with the longer of both.
 const PART: usize = 32;
-/// Iterations of one invocation before the axis is split into chunks.
+/// Iterations of one invocation before the axis is split into chunks, and of one of a chunk at least.
 const LONG: usize = 512;
-/// Invocations that keep a GPU busy, and each core of a CPU.
-const ENOUGH: usize = 4096;
+const LEAST: usize = LONG / 8;
+/// The same in teams, on GPUs, whose memory takes long to answer, but answers many at once. Reasoned, not measured.
+const LONG_IN_TEAM: usize = 64;
+const LEAST_IN_TEAM: usize = LONG_IN_TEAM / 8;
+/// Invocations that keep a GPU busy (as for products: `matmul/tile.rs`), and each core of a CPU.
+const ENOUGH: usize = 1 << 16;
 const ENOUGH_A_CORE: usize = 64;
+/// Invocations of a workgroup that walk an axis together where neighbours walk neighbouring axes: eight neighbours load
+/// eight values or fours side by side, a sector of memory or a line of it.
+const ACROSS: usize = 8;
 /// Iterations from which on an invocation counts as heavy.
 const HEAVY: usize = 64;
 
 /// Invocations that keep the adapter busy.
 pub(super) fn enough(gpu: &Gpu) -> usize {
-    gpu.facts().cores.map_or(ENOUGH, |cores| ENOUGH_A_CORE * cores)
+    match gpu.facts().cores {
+        Some(cores) if gpu.style() != Style::Workgroup => ENOUGH_A_CORE * cores,
+        _ => ENOUGH,
+    }
 }
 
 /// What is kept of the values along the axis.
@@ -124,7 +134,42 @@ impl Reduce {
         self.views[0].shape
     }
 
-    fn launch(&self, gpu: &Gpu, codegen: &Codegen, buffers: &[&Buf], used: &[usize], y: &Buf, chunks: usize) {
+    /// Whether most of what is read is contiguous along the axis, not along the last that stays.
+    fn along(&self, views: &[&View]) -> bool {
+        let full = self.full();
+        let last = (0..full.rank()).rev().find(|k| *k != self.axis && full[*k] > 1);
+        let contiguous = |axis: usize| {
+            let strides = views.iter().map(|v| v.strides().1).filter(|strides| strides[axis] == 1);
+            let stored = |strides: Vec<usize>| {
+                (0..full.rank()).filter(|k| strides[*k] > 0).map(|k| full[k]).product::<usize>()
+            };
+            strides.map(stored).sum::<usize>()
+        };
+        contiguous(self.axis) > last.map_or(0, contiguous)
+    }
+
+    /// Who walks the axis, and in how many chunks.
+    fn plan(&self, gpu: &Gpu, codegen: &Codegen, views: &[&View]) -> (Team, usize) {
+        let (steps, units) = (codegen.axis_steps(), codegen.invocations());
+        let team = match gpu.style() {
+            Style::Workgroup if self.along(views) => Team::along(gpu, self.full()[self.axis] / 4),
+            Style::Workgroup if units < ENOUGH && steps >= LEAST_IN_TEAM * ACROSS => Team::Across(ACROSS),
+            _ => Team::Own,
+        };
+        let own = steps.div_ceil(team.size());
+        let enough = enough(gpu).div_ceil((units * team.size()).max(1));
+        let (long, least, most) = match team {
+            Team::Own => (LONG, LEAST, enough),
+            // So few that their sums, unless they are of two or three rows, need no chunks again.
+            _ => (LONG_IN_TEAM, LEAST_IN_TEAM, enough.min(LONG_IN_TEAM * team.size())),
+        };
+        let wanted = if own > long { most } else { 1 };
+        let chunks = wanted.min(own.div_ceil(least)).max(own.div_ceil(MAX_LOOP - team.fold_loops()));
+        (team, chunks.max(1))
+    }
+
+    fn launch(&self, gpu: &Gpu, of: &Reading, y: &Buf, team: Team, chunks: usize) {
+        let Reading { codegen, buffers, used } = of;
         let steps = codegen.axis_steps();
         let chunk = steps.div_ceil(chunks);
         let per_chunk = codegen.invocations();
@@ -134,61 +179,155 @@ impl Reduce {
             .floats(&[factor as f32])
             .sizes(&[per_chunk])
             .0;
-        const FIRST: usize = 5;
         codegen.params(&mut params);
-        let constants = params.len();
         params.extend(self.program.constants().iter().map(|c| (*c as f32).to_bits()));
+        let walk = Walk { kind: self.kind, lane: codegen.lane, team, chunked: chunks > 1 };
+        #[cfg(test)]
+        super::gates::planned("reduce", &walk);
         let mut hash = DefaultHasher::new();
-        (self.program.key(), used, buffers.len(), self.kind, chunks > 1).hash(&mut hash);
+        (self.program.key(), used, buffers.len(), walk).hash(&mut hash);
         codegen.hash(&mut hash);
-        let text = || {
-            let vector = codegen.lane != Lane::Single;
-            let place = |i: usize| format!("in{}", used.iter().position(|u| *u == i).unwrap_or(0));
-            let constant = |i: usize| format!("bitcast<f32>({})", param(constants + i));
-            let (formula, result) = self.program.wgsl(place, constant);
-            let (start, [join, join_parts]) = match self.kind {
-                Kind::Sum => ("0.0", [format!("part + {result}"), "acc + part".to_owned()]),
-                Kind::Max => {
-                    ("-0x1.fffffep+127", [format!("max(part, {result})"), "max(acc, part)".to_owned()])
-                }
-            };
-            let fold = match (codegen.lane, self.kind) {
-                (Lane::Axis, Kind::Sum) => "acc.x + acc.y + acc.z + acc.w",
-                (Lane::Axis, Kind::Max) => "max(max(acc.x, acc.y), max(acc.z, acc.w))",
-                _ => "acc",
-            };
-            let times = if codegen.lane == Lane::Axis { "4u" } else { "1u" };
-            let per = param(4);
-            let (chunk, index) = match chunks {
-                1 => ("0u".to_owned(), "i".to_owned()),
-                _ => (format!("i / {per}"), format!("i % {per}")),
-            };
-            let body = format!(
-                "    let chunk = {chunk};\n{coordinates}    var acc = T({start});\n    \
-                 let end = min(chunk * {len} + {len}, {all});\n    \
-                 for (var first = chunk * {len}; first < end; first += {PART}u) {{\n    var part = T({start});\n    \
-                 for (var step = first; step < min(first + {PART}u, end); step++) {{\n    let n = step * {times};\n\
-                 {loads}{formula}    part = {join};\n    }}\n    acc = {join_parts};\n    }}\n    y[i] = ({fold}) * bitcast<f32>({factor});",
-                coordinates = codegen.coordinates(FIRST, &index),
-                len = param(2),
-                all = param(1),
-                loads = codegen.loads(FIRST, |_| true),
-                factor = param(3),
-            );
-            let bindings = codegen.bindings(buffers.len(), codegen.lane == Lane::Out);
-            format!("{}{}", pointwise(vector), fill(KERNEL.text, &[("bindings", &bindings), ("body", &body)]))
-        };
         gpu.dispatch(&Launch {
             kernel: KERNEL,
-            body: Some((hash.finish(), &text)),
+            body: Some((hash.finish(), &|| walk.source(&self.program, of))),
             constants: &[],
             reads: buffers,
             writes: &[y],
             params: Words(params),
-            grid: if chunk < HEAVY { Grid::Invocations } else { Grid::Heavy }(per_chunk * chunks),
-            loops: chunk,
+            grid: if chunk < HEAVY { Grid::Invocations } else { Grid::Heavy }(
+                per_chunk * chunks * team.size(),
+            ),
+            loops: chunk.div_ceil(team.size()) + team.fold_loops(),
         });
     }
+}
+
+/// What a formula reads: distinct buffers, and the inputs that are used, in the plan's order.
+struct Reading<'a> {
+    codegen: Codegen,
+    buffers: Vec<&'a Buf>,
+    used: Vec<usize>,
+}
+
+/// A kernel's variant.
+#[derive(Clone, Copy, Debug, Hash)]
+struct Walk {
+    kind: Kind,
+    lane: Lane,
+    team: Team,
+    chunked: bool,
+}
+
+/// The parameters before those of the inputs.
+const FIRST: usize = 5;
+
+/// How a team's invocation begins: its place in the team, and what they own together, `unit`, past the end none.
+const ENTRY: &str = "@compute @workgroup_size(GROUP)
+fn main(
+    @builtin(global_invocation_id) id: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    join(local);
+    let at = linear_id(id, groups);
+    let member = at / APART % TEAM;
+    let unit = at / (TEAM * APART) * APART + at % APART;
+    let i = min(unit, p[0].x - 1u);";
+
+impl Walk {
+    fn source(&self, program: &Program, of: &Reading) -> String {
+        let Reading { codegen, buffers, used } = of;
+        let together = self.team != Team::Own;
+        let body = self.sum(program, codegen, used) + &self.store();
+        let mut bindings = codegen.bindings(buffers.len(), self.lane == Lane::Out);
+        if together {
+            bindings += &self.team.folds("T", self.lane);
+        }
+        let parts = [("bindings", bindings.as_str()), ("body", &body), ("entry", ENTRY)];
+        let text = fill(KERNEL.text, if together { &parts } else { &parts[..2] });
+        pointwise(self.lane != Lane::Single) + &text
+    }
+
+    /// Statements that make `acc` of an invocation's steps.
+    fn sum(&self, program: &Program, codegen: &Codegen, used: &[usize]) -> String {
+        let mut words = vec![0; FIRST];
+        codegen.params(&mut words);
+        let place = |i: usize| format!("in{}", used.iter().position(|u| *u == i).unwrap_or(0));
+        let constant = |i: usize| format!("bitcast<f32>({})", param(words.len() + i));
+        let (formula, result) = program.wgsl(place, constant);
+        let (start, [join, join_parts]) = match self.kind {
+            Kind::Sum => ("0.0", [format!("part + {result}"), "acc + part".to_owned()]),
+            Kind::Max => ("-0x1.fffffep+127", [format!("max(part, {result})"), "max(acc, part)".to_owned()]),
+        };
+        let times = if self.lane == Lane::Axis { "4u" } else { "1u" };
+        let per = param(4);
+        let (chunk, index) = match self.chunked {
+            false => ("0u".to_owned(), "i".to_owned()),
+            true => (format!("i / {per}"), format!("i % {per}")),
+        };
+        let (member, next) =
+            if self.team == Team::Own { ("", "step++") } else { (" + member", "step += TEAM") };
+        format!(
+            "    let chunk = {chunk};\n{coordinates}    var acc = T({start});\n    \
+             let end = min(chunk * {len} + {len}, {all});\n    \
+             for (var first = chunk * {len}{member}; first < end; first += {part}u) {{\n    var part = T({start});\n    \
+             for (var step = first; step < min(first + {part}u, end); {next}) {{\n    let n = step * {times};\n\
+             {loads}{formula}    part = {join};\n    }}\n    acc = {join_parts};\n    }}\n",
+            coordinates = codegen.coordinates(FIRST, &index),
+            len = param(2),
+            all = param(1),
+            part = PART * self.team.size(),
+            loads = codegen.loads(FIRST, |_| true),
+        )
+    }
+
+    /// Statements that store `acc`, or what a team makes of all of its own.
+    fn store(&self) -> String {
+        let factor = param(3);
+        if self.team == Team::Own {
+            let fold = match (self.lane, self.kind) {
+                (Lane::Axis, Kind::Sum) => "acc.x + acc.y + acc.z + acc.w",
+                (Lane::Axis, Kind::Max) => "max(max(acc.x, acc.y), max(acc.z, acc.w))",
+                _ => "acc",
+            };
+            return format!("    y[i] = ({fold}) * bitcast<f32>({factor});");
+        }
+        let fold = if self.kind == Kind::Sum { "fold_sum" } else { "fold_max" };
+        let first = if self.lane == Lane::Axis { ".x" } else { "" };
+        format!(
+            "    let total = {fold}(acc){first};\n    \
+             if unit == i && member == 0u {{\n        y[i] = total * bitcast<f32>({factor});\n    }}"
+        )
+    }
+}
+
+/// The variants that an adapter's style can choose, of a sum of one input.
+#[cfg(test)]
+pub(super) fn variants(gpu: &Gpu) -> Vec<super::gates::Variant> {
+    let mut teams = vec![Team::Own];
+    if gpu.style() == Style::Workgroup {
+        teams.extend([Team::along(gpu, 4096), Team::Workgroup(super::rows::TEAM), Team::Across(ACROSS)]);
+    }
+    let buf = gpu.alloc(1);
+    let of = |kind, rows, n, team, chunked| {
+        let op = Reduce::rows(kind, 1.0, rows, n);
+        let codegen = Codegen::new(op.full(), Some(0), &[&op.views[0]], &[0]);
+        let walk = Walk { kind, lane: codegen.lane, team, chunked };
+        let text = walk.source(&op.program, &Reading { codegen, buffers: vec![&buf], used: vec![0] });
+        super::gates::Variant::new("reduce", &walk, text)
+    };
+    let mut all = Vec::new();
+    for &team in &teams {
+        for kind in [Kind::Sum, Kind::Max] {
+            for (rows, n) in [(8, 1), (5, 8), (5, 7)] {
+                all.extend([false, true].map(|chunked| of(kind, rows, n, team, chunked)));
+            }
+        }
+    }
+    let walks =
+        teams.iter().filter(|team| !matches!(team, Team::Across(_))).map(|team| MaxWalk { team: *team });
+    all.extend(walks.map(|walk| super::gates::Variant::new("max_grad", &walk, walk.source())));
+    all
 }
 
 impl Op for Reduce {
@@ -205,16 +344,14 @@ impl Op for Reduce {
         let (buffers, places) = distinct(&used.iter().map(|i| x[*i]).collect::<Vec<_>>());
         let views: Vec<&View> = used.iter().map(|i| &self.views[*i]).collect();
         let codegen = Codegen::new(self.full(), Some(self.axis), &views, &places);
-        let steps = codegen.axis_steps();
-        let enough = enough(gpu);
-        let wanted = if steps > LONG { enough.div_ceil(codegen.invocations().max(1)) } else { 1 };
-        let chunks = wanted.min(steps.div_ceil(LONG / 8)).max(steps.div_ceil(crate::gpu::MAX_LOOP)).max(1);
+        let (team, chunks) = self.plan(gpu, &codegen, &views);
+        let of = Reading { codegen, buffers, used };
         if chunks == 1 {
-            return self.launch(gpu, &codegen, &buffers, &used, y, 1);
+            return self.launch(gpu, &of, y, team, 1);
         }
-        let n = codegen.outputs();
+        let n = of.codegen.outputs();
         let partial = gpu.alloc(chunks * n);
-        self.launch(gpu, &codegen, &buffers, &used, &partial, chunks);
+        self.launch(gpu, &of, &partial, team, chunks);
         Self::rows(self.kind, self.factor, chunks, n).gpu(gpu, &[&partial], y, &[]);
     }
 
@@ -271,6 +408,37 @@ struct MaxGrad {
     axis: usize,
 }
 
+/// A kernel's variant: who walks an axis.
+#[derive(Clone, Copy, Debug)]
+struct MaxWalk {
+    team: Team,
+}
+
+/// How a team's invocation begins: its axis, its place in the team, and where it ends to store.
+const MAX_ENTRY: &str = "@compute @workgroup_size(GROUP)
+fn main(
+    @builtin(global_invocation_id) id: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    join(local);
+    let at = linear_id(id, groups);
+    let i = min(at / TEAM, p.count - 1u);
+    let end = select(0u, p.n, i == at / TEAM);
+    let member = at % TEAM;";
+
+/// The first place among those of the team's members that found the largest value: floats hold places as they are.
+const JOINED: &str = "    let most = fold_max(largest);
+    first = u32(-fold_max(select(-3e38, -f32(first), largest == most)));";
+
+impl MaxWalk {
+    fn source(self) -> String {
+        let folds = self.team.folds("f32", Lane::Single);
+        let parts = [("team", folds.as_str()), ("entry", MAX_ENTRY), ("joined", JOINED)];
+        fill(MAX_GRAD.text, if self.team == Team::Own { &[] } else { &parts })
+    }
+}
+
 impl Op for MaxGrad {
     fn name(&self) -> &'static str {
         "max_grad"
@@ -282,18 +450,24 @@ impl Op for MaxGrad {
 
     fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, shapes: &[Shape]) {
         let (outer, n, inner) = shapes[0].split(self.axis);
-        if !fits(gpu, &MAX_GRAD, n, 2 * n) {
+        let team = if inner == 1 { Team::along(gpu, n / 4) } else { Team::Own };
+        let loops = 2 * (n.div_ceil(team.size()) + team.fold_loops());
+        if !fits(gpu, &MAX_GRAD, n, loops) {
             return;
         }
+        let walk = MaxWalk { team };
+        #[cfg(test)]
+        super::gates::planned("max_grad", &walk);
+        let together = matches!(team, Team::Subgroup(_));
         gpu.dispatch(&Launch {
             kernel: MAX_GRAD,
-            body: None,
+            body: Some((2 * team.size() as u64 + u64::from(together), &|| walk.source())),
             constants: &[],
             reads: x,
             writes: &[y],
             params: Words::default().sizes(&[outer * inner, n, inner]),
-            grid: Grid::Invocations(outer * inner),
-            loops: 2 * n,
+            grid: Grid::Invocations(outer * inner * team.size()),
+            loops,
         });
     }
 
@@ -325,10 +499,22 @@ pub(super) fn cases() -> Vec<Case> {
         case("reduce", "of a formula", &[&[9, 36], &[9, 36]], sums(36), |x| {
             sum_of(vec![x[0].view(), x[1].view()], 1, |x| &x[0] * x[1].tanh())
         }),
+        case("reduce", "of a matrix by a vector", &[&[1024, 24], &[1024]], sums(1024), |x| {
+            sum_of(vec![x[0].view(), x[1].view().repeat(1, 24)], 0, |x| &x[0] * &x[1])
+        }),
+        case("reduce", "long odd rows", &[&[9, 2051]], sums(2051), |x| x[0].mean(-1)),
+        case("reduce", "long odd rows, four at a time", &[&[8, 1027]], sums(1027), |x| x[0].sum(-1)),
+        case("reduce", "long odd columns", &[&[2500, 37]], sums(2500), |x| x[0].sum(0)),
+        case("reduce", "long rows in chunks", &[&[3, 40_960]], sums(40_960), |x| x[0].sum(-1)).bench(),
         case("reduce", "of one row", &[&[1, 5]], POINT, |x| x[0].sum(0)),
         case("reduce", "of nothing", &[&[0, 5]], POINT, |x| x[0].sum(0)),
         case("reduce", "maximum", &[&[7, 36, 8]], POINT, |x| x[0].max(1)).bench(),
         case("reduce", "the longest maximum", &[&[16_384]], POINT, |x| x[0].max(0)),
+        case("reduce", "maximum of long columns", &[&[2500, 8]], POINT, |x| x[0].max(0)),
+        case("reduce", "maximum of long columns, odd", &[&[2500, 7]], POINT, |x| x[0].max(0)),
+        case("reduce", "maximum of long rows", &[&[3, 12_001]], POINT, |x| x[0].max(-1)),
+        case("reduce", "maximum of long rows with ties", &[&[7, 516]], POINT, |x| x[0].max(-1))
+            .all(Values::Grid),
         case("reduce", "maximum with ties", &[&[7, 12]], POINT, |x| x[0].max(-1)).all(Values::Grid),
     ]
 }

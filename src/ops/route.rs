@@ -1,16 +1,20 @@
 //! Dense routing: mixtures of four cells' outputs by the routers' probabilities, one kernel each way. The
 //! composition of four mixtures reads every cell four times forward and twelve times backward.
 
-use super::codegen::fill;
+use super::codegen::{Lane, each, fill};
 use super::reduce::{enough, sum_buffers};
 use super::registry::{Case, Values, case, sums};
-use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
+use super::rows::Team;
+use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, MAX_LOOP, Style, Words};
 use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
 use crate::tensor::{Back, Cost, Expr, Grad, Keep, Op, Pullback, Tensor, compute, split_with};
 
 const ROUTE: Kernel = Kernel { name: "route", text: include_str!("../../shaders/route.wgsl") };
 const GRAD: Kernel = Kernel { name: "route_grad", text: include_str!("../../shaders/route_grad.wgsl") };
+
+/// Invocations that share a pair on a GPU: all of a workgroup.
+const WORKGROUP: usize = 64;
 
 /// For each pair of `[outer, inner]` the sum over cells `j` of `weights[.., 0, j]` times cell `j`. A cell is
 /// `[outer, inner, ..]`, or `[outer, 1, ..]` or `[1, inner, ..]` where it belongs to one side's item; so are the
@@ -277,6 +281,61 @@ impl RouteGrad {
     }
 }
 
+/// Iterations in which a workgroup makes sums of its own: four mixtures.
+const FOLDS: usize = 4 * 6;
+
+/// What replaces a mean that is a mixture of the cells: the one that is read.
+const READ: &str = "@group(0) @binding(6) var<storage, read> g_1: array<T>;
+fn mean(x: array<T, 4>, w: vec4<f32>, at: u32) -> T { return g_1[at]; }";
+
+/// A kernel's variant.
+#[derive(Clone, Copy, Debug)]
+struct GradPlan {
+    whole: bool,
+    vector: usize,
+    /// Buffers beside the cells and the shares: gradients of so many mixtures, or one and its mixture.
+    grads: usize,
+    /// Who adds the values of a pair.
+    team: Team,
+}
+
+impl GradPlan {
+    /// All mixtures at once where the adapter binds as many buffers: the cells are then read once.
+    fn of(gpu: &Gpu, whole: bool, vector: usize) -> Self {
+        let all = !whole && gpu.facts().buffers >= 10;
+        let team = if gpu.style() == Style::Workgroup { Team::Workgroup(WORKGROUP) } else { Team::Own };
+        Self { whole, vector, grads: if all { 4 } else { 2 }, team }
+    }
+
+    fn key(&self) -> u64 {
+        (self.vector + 8 * self.grads + 64 * self.team.size()) as u64 * 2 + u64::from(self.whole)
+    }
+
+    fn source(&self) -> String {
+        let Self { whole, grads, .. } = *self;
+        let variant = format!(
+            "{}\nconst GRADS = {grads}u;\n{}",
+            element(self.vector, true),
+            self.team.folds("vec4<f32>", Lane::Out)
+        );
+        let parts = [("variant", variant.as_str()), ("mean", READ)];
+        let text = fill(GRAD.text, &parts[..if whole { 2 } else { 1 }]);
+        each(&text, "i", if whole { 1 } else { grads })
+    }
+}
+
+#[cfg(test)]
+pub(super) fn variants(gpu: &Gpu) -> Vec<super::gates::Variant> {
+    let mut all = Vec::new();
+    for (whole, grads) in [(false, 4), (false, 2), (true, 2)] {
+        for vector in [1, 4] {
+            let plan = GradPlan { grads, ..GradPlan::of(gpu, whole, vector) };
+            all.push(super::gates::Variant::new("route_grad", &plan, plan.source()));
+        }
+    }
+    all
+}
+
 impl Op for RouteGrad {
     fn name(&self) -> &'static str {
         "route_grad"
@@ -291,25 +350,32 @@ impl Op for RouteGrad {
         let vector = pairs.vector();
         let m = pairs.m / vector;
         let count = pairs.outer * pairs.inner;
-        let chunks = (enough(gpu) / count.max(1)).min(m / 64).max(m.div_ceil(crate::gpu::MAX_LOOP)).max(1);
-        let partial = (chunks > 1).then(|| gpu.alloc(chunks * y.len()));
         let (g, rest) = x.split_at(x.len() - 5);
+        let plan = GradPlan::of(gpu, self.whole, vector);
+        let wanted = match plan.team {
+            Team::Own => (enough(gpu) / count.max(1)).min(m / 64),
+            _ => 1,
+        };
+        let own = m.div_ceil(plan.team.size());
+        let chunks = wanted.max(own.div_ceil(MAX_LOOP - FOLDS)).max(1);
+        let partial = (chunks > 1).then(|| gpu.alloc(chunks * y.len()));
         let strides = pairs.all_strides(&shapes[g.len() + 1..]).0;
         let (outer, inner) = pairs.strides(shapes[g.len()]);
-        let text = || fill(GRAD.text, &[("type", &element(vector, true))]);
-        for (i, some) in g.chunks(2).enumerate() {
+        #[cfg(test)]
+        super::gates::planned("route_grad", &plan);
+        for (i, some) in g.chunks(plan.grads).enumerate() {
             let mut params = Words::default().sizes(&[count * chunks, m, pairs.inner, chunks]);
             params.0.extend(&strides);
-            let reads: Vec<&Buf> = some.iter().chain(rest).copied().collect();
+            let reads: Vec<&Buf> = rest.iter().chain(some).copied().collect();
             gpu.dispatch(&Launch {
                 kernel: GRAD,
-                body: Some((vector as u64, &text)),
-                constants: &[("whole", f64::from(u8::from(self.whole)))],
+                body: Some((plan.key(), &|| plan.source())),
+                constants: &[],
                 reads: &reads,
                 writes: &[partial.as_ref().unwrap_or(y)],
-                params: params.sizes(&[self.mixtures(), 2 * i, outer, inner]),
-                grid: Grid::Heavy(count * chunks),
-                loops: m.div_ceil(chunks),
+                params: params.sizes(&[self.mixtures(), plan.grads * i, outer, inner]),
+                grid: Grid::Heavy(count * chunks * plan.team.size()),
+                loops: own.div_ceil(chunks) + FOLDS,
             });
         }
         if let Some(partial) = &partial {

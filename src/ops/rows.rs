@@ -10,24 +10,58 @@ use crate::shape::Shape;
 const LOOPS: usize = 3;
 /// Invocations that share a row on a GPU without subgroups of one size, where each has at least four values of it.
 /// Unmeasured.
-const TEAM: usize = 32;
+pub(super) const TEAM: usize = 32;
 
 /// Who walks a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Team {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Team {
     /// One invocation.
     Own,
     /// A subgroup of this size: its own sums and maxima.
     Subgroup(usize),
-    /// So many invocations of a workgroup: a tree in its memory.
+    /// So many neighbours in a workgroup: a tree in its memory.
     Workgroup(usize),
+    /// So many invocations of a workgroup, the same of each of its runs of neighbours, who walk neighbouring rows.
+    Across(usize),
 }
 
 impl Team {
-    fn size(self) -> usize {
+    pub(super) fn size(self) -> usize {
         match self {
             Self::Own => 1,
-            Self::Subgroup(n) | Self::Workgroup(n) => n,
+            Self::Subgroup(n) | Self::Workgroup(n) | Self::Across(n) => n,
+        }
+    }
+
+    /// Who walks a row of so many fours of values, which are side by side: a GPU wants neighbours to read long rows so.
+    pub(super) fn along(gpu: &Gpu, fours: usize) -> Self {
+        let long = |team: &usize| fours >= *team;
+        if gpu.style() != Style::Workgroup || !long(&TEAM) {
+            return Self::Own;
+        }
+        let one_size = gpu.facts().subgroup.filter(|(low, high)| low == high).map(|(n, _)| n as usize);
+        match one_size.filter(|n| [8, 16, 32, 64].contains(n)).filter(long) {
+            Some(n) => Self::Subgroup(n),
+            None => Self::Workgroup(TEAM),
+        }
+    }
+
+    /// The most iterations in which a team makes a sum or a maximum of its own.
+    pub(super) fn fold_loops(self) -> usize {
+        if self == Self::Own { 0 } else { 6 }
+    }
+
+    /// What a team makes of its sums and maxima, of values of the type `value`.
+    pub(super) fn folds(self, value: &str, lane: Lane) -> String {
+        let [kept, sum, max] = match lane {
+            Lane::Axis => ["f32", "x.x + x.y + x.z + x.w", "max(max(x.x, x.y), max(x.z, x.w))"],
+            _ => [value, "x", "x"],
+        };
+        match self {
+            Self::Own => own_folds(value, sum, max),
+            Self::Subgroup(n) => subgroup_folds(n, value, sum, max),
+            Self::Workgroup(n) => shared_folds(n, "1u", kept, value, sum, max),
+            Self::Across(n) => shared_folds(n, "GROUP / TEAM", kept, value, sum, max),
         }
     }
 }
@@ -66,24 +100,16 @@ impl Rows {
         Self { lane: Lane::Single, count: outer * inner, steps: n, inner, n }
     }
 
-    /// Who walks a row: where neighbours would read long rows apart, a GPU wants them side by side.
+    /// Who walks a row: where neighbours would read long rows apart, a team.
     fn team(&self, gpu: &Gpu) -> Team {
-        let long = |team: &usize| self.lane == Lane::Axis && self.steps >= *team;
-        if gpu.style() != Style::Workgroup || !long(&TEAM) {
-            return Team::Own;
-        }
-        let one_size = gpu.facts().subgroup.filter(|(low, high)| low == high).map(|(n, _)| n as usize);
-        match one_size.filter(|n| [8, 16, 32, 64].contains(n)).filter(long) {
-            Some(n) => Team::Subgroup(n),
-            None => Team::Workgroup(TEAM),
-        }
+        if self.lane == Lane::Axis { Team::along(gpu, self.steps) } else { Team::Own }
     }
 
     /// Records `kernel` with parameters count, steps, inner and then `rest`.
     pub(super) fn dispatch(&self, gpu: &Gpu, kernel: Kernel, reads: &[&Buf], writes: &[&Buf], rest: Words) {
         let who = self.team(gpu);
         let team = who.size();
-        let loops = LOOPS * self.steps.div_ceil(team) + if team > 1 { 2 * LOOPS * 5 } else { 0 };
+        let loops = LOOPS * (self.steps.div_ceil(team) + 2 * who.fold_loops());
         if !fits(gpu, &kernel, self.n, loops) {
             return;
         }
@@ -117,11 +143,7 @@ struct RowWalk {
 
 impl RowWalk {
     fn source(&self, kernel: Kernel) -> String {
-        let folds = match self.team {
-            Team::Own => own_folds(self.lane),
-            Team::Subgroup(n) => subgroup_folds(n),
-            Team::Workgroup(n) => shared_folds(n),
-        };
+        let folds = self.team.folds("T", self.lane);
         let lane = format!("{}{}{folds}", pointwise(self.lane != Lane::Single), places(self.lane));
         fill(kernel.text, &[("lane", &lane)])
     }
@@ -158,57 +180,58 @@ fn places(lane: Lane) -> &'static str {
 }
 
 /// What an invocation that walks its rows alone makes of its sums and maxima.
-fn own_folds(lane: Lane) -> String {
-    let [sum, max] = match lane {
-        Lane::Axis => ["T(x.x + x.y + x.z + x.w)", "T(max(max(x.x, x.y), max(x.z, x.w)))"],
-        _ => ["x", "x"],
-    };
+fn own_folds(value: &str, sum: &str, max: &str) -> String {
     format!(
         "const TEAM = 1u;
 fn join(local: u32) {{}}
-fn fold_sum(x: T) -> T {{ return {sum}; }}
-fn fold_max(x: T) -> T {{ return {max}; }}"
+fn fold_sum(x: {value}) -> {value} {{ return {value}({sum}); }}
+fn fold_max(x: {value}) -> {value} {{ return {value}({max}); }}"
     )
 }
 
 /// The same for a subgroup that walks a row together.
-fn subgroup_folds(size: usize) -> String {
+fn subgroup_folds(size: usize, value: &str, sum: &str, max: &str) -> String {
     format!(
         "const TEAM = {size}u;
+const APART = 1u;
 fn join(local: u32) {{}}
-fn fold_sum(x: T) -> T {{ return T(subgroupAdd(x.x + x.y + x.z + x.w)); }}
-fn fold_max(x: T) -> T {{ return T(subgroupMax(max(max(x.x, x.y), max(x.z, x.w)))); }}"
+fn fold_sum(x: {value}) -> {value} {{ return {value}(subgroupAdd({sum})); }}
+fn fold_max(x: {value}) -> {value} {{ return {value}(subgroupMax({max})); }}"
     )
 }
 
-/// The same for `team` invocations that walk a row together: a tree in workgroup memory.
-fn shared_folds(team: usize) -> String {
+/// The same for `team` invocations of a workgroup that walk a row together: a tree in workgroup memory, of values of the
+/// type `kept`, those of a row so far `apart`.
+fn shared_folds(team: usize, apart: &str, kept: &str, value: &str, sum: &str, max: &str) -> String {
     let fold = |name: &str, own: &str, join: &str| {
         format!(
-            "fn {name}(x: T) -> T {{
+            "fn {name}(x: {value}) -> {value} {{
+    let member = place / APART % TEAM;
     parts[place] = {own};
     workgroupBarrier();
     for (var half = TEAM / 2u; half > 0u; half /= 2u) {{
-        if place % TEAM < half {{
+        if member < half {{
             parts[place] = {join};
         }}
         workgroupBarrier();
     }}
-    let total = parts[place - place % TEAM];
+    let total = parts[place - member * APART];
     workgroupBarrier();
-    return T(total);
+    return {value}(total);
 }}
 "
         )
     };
+    let other = "parts[place + half * APART]";
     format!(
         "const TEAM = {team}u;
-var<workgroup> parts: array<f32, GROUP>;
+const APART = {apart};
+var<workgroup> parts: array<{kept}, GROUP>;
 var<private> place: u32;
 fn join(local: u32) {{ place = local; }}
 {}{}",
-        fold("fold_sum", "x.x + x.y + x.z + x.w", "parts[place] + parts[place + half]"),
-        fold("fold_max", "max(max(x.x, x.y), max(x.z, x.w))", "max(parts[place], parts[place + half])"),
+        fold("fold_sum", sum, &format!("parts[place] + {other}")),
+        fold("fold_max", max, &format!("max(parts[place], {other})")),
     )
 }
 
