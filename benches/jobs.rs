@@ -160,6 +160,7 @@ impl Facts {
             bindings_made: after.bindings_made - before.bindings_made,
             flops: after.flops - before.flops,
             bytes: after.bytes - before.bytes,
+            submitting: after.submitting - before.submitting,
             ..after
         };
         Ok(Self { first, once, recording, peak: after.peak, kernels })
@@ -182,12 +183,13 @@ impl Row {
         );
         let mb = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         println!(
-            "  {} dispatches in {} submissions, recorded in {:.1} ms of CPU time ({:.0}% of the job); {:.2} GFLOP, {:.1} MB moved, \
-             {:.1} MB uploaded",
+            "  {} dispatches in {} submissions, recorded in {:.1} ms of CPU time ({:.0}% of the job), submitted in {:.1} ms beside \
+             it; {:.2} GFLOP, {:.1} MB moved, {:.1} MB uploaded",
             once.dispatches,
             once.submissions,
             1e3 * self.facts.recording,
             100.0 * self.facts.recording / self.seconds,
+            1e3 * once.submitting.as_secs_f64(),
             1e-9 * once.flops as f64,
             mb(once.bytes),
             mb(once.uploaded)

@@ -8,6 +8,7 @@ mod pool;
 mod profile;
 mod readback;
 mod recorder;
+mod submitter;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -29,6 +30,7 @@ use kernel::Pipelines;
 use pool::Pool;
 use profile::Profile;
 use recorder::Recorder;
+use submitter::Submitter;
 
 /// How to open a device.
 #[derive(Clone, Debug, Default)]
@@ -76,6 +78,7 @@ pub(crate) struct Shared {
     choices: RefCell<Chooser>,
     pool: RefCell<Pool>,
     recorder: RefCell<Recorder>,
+    submitter: Submitter,
     pipelines: RefCell<Pipelines>,
     profile: RefCell<Profile>,
     /// The number of the next submission.
@@ -141,6 +144,7 @@ impl Gpu {
         Ok(Self(Rc::new(Shared {
             pool: RefCell::new(Pool::new(options.guards)),
             recorder: RefCell::new(recorder),
+            submitter: Submitter::new(&device, &queue),
             pipelines: RefCell::default(),
             profile: RefCell::new(Profile::new(options.profile)),
             epoch: Cell::new(1),
@@ -192,22 +196,13 @@ impl Gpu {
     }
 
     /// As [`Gpu::upload`], from the bytes of f32 values in this machine's order, in parts that follow each other
-    /// and need no alignment: they are copied once, into memory that the device reads.
+    /// and need no alignment: many are copied once, into memory that the device reads.
     pub fn upload_bytes(&self, parts: &[&[u8]]) -> Buf {
         let bytes: usize = parts.iter().map(|part| part.len()).sum();
         assert!(bytes.is_multiple_of(4), "{bytes} bytes of f32 values");
         let buf = pool::alloc(self, bytes / 4, true);
-        if !self.faulted()
-            && let Some(size) = wgpu::BufferSize::new(bytes as u64)
-            && let Some(mut staging) = self.0.queue.write_buffer_with(buf.buffer(), 0, size)
-        {
-            let mut place = 0;
-            for part in parts {
-                staging.slice(place..place + part.len()).copy_from_slice(part);
-                place += part.len();
-            }
-            drop(staging);
-            recorder::uploaded(self, bytes as u64);
+        if !self.faulted() && bytes > 0 {
+            recorder::upload(self, buf.buffer(), parts, bytes);
         }
         buf
     }
@@ -269,7 +264,8 @@ impl Gpu {
     /// Counters since the start.
     pub fn stats(&self) -> Stats {
         let pool = self.0.pool.borrow();
-        self.0.profile.borrow().stats(&pool, self.0.pipelines.borrow().len())
+        let pipelines = self.0.pipelines.borrow().len();
+        self.0.profile.borrow().stats(&pool, pipelines, self.0.submitter.busy())
     }
 
     /// Begins to time every kernel, or ends it. The adapter's own timestamps are read where it has them; else

@@ -37,6 +37,8 @@ pub struct Stats {
     pub bytes: u64,
     /// How long the CPU has waited for the device.
     pub waited: Duration,
+    /// How long the thread that submits has worked beside the one that records.
+    pub submitting: Duration,
 }
 
 impl std::fmt::Display for Stats {
@@ -111,6 +113,7 @@ pub struct SizeTime {
 }
 
 /// The device's clock: two timestamps a dispatch.
+#[derive(Clone)]
 pub(super) struct Clock {
     queries: wgpu::QuerySet,
     pub(super) resolved: wgpu::Buffer,
@@ -237,7 +240,7 @@ impl Profile {
         rows
     }
 
-    pub(super) fn stats(&self, pool: &Pool, pipelines: usize) -> Stats {
+    pub(super) fn stats(&self, pool: &Pool, pipelines: usize, submitting: Duration) -> Stats {
         Stats {
             live: pool.live,
             pooled: pool.pooled,
@@ -253,6 +256,7 @@ impl Profile {
             flops: self.flops as u64,
             bytes: self.bytes as u64,
             waited: self.waited,
+            submitting,
         }
     }
 }

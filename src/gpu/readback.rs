@@ -42,7 +42,7 @@ pub(super) struct Copy {
     gpu: Gpu,
     staging: wgpu::Buffer,
     bytes: u64,
-    submission: wgpu::SubmissionIndex,
+    submission: Receiver<wgpu::SubmissionIndex>,
     mapped: Receiver<std::result::Result<(), wgpu::BufferAsyncError>>,
 }
 
@@ -50,19 +50,24 @@ impl Copy {
     /// Submits a copy of a buffer's words, as they are after everything submitted.
     pub(super) fn begin(gpu: &Gpu, buffer: &wgpu::Buffer, offset: u64, bytes: u64) -> Self {
         let staging = staging(gpu, bytes);
-        let mut encoder = gpu.0.device.create_command_encoder(&Default::default());
-        encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, bytes);
-        let submission = gpu.0.queue.submit([encoder.finish()]);
         let (sender, mapped) = mpsc::channel();
-        staging.map_async(wgpu::MapMode::Read, ..bytes, move |r| {
-            let _ = sender.send(r);
+        let (from, to) = (buffer.clone(), staging.clone());
+        let submission = gpu.0.submitter.ask(move |context| {
+            let mut encoder = context.device.create_command_encoder(&Default::default());
+            encoder.copy_buffer_to_buffer(&from, offset, &to, 0, bytes);
+            let submission = context.queue.submit([encoder.finish()]);
+            to.map_async(wgpu::MapMode::Read, ..bytes, move |r| {
+                let _ = sender.send(r);
+            });
+            submission
         });
         Self { gpu: gpu.clone(), staging, bytes, submission, mapped }
     }
 
     pub(super) fn finish(self) -> Result<Vec<u32>> {
         let gpu = &self.gpu;
-        recorder::wait_for(gpu, self.submission)?;
+        let submission = self.submission.recv().map_err(|_| lost("nothing is submitted any more"))?;
+        recorder::wait_for(gpu, submission)?;
         if !matches!(self.mapped.try_recv(), Ok(Ok(()))) {
             return Err(lost("a readback failed"));
         }

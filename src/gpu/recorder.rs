@@ -1,7 +1,6 @@
-//! The command stream: dispatches are kept as a list and encoded into one compute pass per submission.
+//! The command stream: dispatches are kept as a list, one compute pass and one submission each.
 
-use std::collections::{HashMap, VecDeque};
-use std::rc::Rc;
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::kernel::{MAX_LOOP, Pipeline, pipeline};
@@ -21,8 +20,8 @@ const FLUSH_AFTER: usize = 192;
 const FLUSH_AFTER_ON_GPU: usize = 48;
 /// Bytes of uploads after which they go to the device, so that copies of a whole model are not held at once.
 const STAGED_BYTES: u64 = 64 << 20;
-/// Submissions the CPU may be ahead.
-const IN_FLIGHT: usize = 3;
+/// Bytes of an upload that are copied once more, so that it can wait its turn.
+const SMALL_UPLOAD: usize = 1 << 20;
 /// Bind groups kept; past it the cache starts anew.
 const MAX_BINDINGS: usize = 1 << 14;
 /// Workgroups along one axis.
@@ -98,15 +97,16 @@ impl Grid {
 }
 
 struct Command {
-    pipeline: Rc<Pipeline>,
-    bindings: Rc<wgpu::BindGroup>,
+    pipeline: wgpu::ComputePipeline,
+    bindings: wgpu::BindGroup,
     params: u32,
     groups: [u32; 2],
-    timed: Timed,
 }
 
 pub(super) struct Recorder {
     commands: Vec<Command>,
+    /// What they are, where they are timed.
+    timed: Vec<Timed>,
     /// Made when profiling first needs it.
     clock: Option<Clock>,
     /// The dispatches of the last submission, where the clock ran.
@@ -114,10 +114,9 @@ pub(super) struct Recorder {
     arena: Vec<u8>,
     uniforms: wgpu::Buffer,
     /// By the layout's id, then each buffer's id and offset.
-    bindings: HashMap<Box<[u64]>, Rc<wgpu::BindGroup>>,
+    bindings: HashMap<Box<[u64]>, wgpu::BindGroup>,
     /// The key looked up last; its memory serves the next.
     key: Vec<u64>,
-    in_flight: VecDeque<wgpu::SubmissionIndex>,
     align: u64,
 }
 
@@ -131,13 +130,13 @@ impl Recorder {
         });
         Self {
             commands: Vec::new(),
+            timed: Vec::new(),
             clock: None,
             clocked: Vec::new(),
             arena: Vec::new(),
             uniforms,
             bindings: HashMap::new(),
             key: Vec::new(),
-            in_flight: VecDeque::new(),
             align: facts.uniform_align.max(16),
         }
     }
@@ -168,11 +167,12 @@ pub(super) fn dispatch(gpu: &Gpu, launch: &Launch) {
     recorder.arena.resize(padded as usize, 0);
     let groups = groups.map(|g| g as u32);
     let timed = gpu.0.profile.borrow_mut().next(name);
-    recorder.commands.push(Command { pipeline, bindings, params, groups, timed });
+    recorder.commands.push(Command { pipeline: pipeline.pipeline.clone(), bindings, params, groups });
     gpu.0.recorded.set(true);
     let most = if gpu.0.facts.class == Class::Hardware { FLUSH_AFTER_ON_GPU } else { FLUSH_AFTER };
     let full = recorder.commands.len() >= most || padded + PARAM_BYTES > ARENA_BYTES;
     let profiling = gpu.0.profile.borrow().on;
+    recorder.timed.extend(profiling.then_some(timed));
     if full || (profiling && !has_clock(gpu)) {
         submit(gpu, &mut recorder);
         drop(recorder);
@@ -185,7 +185,7 @@ fn has_clock(gpu: &Gpu) -> bool {
     gpu.0.facts.timestamps
 }
 
-fn bind_group(gpu: &Gpu, rec: &mut Recorder, pipeline: &Pipeline, launch: &Launch) -> Rc<wgpu::BindGroup> {
+fn bind_group(gpu: &Gpu, rec: &mut Recorder, pipeline: &Pipeline, launch: &Launch) -> wgpu::BindGroup {
     let buffers = launch.reads.iter().chain(launch.writes);
     rec.key.clear();
     rec.key.push(pipeline.id);
@@ -218,11 +218,11 @@ fn bind_group(gpu: &Gpu, rec: &mut Recorder, pipeline: &Pipeline, launch: &Launc
             size: wgpu::BufferSize::new(PARAM_BYTES),
         }),
     });
-    let made = Rc::new(gpu.0.device.create_bind_group(&wgpu::BindGroupDescriptor {
+    let made = gpu.0.device.create_bind_group(&wgpu::BindGroupDescriptor {
         label: None,
         layout: &pipeline.layout,
         entries: &entries,
-    }));
+    });
     if rec.bindings.len() >= MAX_BINDINGS {
         rec.bindings.clear();
     }
@@ -230,11 +230,26 @@ fn bind_group(gpu: &Gpu, rec: &mut Recorder, pipeline: &Pipeline, launch: &Launc
     made
 }
 
-/// Counts an upload, and submits what was uploaded once that is much.
-pub(super) fn uploaded(gpu: &Gpu, bytes: u64) {
-    gpu.0.profile.borrow_mut().uploaded += bytes;
-    gpu.0.staged.set(gpu.0.staged.get() + bytes);
+/// Sends bytes, in parts that follow each other, to a buffer that nothing recorded reads.
+pub(super) fn upload(gpu: &Gpu, buffer: &wgpu::Buffer, parts: &[&[u8]], bytes: usize) {
+    if bytes <= SMALL_UPLOAD {
+        let (data, buffer) = (parts.concat(), buffer.clone());
+        gpu.0.submitter.send(move |context| context.queue.write_buffer(&buffer, 0, &data));
+    } else {
+        // Submitted work may still read the buffer's memory: not what is yet to be submitted.
+        gpu.0.submitter.finish();
+        let size = wgpu::BufferSize::new(bytes as u64).expect("more than a small upload");
+        let Some(mut staging) = gpu.0.queue.write_buffer_with(buffer, 0, size) else { return };
+        let mut place = 0;
+        for part in parts {
+            staging.slice(place..place + part.len()).copy_from_slice(part);
+            place += part.len();
+        }
+    }
+    gpu.0.profile.borrow_mut().uploaded += bytes as u64;
+    gpu.0.staged.set(gpu.0.staged.get() + bytes as u64);
     if gpu.0.staged.get() > STAGED_BYTES {
+        gpu.0.submitter.finish();
         gpu.0.queue.submit([]);
         let _ = poll(gpu, wgpu::PollType::wait_indefinitely());
         gpu.0.staged.set(0);
@@ -253,40 +268,41 @@ fn submit(gpu: &Gpu, rec: &mut Recorder) {
     if rec.commands.is_empty() {
         return;
     }
-    let profiling = gpu.0.profile.borrow().on;
-    gpu.0.queue.write_buffer(&rec.uniforms, 0, &rec.arena);
-    let mut encoder = gpu.0.device.create_command_encoder(&Default::default());
-    if profiling && has_clock(gpu) {
-        let clock = rec.clock.get_or_insert_with(|| Clock::new(&gpu.0.device, &gpu.0.queue, FLUSH_AFTER));
-        for (i, command) in rec.commands.iter().enumerate() {
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-                label: None,
-                timestamp_writes: Some(clock.around(i as u32)),
-            });
-            encode(&mut pass, command);
+    let (commands, arena) = (std::mem::take(&mut rec.commands), std::mem::take(&mut rec.arena));
+    let (uniforms, profiling) = (rec.uniforms.clone(), gpu.0.profile.borrow().on);
+    let clock = || Clock::new(&gpu.0.device, &gpu.0.queue, FLUSH_AFTER);
+    let clock = (profiling && has_clock(gpu)).then(|| rec.clock.get_or_insert_with(clock).clone());
+    rec.clocked = std::mem::take(&mut rec.timed);
+    gpu.0.submitter.send(move |context| {
+        context.queue.write_buffer(&uniforms, 0, &arena);
+        let mut encoder = context.device.create_command_encoder(&Default::default());
+        match clock {
+            Some(clock) => {
+                for (i, command) in commands.iter().enumerate() {
+                    let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                        label: None,
+                        timestamp_writes: Some(clock.around(i as u32)),
+                    });
+                    encode(&mut pass, command);
+                }
+                clock.resolve(&mut encoder, commands.len() as u32);
+            }
+            None => {
+                let mut pass = encoder.begin_compute_pass(&Default::default());
+                commands.iter().for_each(|command| encode(&mut pass, command));
+            }
         }
-        clock.resolve(&mut encoder, rec.commands.len() as u32);
-    } else {
-        let mut pass = encoder.begin_compute_pass(&Default::default());
-        rec.commands.iter().for_each(|command| encode(&mut pass, command));
-    }
-    rec.in_flight.push_back(gpu.0.queue.submit([encoder.finish()]));
-    let timed = rec.commands.drain(..).map(|command| command.timed);
-    rec.clocked = if profiling { timed.collect() } else { Vec::new() };
-    rec.arena.clear();
+        context.submit(encoder.finish());
+    });
     gpu.0.epoch.set(gpu.0.epoch.get() + 1);
     gpu.0.recorded.set(false);
     gpu.0.staged.set(0);
     gpu.0.profile.borrow_mut().submissions += 1;
-    while rec.in_flight.len() > IN_FLIGHT {
-        let oldest = rec.in_flight.pop_front();
-        let _ = poll(gpu, wgpu::PollType::Wait { submission_index: oldest, timeout: None });
-    }
 }
 
 fn encode(pass: &mut wgpu::ComputePass, command: &Command) {
-    pass.set_pipeline(&command.pipeline.pipeline);
-    pass.set_bind_group(0, &*command.bindings, &[command.params]);
+    pass.set_pipeline(&command.pipeline);
+    pass.set_bind_group(0, &command.bindings, &[command.params]);
     pass.dispatch_workgroups(command.groups[0], command.groups[1], 1);
 }
 
@@ -297,6 +313,7 @@ fn note_times(gpu: &Gpu) {
         return;
     }
     if !has_clock(gpu) {
+        gpu.0.submitter.finish();
         let started = Instant::now();
         let _ = poll(gpu, wgpu::PollType::wait_indefinitely());
         let share = started.elapsed() / clocked.len() as u32;
@@ -335,13 +352,14 @@ pub(super) fn sound(gpu: &Gpu) -> Result<()> {
     gpu.0.voided.set(gpu.0.voided.get() + 1);
     let mut recorder = gpu.0.recorder.borrow_mut();
     recorder.commands.clear();
+    recorder.timed.clear();
     recorder.arena.clear();
     gpu.0.recorded.set(false);
     Err(fault)
 }
 
 pub(super) fn wait(gpu: &Gpu) -> Result<()> {
-    gpu.0.recorder.borrow_mut().in_flight.clear();
+    gpu.0.submitter.finish();
     poll(gpu, wgpu::PollType::wait_indefinitely()).map_err(|e| lost(&e.to_string()))?;
     sound(gpu)
 }

@@ -1,0 +1,110 @@
+//! The thread that encodes recorded work and submits it, in its order, while more is recorded: with the driver's share that
+//! is half of a small step's CPU time.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Submissions the device may be behind.
+const IN_FLIGHT: usize = 3;
+/// Orders that wait for the thread.
+const WAITING: usize = 2;
+
+/// What the thread works with.
+pub(super) struct Context {
+    pub(super) device: wgpu::Device,
+    pub(super) queue: wgpu::Queue,
+    in_flight: VecDeque<wgpu::SubmissionIndex>,
+    /// How long it has waited for the device.
+    waited: Duration,
+}
+
+impl Context {
+    /// Submits commands. Where the device is too far behind it waits, so that memory does not pile up.
+    pub(super) fn submit(&mut self, commands: wgpu::CommandBuffer) {
+        self.in_flight.push_back(self.queue.submit([commands]));
+        while self.in_flight.len() > IN_FLIGHT {
+            let oldest = self.in_flight.pop_front();
+            let started = Instant::now();
+            // A lost device reports itself.
+            let _ = self.device.poll(wgpu::PollType::Wait { submission_index: oldest, timeout: None });
+            self.waited += started.elapsed();
+        }
+    }
+}
+
+type Order = Box<dyn FnOnce(&mut Context) + Send>;
+
+/// The thread, and the orders it is sent.
+pub(super) struct Submitter {
+    orders: Option<SyncSender<Order>>,
+    thread: Option<JoinHandle<()>>,
+    /// Nanoseconds it has worked.
+    busy: Arc<AtomicU64>,
+}
+
+impl Submitter {
+    pub(super) fn new(device: &wgpu::Device, queue: &wgpu::Queue) -> Self {
+        let (orders, received) = mpsc::sync_channel::<Order>(WAITING);
+        let busy = Arc::new(AtomicU64::new(0));
+        let mut context = Context {
+            device: device.clone(),
+            queue: queue.clone(),
+            in_flight: VecDeque::new(),
+            waited: Duration::ZERO,
+        };
+        let counted = busy.clone();
+        let work = move || {
+            for order in received {
+                let (started, waited) = (Instant::now(), context.waited);
+                order(&mut context);
+                let worked = started.elapsed() - (context.waited - waited);
+                counted.fetch_add(worked.as_nanos() as u64, Ordering::Relaxed);
+            }
+        };
+        let thread = std::thread::Builder::new().name("submitter".into()).spawn(work);
+        Self { orders: Some(orders), thread: Some(thread.expect("a thread can be started")), busy }
+    }
+
+    /// Has an order carried out after those before it; waits while others wait. After a panic there nothing is done: a copy
+    /// back then says that the device is gone.
+    pub(super) fn send(&self, order: impl FnOnce(&mut Context) + Send + 'static) {
+        if let Some(orders) = &self.orders {
+            let _ = orders.send(Box::new(order));
+        }
+    }
+
+    /// As [`Submitter::send`]; what the order gives comes later.
+    pub(super) fn ask<T: Send + 'static>(
+        &self,
+        order: impl FnOnce(&mut Context) -> T + Send + 'static,
+    ) -> Receiver<T> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        self.send(move |context| {
+            let _ = reply.send(order(context));
+        });
+        answer
+    }
+
+    /// Waits until all orders are carried out: what was sent is then submitted.
+    pub(super) fn finish(&self) {
+        let _ = self.ask(|_| ()).recv();
+    }
+
+    /// How long it has worked in all.
+    pub(super) fn busy(&self) -> Duration {
+        Duration::from_nanos(self.busy.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for Submitter {
+    fn drop(&mut self) {
+        drop(self.orders.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
