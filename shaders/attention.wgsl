@@ -1,4 +1,5 @@
-// Multi-head attention without its weights in memory: with s = scale q k + bias, y = sum over keys of softmax(s) v.
+// Multi-head attention without its weights in memory: with s = scale q k + bias, y = sum over keys of softmax(s) v, the
+// weights dropped out.
 // An invocation owns a query. Few keys' scores are held in registers; else each pass computes them again. What lies
 // between the marks is replaced by the variant's.
 //: use attention_rows
@@ -35,7 +36,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
 //: end
         let share = 1.0 / sum;
 //: each h
-        result = plus_rows(result, scaled(w_h, share), values(s, h * CHUNK));
+        result = plus_rows(result, dropped(s, h * CHUNK, scaled(w_h, share)), values(s, h * CHUNK));
 //: end
     } else {
         for (var first = 0u; first < p.other; first += CHUNK) {
@@ -47,7 +48,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
         let share = 1.0 / sum;
         for (var first = 0u; first < p.other; first += CHUNK) {
             let weights = scaled(exps(scores(s, query, keys(s, first), first), most), share);
-            result = plus_rows(result, weights, values(s, first));
+            result = plus_rows(result, dropped(s, first, weights), values(s, first));
         }
     }
     if i % p.padded >= p.own {

@@ -67,6 +67,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
         own_bias = bias[s.n % p.masks * p.keys + s.row];
     }
     let from_bias = bias_place(s) + s.row;
+    let from_weight = (s.n * p.heads + s.head) * p.other * p.own + s.row;
     for (var first = 0u; first < p.other; first += CHUNK) {
         let rows = queries(s, first);
         let slopes = grads(s, first);
@@ -77,9 +78,10 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
         }
         let share_c = select(0.0, a[c].y, first + c < p.other);
         let w_c = precise_exp(fma(product(key, rows[c]), p.scale, own_bias) - a[c].x) * share_c;
-        let d_c = w_c * (product(value, slopes[c]) - a[c].z) * p.scale;
+        let kept_c = kept(from_weight + (first + c) * p.own);
+        let d_c = w_c * (product(value, slopes[c]) * kept_c - a[c].z) * p.scale;
         key_grad = plus_scaled(key_grad, d_c, rows[c]);
-        value_grad = plus_scaled(value_grad, w_c, slopes[c]);
+        value_grad = plus_scaled(value_grad, w_c * kept_c, slopes[c]);
 //: end
     }
     if i % p.padded >= p.own {

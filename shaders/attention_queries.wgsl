@@ -1,6 +1,6 @@
 // The gradient of attention's queries, the weights computed again, and what attention_keys needs of each query:
-// (largest s, 1 / sum of e^(s - largest), mean slope, 0), where a key's slope is g v and its mean is by the weights.
-// An invocation owns a query. Few keys' scores and slopes are held in registers; else each pass computes them again.
+// (largest s, 1 / sum of e^(s - largest), mean slope, 0), where a key's slope is g v, multiplied as dropout multiplies
+// its weight, and its mean is by the weights before dropout. An invocation owns a query. Few keys' scores and slopes are held in registers; else each pass computes them again.
 //: use attention_rows
 @group(0) @binding(4) var<storage, read> g: array<vec4<f32>>; // [sequences, queries, heads * width]: y's gradient
 @group(0) @binding(5) var<storage, read_write> gq: array<vec4<f32>>; // as q: its gradient
@@ -74,7 +74,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     if HELD {
 //: each h
         var w_h = scores(s, query, keys(s, h * CHUNK), h * CHUNK);
-        let d_h = products(grad, values(s, h * CHUNK));
+        let d_h = dropped(s, h * CHUNK, products(grad, values(s, h * CHUNK)));
         most = largest(most, w_h);
 //: end
 //: each h
@@ -93,17 +93,17 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
         for (var first = 0u; first < p.other; first += CHUNK) {
             let u = scores(s, query, keys(s, first), first);
             let top = largest(most, u);
-            let kept = precise_exp(most - top);
+            let fall = precise_exp(most - top);
             let w = exps(u, top);
             most = top;
-            sum = total(sum * kept, w);
-            slope = total_of(slope * kept, w, products(grad, values(s, first)));
+            sum = total(sum * fall, w);
+            slope = total_of(slope * fall, w, dropped(s, first, products(grad, values(s, first))));
         }
         share = 1.0 / sum;
         mean = slope * share;
         for (var first = 0u; first < p.other; first += CHUNK) {
             let rows = keys(s, first);
-            let slopes = products(grad, values(s, first));
+            let slopes = dropped(s, first, products(grad, values(s, first)));
             let w = weights(s, query, rows, first, most, share);
             store_biases(s, real, first, w, slopes, mean);
             result = plus_rows(result, score_grads(w, slopes, mean), rows);

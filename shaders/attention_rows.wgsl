@@ -1,7 +1,9 @@
 // What the kernels of multi-head attention share. An invocation owns a row of one side, of one sequence and head, and
 // streams over the other side in steps of a few rows, which a subgroup's invocations load for each other where there
 // are subgroups. Lists of rows have constant indices, so that they stay in registers. Where sequences are windows of a
-// square grid, its rows lie in the grid's order: only places are computed.
+// square grid, its rows lie in the grid's order: only places are computed. Dropout multiplies a weight by 0, or else by
+// 1 / (1 - rate).
+//: use generator
 struct Params {
     count: u32, // invocations: sequences * heads * own rows, whole subgroups a head
     heads: u32,
@@ -15,6 +17,10 @@ struct Params {
     shift: u32, // rows and columns that the grid is rolled by
     across: u32, // windows side by side
     scale: f32,
+    low: u32, // dropout's seed
+    high: u32,
+    rate: f32,
+    kept: f32, // what dropout multiplies by where it does not leave out
 }
 @group(0) @binding(0) var<storage, read> q: array<vec4<f32>>; // [sequences, queries, PARTS * heads * width]
 @group(0) @binding(1) var<storage, read> k: array<vec4<f32>>; // [sequences, keys, PARTS * heads * width]
@@ -31,6 +37,7 @@ const HELD = false; // whether scores are held in registers
 const MASKED = true; // whether keys have a bias
 const BIASED = false; // whether queries and keys of each head have one
 const WINDOWED = false; // whether sequences are windows
+const DROPS = false; // whether weights are dropped out
 const PLUS = false; // whether something is added to the result
 const PARTS = 1u; // 3 if queries, keys and values are parts of one array
 const K = 0u; // the part that keys are
@@ -150,6 +157,27 @@ fn biases(s: Spot, first: u32) -> Each {
     b[c] = select(NOWHERE, b[c], first + c < p.other);
 //: end
     return b;
+}
+
+// What dropout multiplies a weight by, at its place in [sequences, heads, queries, keys].
+fn kept(place: u32) -> f32 {
+    if !DROPS {
+        return 1.0;
+    }
+    return select(0.0, p.kept, uniform_at(place, p.low, p.high) >= p.rate);
+}
+
+// Values of a step's keys, multiplied as dropout does the query's weights.
+fn dropped(s: Spot, first: u32, x: Each) -> Each {
+    if !DROPS {
+        return x;
+    }
+    let from_weight = ((s.n * p.heads + s.head) * p.own + s.row) * p.other + first;
+    return Each(
+//: each c
+        x[c] * kept(from_weight + c),
+//: end
+    );
 }
 
 // The dot product, in the order that a matrix product sums.

@@ -133,7 +133,12 @@ impl Dropouts {
 
     /// `x` with this rate.
     pub fn apply(&self, x: &Tensor, rate: f32) -> Tensor {
+        x.dropout(rate, self.draw())
+    }
+
+    /// The next call's seed.
+    pub fn draw(&self) -> u64 {
         self.calls.set(self.calls.get() + 1);
-        x.dropout(rate, crate::host::Rng::of(self.seed, &[self.calls.get()]).next_u64())
+        crate::host::Rng::of(self.seed, &[self.calls.get()]).next_u64()
     }
 }

@@ -1,5 +1,6 @@
 //! Dropout by a counter-based generator: the mask is a function of a seed, never stored.
 
+use super::codegen::fill;
 use super::registry::{Case, POINT, case};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
 use crate::host::{Array, ArrayView, uniform};
@@ -38,7 +39,7 @@ impl Op for Dropout {
         params.0.extend([self.seed as u32, (self.seed >> 32) as u32]);
         gpu.dispatch(&Launch {
             kernel: KERNEL,
-            body: None,
+            body: Some((0, &|| fill(KERNEL.text, &[]))),
             constants: &[],
             reads: x,
             writes: &[y],
