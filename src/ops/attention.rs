@@ -4,21 +4,20 @@
 mod cases;
 mod host;
 mod plan;
+mod record;
 mod window;
-
-use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::pack::places;
 use super::{add, materialize};
-use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Style, Words};
+use crate::gpu::{Buf, Gpu};
 use crate::host::{Array, ArrayView, uniform};
 use crate::shape::Shape;
 use crate::tensor::{Back, Cost, Grad, Keep, Op, Pullback, Tensor, apply, compute};
 pub(super) use cases::cases;
 use host::joined;
+use plan::Part;
 #[cfg(test)]
-pub(super) use plan::variants;
-use plan::{HELD, HELD_QUADS, PASSES, Part, Plan};
+pub(super) use plan::{variants, with_each_way};
 pub use window::Window;
 
 impl Tensor {
@@ -214,56 +213,6 @@ impl Attention {
         let weights = scores.softmax(-1, 1.0);
         let dropped = self.dropout.map(|(rate, seed)| weights.dropout(rate, seed));
         dropped.unwrap_or(weights).head_mix(x[2])
-    }
-
-    /// Records a kernel whose invocations own one side's rows and stream over the other's: of inputs `x`, and of
-    /// what that kernel reads besides.
-    fn launch(&self, gpu: &Gpu, part: Part, x: &[&Buf], besides: &[&Buf], writes: &[&Buf], shapes: &[Shape]) {
-        let Sizes { n, r, l, d } = self.sizes(shapes);
-        let lanes = if gpu.style() == Style::Subgroup { gpu.facts().lanes().unwrap_or(1) } else { 1 };
-        let bias = self.bias(shapes);
-        let (own, other) = if part == Part::Keys { (l, r) } else { (r, l) };
-        let plus = self.plus && part == Part::Forward;
-        let plan = Plan {
-            part,
-            lanes,
-            quads: d / 4,
-            bias: self.bias,
-            stacked: self.stacked,
-            plus,
-            windowed: self.window.is_some(),
-            drops: self.dropout.is_some(),
-            held: None,
-        };
-        let holds = lanes > 1 && part != Part::Keys && other <= HELD && plan.quads <= HELD_QUADS;
-        let plan = Plan { held: holds.then(|| other.div_ceil(plan.chunk()).next_multiple_of(2)), ..plan };
-        #[cfg(test)]
-        super::gates::planned("attention", &plan);
-        // What a variant does not read is bound to the queries.
-        let (k, v) = if self.stacked { (x[0], x[0]) } else { (x[1], x[2]) };
-        let reads = [&[x[0], k, v, self.bias(x).unwrap_or(x[0])], besides].concat();
-        let padded = own.next_multiple_of(lanes);
-        let masks = bias.map_or(1, |b| b[0]);
-        let count = n * self.heads * padded;
-        let [grid, side, shift, across] =
-            self.window.map_or([0; 4], |w| [w.grid, w.size, w.shift, w.grid / w.size]);
-        let mut hash = DefaultHasher::new();
-        plan.hash(&mut hash);
-        let (rate, seed) = self.dropout.unwrap_or_default();
-        let mut params = Words::default()
-            .sizes(&[count, self.heads, own, padded, other, masks, l, grid, side, shift, across])
-            .floats(&[self.scale as f32]);
-        params.0.extend([seed as u32, (seed >> 32) as u32]);
-        gpu.dispatch(&Launch {
-            kernel: Kernel { name: part.name(), text: part.text() },
-            body: Some((hash.finish(), &|| plan.source())),
-            constants: &[],
-            reads: &reads,
-            writes,
-            params: params.floats(&[rate, self.kept()]),
-            grid: Grid::Heavy(count),
-            loops: PASSES * other.div_ceil(plan.chunk()),
-        });
     }
 }
 

@@ -107,7 +107,7 @@ pub(in crate::ops) fn cases() -> Vec<Case> {
 
 #[cfg(test)]
 mod tests {
-    use crate::gpu::{Gpu, Options, Style};
+    use crate::gpu::{Choices, Gpu, Options, Style};
     use crate::host::{Rng, ratios};
     use crate::ops::materialize;
     use crate::tensor::{Device, Tape, Tensor};
@@ -146,5 +146,29 @@ mod tests {
             near(run(&Device::Gpu(gpu.clone()), composed), 2e-6);
             near(run(&Device::Gpu(gpu), fused), 2e-6);
         }
+    }
+
+    #[test]
+    fn ways_are_measured_and_remembered_and_the_result_is_the_same() {
+        let open = |measure, choices| {
+            let options = Options {
+                style: Some(Style::Workgroup),
+                measure: Some(measure),
+                choices,
+                ..Options::default()
+            };
+            Gpu::open(&options).expect("the tests need an adapter")
+        };
+        let plain = |x: &Tensor, hidden: &Tensor| x.self_attention(2, 0.25, Some(hidden), None, None);
+        let measuring = open(true, Choices::default());
+        let want = run(&Device::Host, plain);
+        let measured = run(&Device::Gpu(measuring.clone()), plain);
+        measured.iter().zip(&want).for_each(|(got, want)| assert!(ratios(got, want).worst() < 2e-6));
+        let choices = measuring.choices();
+        let kernels: Vec<&str> = choices.of.keys().filter_map(|class| class.split(' ').next()).collect();
+        assert_eq!(kernels, ["attention", "attention_keys", "attention_queries"]);
+        let resumed = open(false, choices.clone());
+        assert_eq!(run(&Device::Gpu(resumed.clone()), plain), measured);
+        assert_eq!(resumed.choices().of, choices.of);
     }
 }
