@@ -1,12 +1,14 @@
-// What the kernels of multi-head attention share. An invocation owns a row of one side, of one sequence and head, and
-// streams over the other side in steps of a few rows, which a subgroup's invocations load for each other where there
-// are subgroups. Lists of rows have constant indices, so that they stay in registers. Where sequences are windows of a
-// square grid, its rows lie in the grid's order: only places are computed.
+// What the kernels of multi-head attention share. An invocation owns a row of one side, of one sequence and head, or a
+// few that follow each other, and streams over the other side in steps of a few rows, which a subgroup's invocations
+// load for each other where there are subgroups. Lists of rows have constant indices, so that they stay in registers. Where sequences are windows of a
+// square grid, its rows lie in the grid's order: only places are computed. Dropout multiplies a weight by 0, or else by
+// 1 / (1 - rate).
+//: use generator
 struct Params {
-    count: u32, // invocations: sequences * heads * own rows, whole subgroups a head
+    count: u32, // invocations: sequences * heads * padded
     heads: u32,
     own: u32, // rows of the side an invocation owns
-    padded: u32, // the same, up to whole subgroups
+    padded: u32, // invocations that own them: whole subgroups
     other: u32, // rows of the other side
     masks: u32, // biases; sequence n reads number n % masks
     keys: u32,
@@ -15,6 +17,10 @@ struct Params {
     shift: u32, // rows and columns that the grid is rolled by
     across: u32, // windows side by side
     scale: f32,
+    low: u32, // dropout's seed
+    high: u32,
+    rate: f32,
+    kept: f32, // what dropout multiplies by where it does not leave out
 }
 @group(0) @binding(0) var<storage, read> q: array<vec4<f32>>; // [sequences, queries, PARTS * heads * width]
 @group(0) @binding(1) var<storage, read> k: array<vec4<f32>>; // [sequences, keys, PARTS * heads * width]
@@ -27,10 +33,15 @@ const LANES = 1u; // invocations that load for each other
 const QUADS = 1u; // fours of channels in a head
 const CHUNK = 1u; // rows of the other side in a step
 const SHARES = 1u; // fours of channels of a step that an invocation loads
+const SPAN = 1u; // rows that an invocation owns
 const HELD = false; // whether scores are held in registers
+const STORED = true; // whether they are stored in workgroup memory
+const ROOM = 1u; // rows of the other side that it has room for
+const SORTS = 1u; // values of each that are stored
 const MASKED = true; // whether keys have a bias
 const BIASED = false; // whether queries and keys of each head have one
 const WINDOWED = false; // whether sequences are windows
+const DROPS = false; // whether weights are dropped out
 const PLUS = false; // whether something is added to the result
 const PARTS = 1u; // 3 if queries, keys and values are parts of one array
 const K = 0u; // the part that keys are
@@ -39,6 +50,7 @@ const c = 0u; // below CHUNK: what is repeated
 const e = 0u; // below CHUNK * QUADS
 const h = 0u; // below the steps that are held
 const j = 0u; // below QUADS
+const o = 0u; // below SPAN
 const t = 0u; // below SHARES
 //: end
 
@@ -51,16 +63,19 @@ alias Each = array<f32, CHUNK>; // a value for each row of a step
 struct Spot {
     n: u32, // sequence
     head: u32,
-    row: u32, // of the owner's side; past its end the last one
+    row: u32, // an owned one; past their end the last one
     lane: u32,
     image: u32, // of a window: whose it is, and where in the rolled grid
     top: u32,
     left: u32,
 }
 
-fn spot(i: u32, lane: u32) -> Spot {
+// Which row an invocation's number `nth` is; past their end there is none.
+fn own_row(i: u32, nth: u32) -> u32 { return i % p.padded * SPAN + nth; }
+
+fn spot(i: u32, lane: u32, nth: u32) -> Spot {
     let n = i / (p.padded * p.heads);
-    var s = Spot(n, i / p.padded % p.heads, min(i % p.padded, p.own - 1u), lane, 0u, 0u, 0u);
+    var s = Spot(n, i / p.padded % p.heads, min(own_row(i, nth), p.own - 1u), lane, 0u, 0u, 0u);
     if WINDOWED {
         s.image = n / (p.across * p.across);
         let down = n / p.across;
@@ -133,9 +148,10 @@ fn bias_place(s: Spot) -> u32 { return (s.n % p.masks * p.heads + s.head) * p.ow
 fn biases(s: Spot, first: u32) -> Each {
     var b: Each;
     if MASKED {
-        let own = bias[s.n % p.masks * p.keys + other_row(first, s.lane % CHUNK)];
+        let from_mask = s.n % p.masks * p.keys;
+        let own = bias[from_mask + other_row(first, s.lane % CHUNK)];
 //: each c
-//: spread
+//: spread_masks
         b[c] = own;
 //: end
 //: end
@@ -150,6 +166,27 @@ fn biases(s: Spot, first: u32) -> Each {
     b[c] = select(NOWHERE, b[c], first + c < p.other);
 //: end
     return b;
+}
+
+// What dropout multiplies a weight by, at its place in [sequences, heads, queries, keys].
+fn kept(place: u32) -> f32 {
+    if !DROPS {
+        return 1.0;
+    }
+    return select(0.0, p.kept, uniform_at(place, p.low, p.high) >= p.rate);
+}
+
+// Values of a step's keys, multiplied as dropout does the query's weights.
+fn dropped(s: Spot, first: u32, x: Each) -> Each {
+    if !DROPS {
+        return x;
+    }
+    let from_weight = ((s.n * p.heads + s.head) * p.own + s.row) * p.other + first;
+    return Each(
+//: each c
+        x[c] * kept(from_weight + c),
+//: end
+    );
 }
 
 // The dot product, in the order that a matrix product sums.
@@ -236,6 +273,28 @@ fn scaled(x: Each, factor: f32) -> Each {
     return Each(
 //: each c
         x[c] * factor,
+//: end
+    );
+}
+
+// An invocation's own places in workgroup memory, which it alone reads.
+//: room
+var<workgroup> room: array<f32, SORTS * ROOM * SPAN * GROUP>;
+fn put(place: u32, x: f32) { room[place] = x; }
+fn taken(place: u32) -> f32 { return room[place]; }
+//: end
+
+// Stores values of one sort of a step's rows, for the invocation's owned row that begins `at` its place.
+fn store(at: u32, sort: u32, first: u32, x: Each) {
+//: each c
+    put(at + (sort * ROOM + first + c) * SPAN * GROUP, x[c]);
+//: end
+}
+
+fn stored(at: u32, sort: u32, first: u32) -> Each {
+    return Each(
+//: each c
+        taken(at + (sort * ROOM + first + c) * SPAN * GROUP),
 //: end
     );
 }

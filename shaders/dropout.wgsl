@@ -1,5 +1,6 @@
-// y = x / (1 - rate) where the generator's value i is at least rate, else 0; and a residual, if there is one. The
-// generator is a hash of the seed and i (the same as host::uniform), so the gradient repeats the mask instead of storing it.
+// y = x / (1 - rate) where the generator's value i is at least rate, else 0; and a residual, if there is one. The gradient
+// repeats the mask instead of storing it.
+//: use generator
 override plus: bool = false;
 struct Params {
     count: u32,
@@ -13,24 +14,13 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> y: array<f32>; // [count]
 @group(0) @binding(3) var<uniform> p: Params;
 
-fn scramble(v: u32) -> u32 {
-    var h = v;
-    h ^= h >> 16u;
-    h *= 0x7feb352du;
-    h ^= h >> 15u;
-    h *= 0x846ca68bu;
-    return h ^ (h >> 16u);
-}
-
 @compute @workgroup_size(GROUP)
 fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
     let i = linear_id(id, groups);
     if i >= p.count {
         return;
     }
-    let bits = scramble(scramble(i ^ p.low) + p.high);
-    let value = f32(bits >> 8u) / 16777216.0;
-    let kept = select(0.0, x[i] * p.scale, value >= p.rate);
+    let kept = select(0.0, x[i] * p.scale, uniform_at(i, p.low, p.high) >= p.rate);
     if plus {
         y[i] = kept + residual[i];
     } else {

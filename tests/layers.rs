@@ -298,13 +298,15 @@ const FORMULAS_OF_ONE: &[&str] =
 fn every_shader_is_valid_on_its_own() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders");
     let file = |name: &str| fs::read_to_string(root.join(name)).expect("a shader");
-    let read = |name: &str| {
+    let used = |text: String| {
         let line = |line: &str| match line.strip_prefix("//: use ") {
             Some(part) => file(&format!("{part}.wgsl")),
             None => format!("{line}\n"),
         };
-        file(name).lines().map(line).collect::<String>()
+        text.lines().map(line).collect::<String>()
     };
+    // A part that is used may use another.
+    let read = |name: &str| used(used(file(name)));
     let (prelude, formulas) = (read("prelude.wgsl"), read("pointwise.wgsl"));
     let mut paths = Vec::new();
     files(&root, "wgsl", &mut paths);

@@ -11,7 +11,7 @@ pub fn hash_u32(mut x: u32) -> u32 {
     x ^ (x >> 16)
 }
 
-/// Value `i` of stream `seed`, uniform in [0, 1) with 24 bits. `shaders/dropout.wgsl` computes the same.
+/// Value `i` of stream `seed`, uniform in [0, 1) with 24 bits. `shaders/generator.wgsl` computes the same.
 pub fn uniform(seed: u64, i: u32) -> f32 {
     let (low, high) = (seed as u32, (seed >> 32) as u32);
     let bits = hash_u32(hash_u32(i ^ low).wrapping_add(high));

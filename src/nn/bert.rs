@@ -233,14 +233,8 @@ pub fn encode(scope: &Scope, config: &Config, tokens: &Tokens, dropouts: Option<
         let maps = ["query", "key", "value"].map(|name| own.sub(name));
         let heads = config.num_attention_heads;
         let scale = 1.0 / ((config.hidden_size / heads) as f64).sqrt();
-        let mixed = if dropouts.is_some() {
-            let [q, k, v] = maps.map(|scope| linear(&scope, x, Act::None));
-            let masked = masked.view().repeat(1, 1).repeat(1, 1);
-            let scores = q.head_scores(&k, heads, scale).map2(masked, |s, m| s + m);
-            drop(scores.softmax(-1, 1.0), config.attention_probs_dropout_prob).head_mix(&v)
-        } else {
-            linears(&maps).concat(x).self_attention(heads, scale, Some(&masked), None)
-        };
+        let dropout = dropouts.map(|d| (config.attention_probs_dropout_prob, d.draw()));
+        let mixed = linears(&maps).concat(x).self_attention(heads, scale, Some(&masked), None, dropout);
         let x = residual(&attention.sub("output"), config, &mixed, x, dropouts);
         let wide = linear(&at.sub("intermediate").sub("dense"), &x, Act::None).map(Expr::gelu);
         states.layers.push(residual(&at.sub("output"), config, &wide, &x, dropouts));

@@ -133,15 +133,16 @@ impl Dropouts {
 
     /// `x` with this rate.
     pub fn apply(&self, x: &Tensor, rate: f32) -> Tensor {
-        x.dropout(rate, self.next_seed())
+        x.dropout(rate, self.draw())
     }
 
     /// `x` with this rate, plus `residual`.
     pub fn apply_plus(&self, x: &Tensor, rate: f32, residual: &Tensor) -> Tensor {
-        x.dropout_plus(rate, self.next_seed(), residual)
+        x.dropout_plus(rate, self.draw(), residual)
     }
 
-    fn next_seed(&self) -> u64 {
+    /// The next call's seed.
+    pub fn draw(&self) -> u64 {
         self.calls.set(self.calls.get() + 1);
         crate::host::Rng::of(self.seed, &[self.calls.get()]).next_u64()
     }

@@ -73,7 +73,7 @@ impl Layer<'_> {
             let places = x.device().tensor([rows], &places);
             let hidden =
                 places.map2(lengths.view().repeat(1, 1), |place, n| n.greater(place).select(0.0, NOWHERE));
-            return packed.self_attention(self.heads, scale, Some(&hidden), None);
+            return packed.self_attention(self.heads, scale, Some(&hidden), None, None);
         }
         let [q, k, v] = [0, 1, 2].map(|i| materialize(packed.view().slice(2, i * width, width)));
         let scores = q.head_scores(&k, self.heads, scale);

@@ -3,38 +3,22 @@
 
 mod cases;
 mod host;
+mod plan;
+mod record;
 mod window;
 
-use std::hash::{DefaultHasher, Hash, Hasher};
-
-use super::codegen::{each, fill, pointwise};
 use super::pack::places;
 use super::{add, materialize};
-use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Style, Words};
-use crate::host::{Array, ArrayView};
+use crate::gpu::{Buf, Gpu};
+use crate::host::{Array, ArrayView, uniform};
 use crate::shape::Shape;
 use crate::tensor::{Back, Cost, Grad, Keep, Op, Pullback, Tensor, apply, compute};
 pub(super) use cases::cases;
 use host::joined;
+use plan::Part;
+#[cfg(test)]
+pub(super) use plan::{variants, with_each_way};
 pub use window::Window;
-
-const FORWARD: &str = include_str!("../../shaders/attention.wgsl");
-const QUERIES: &str = include_str!("../../shaders/attention_queries.wgsl");
-const KEYS: &str = include_str!("../../shaders/attention_keys.wgsl");
-
-/// Passes over the other side in the longest of the three kernels.
-const PASSES: usize = 3;
-/// Scores that an invocation holds in registers, where a subgroup's invocations load for each other: of longer rows it
-/// computes them again in each pass. Unrolled, so a text for each two steps.
-const HELD: usize = 40;
-/// And for heads of so many channels, in fours: wider ones make long texts.
-const HELD_QUADS: usize = 4;
-/// A kernel's beginning where a subgroup's invocations load for each other.
-const ENTRY: &str = "@compute @workgroup_size(GROUP)\nfn main(@builtin(global_invocation_id) id: vec3<u32>, \
-    @builtin(num_workgroups) groups: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {";
-/// And where they do not.
-const LONE_ENTRY: &str = "@compute @workgroup_size(GROUP)\nfn main(@builtin(global_invocation_id) id: vec3<u32>, \
-    @builtin(num_workgroups) groups: vec3<u32>) {\n    let lane = 0u;";
 
 impl Tensor {
     /// Attention of queries (this, `[n, r, heads * d]`) over keys and values `[n, l, heads * d]`: for each head
@@ -43,7 +27,7 @@ impl Tensor {
     #[track_caller]
     pub fn attention(&self, k: &Self, v: &Self, heads: usize, scale: f64, bias: Option<&Self>) -> Self {
         let bias_of = if bias.is_some() { Bias::Keys } else { Bias::None };
-        let op = Attention { heads, scale, stacked: false, bias: bias_of, plus: false, window: None };
+        let op = Attention { heads, scale, bias: bias_of, ..PLAIN };
         let mut x = vec![self, k, v];
         x.extend(bias);
         // Kernels read four channels of a head at a time.
@@ -51,15 +35,26 @@ impl Tensor {
     }
 
     /// [`Tensor::attention`] of a sequence over itself: this, `[n, r, 3 * heads * d]`, holds queries, keys and values
-    /// concatenated. The result, with `plus` added, is `[n, r, heads * d]`.
+    /// concatenated. The result, with `plus` added, is `[n, r, heads * d]`. Weights are dropped out at a rate and by a seed
+    /// as [`Tensor::dropout`] would them in `[n, heads, r, r]`.
     #[track_caller]
-    pub fn self_attention(&self, heads: usize, scale: f64, bias: Option<&Self>, plus: Option<&Self>) -> Self {
+    pub fn self_attention(
+        &self,
+        heads: usize,
+        scale: f64,
+        bias: Option<&Self>,
+        plus: Option<&Self>,
+        dropout: Option<(f32, u64)>,
+    ) -> Self {
         let bias_of = if bias.is_some() { Bias::Keys } else { Bias::None };
-        let op = Attention { heads, scale, stacked: true, bias: bias_of, plus: plus.is_some(), window: None };
+        let dropout = dropout.filter(|(rate, _)| *rate != 0.0);
+        assert!(dropout.is_none_or(|(rate, _)| (0.0..1.0).contains(&rate)), "attention: dropout {dropout:?}");
+        let op =
+            Attention { heads, scale, stacked: true, bias: bias_of, plus: plus.is_some(), dropout, ..PLAIN };
         let width = self.shape().last() / 3;
         if !(width / heads.max(1)).is_multiple_of(4) {
             let [q, k, v] = [0, 1, 2].map(|i| materialize(self.view().slice(2, i * width, width)));
-            let y = q.attention(&k, &v, heads, scale, bias);
+            let y = op.composed(&[&q, &k, &v].into_iter().chain(bias).collect::<Vec<_>>());
             return plus.map_or_else(|| y.clone(), |x| add(x, &y));
         }
         let mut x = vec![self];
@@ -74,8 +69,7 @@ impl Tensor {
     /// * d]`, each row at its own place.
     #[track_caller]
     pub fn window_attention(&self, window: Window, heads: usize, scale: f64, bias: &Self) -> Self {
-        let op =
-            Attention { heads, scale, stacked: true, bias: Bias::Pairs, plus: false, window: Some(window) };
+        let op = Attention { heads, scale, stacked: true, bias: Bias::Pairs, window: Some(window), ..PLAIN };
         let width = self.shape().last() / 3;
         if (width / heads.max(1)).is_multiple_of(4) {
             return apply(op, &[self, bias]);
@@ -108,7 +102,19 @@ struct Attention {
     plus: bool,
     /// Whether sequences are windows of a grid.
     window: Option<Window>,
+    /// The rate and seed by which weights are dropped out.
+    dropout: Option<(f32, u64)>,
 }
+
+const PLAIN: Attention = Attention {
+    heads: 1,
+    scale: 1.0,
+    stacked: false,
+    bias: Bias::None,
+    plus: false,
+    window: None,
+    dropout: None,
+};
 
 /// Sequences, queries, keys and the width of a head.
 struct Sizes {
@@ -144,6 +150,19 @@ impl Attention {
         match self.bias {
             Bias::Pairs => ((row * shape[1] + head) * shape[2] + query) * shape[3] + key,
             Bias::None | Bias::Keys => row * shape[1] + key,
+        }
+    }
+
+    /// What dropout multiplies a kept weight by.
+    fn kept(&self) -> f32 {
+        self.dropout.map_or(1.0, |(rate, _)| 1.0 / (1.0 - rate))
+    }
+
+    /// What dropout multiplies a weight by, at its place among all.
+    fn kept_at(&self, place: usize) -> f64 {
+        match self.dropout {
+            Some((rate, seed)) if uniform(seed, place as u32) < rate => 0.0,
+            _ => f64::from(self.kept()),
         }
     }
 
@@ -191,53 +210,9 @@ impl Attention {
             }
             None => scores,
         };
-        scores.softmax(-1, 1.0).head_mix(x[2])
-    }
-
-    /// Records a kernel whose invocations own one side's rows and stream over the other's: of inputs `x`, and of
-    /// what that kernel reads besides.
-    fn launch(&self, gpu: &Gpu, part: Part, x: &[&Buf], besides: &[&Buf], writes: &[&Buf], shapes: &[Shape]) {
-        let Sizes { n, r, l, d } = self.sizes(shapes);
-        let lanes = if gpu.style() == Style::Subgroup { gpu.facts().lanes().unwrap_or(1) } else { 1 };
-        let bias = self.bias(shapes);
-        let (own, other) = if part == Part::Keys { (l, r) } else { (r, l) };
-        let plus = self.plus && part == Part::Forward;
-        let plan = Plan {
-            part,
-            lanes,
-            quads: d / 4,
-            bias: self.bias,
-            stacked: self.stacked,
-            plus,
-            windowed: self.window.is_some(),
-            held: None,
-        };
-        let holds = lanes > 1 && part != Part::Keys && other <= HELD && plan.quads <= HELD_QUADS;
-        let plan = Plan { held: holds.then(|| other.div_ceil(plan.chunk()).next_multiple_of(2)), ..plan };
-        #[cfg(test)]
-        super::gates::planned("attention", &plan);
-        // What a variant does not read is bound to the queries.
-        let (k, v) = if self.stacked { (x[0], x[0]) } else { (x[1], x[2]) };
-        let reads = [&[x[0], k, v, self.bias(x).unwrap_or(x[0])], besides].concat();
-        let padded = own.next_multiple_of(lanes);
-        let masks = bias.map_or(1, |b| b[0]);
-        let count = n * self.heads * padded;
-        let [grid, side, shift, across] =
-            self.window.map_or([0; 4], |w| [w.grid, w.size, w.shift, w.grid / w.size]);
-        let mut hash = DefaultHasher::new();
-        plan.hash(&mut hash);
-        gpu.dispatch(&Launch {
-            kernel: Kernel { name: part.name(), text: part.text() },
-            body: Some((hash.finish(), &|| plan.source())),
-            constants: &[],
-            reads: &reads,
-            writes,
-            params: Words::default()
-                .sizes(&[count, self.heads, own, padded, other, masks, l, grid, side, shift, across])
-                .floats(&[self.scale as f32]),
-            grid: Grid::Heavy(count),
-            loops: PASSES * other.div_ceil(plan.chunk()),
-        });
+        let weights = scores.softmax(-1, 1.0);
+        let dropped = self.dropout.map(|(rate, seed)| weights.dropout(rate, seed));
+        dropped.unwrap_or(weights).head_mix(x[2])
     }
 }
 
@@ -263,6 +238,7 @@ impl Op for Attention {
         self.weights(x, |s, h, i, p| {
             let (to, from) = (self.row_at(s, i, r) * width, |j| self.row_at(s, j, l) * width);
             for (j, p) in p.iter().enumerate() {
+                let p = p * self.kept_at(((s * self.heads + h) * r + i) * l + j);
                 for c in h * d..(h + 1) * d {
                     y.data[to + c] += p * x[2].data[from(j) + c];
                 }
@@ -362,119 +338,4 @@ impl Op for AttentionGrad {
             bytes: 4.0 * (x.iter().map(Shape::len).sum::<usize>() + self.total) as f64,
         }
     }
-}
-
-/// Which of the three kernels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Part {
-    Forward,
-    Queries,
-    Keys,
-}
-
-impl Part {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Forward => "attention",
-            Self::Queries => "attention_queries",
-            Self::Keys => "attention_keys",
-        }
-    }
-
-    fn text(self) -> &'static str {
-        match self {
-            Self::Forward => FORWARD,
-            Self::Queries => QUERIES,
-            Self::Keys => KEYS,
-        }
-    }
-}
-
-/// A kernel's variant.
-#[derive(Clone, Copy, Debug, Hash)]
-struct Plan {
-    part: Part,
-    /// Invocations that load for each other.
-    lanes: usize,
-    /// Fours of channels in a head.
-    quads: usize,
-    bias: Bias,
-    stacked: bool,
-    plus: bool,
-    windowed: bool,
-    /// Steps whose scores are held.
-    held: Option<usize>,
-}
-
-impl Plan {
-    /// Rows of the other side in a step: enough that each invocation loads something.
-    fn chunk(&self) -> usize {
-        (self.lanes / self.quads).max(1)
-    }
-
-    fn source(&self) -> String {
-        let (lanes, quads, chunk, steps) = (self.lanes, self.quads, self.chunk(), self.held.unwrap_or(1));
-        let (vectors, shares) = (chunk * quads, (chunk * quads).div_ceil(lanes));
-        // In one array the gradients of keys and values are bound once, after what is read.
-        let pairs = self.bias == Bias::Pairs;
-        let (values, params) = match self.part {
-            Part::Forward => (None, 6),
-            Part::Queries => (None, if pairs { 8 } else { 7 }),
-            Part::Keys if self.stacked => {
-                (Some("fn store_value(place: u32, x: vec4<f32>) { gk[place] = x; }"), 7)
-            }
-            Part::Keys => (None, 8),
-        };
-        let [parts, k, v] = if self.stacked { [3, 1, 2] } else { [1, 0, 0] };
-        let variant = format!(
-            "@group(0) @binding({params}) var<uniform> p: Params;\nconst LANES = {lanes}u;\n\
-             const QUADS = {quads}u;\nconst CHUNK = {chunk}u;\nconst SHARES = {shares}u;\nconst HELD = {};\n\
-             const MASKED = {};\nconst BIASED = {pairs};\nconst WINDOWED = {};\nconst PLUS = {};\nconst PARTS = {parts}u;\nconst K = {k}u;\nconst V = {v}u;",
-            self.held.is_some(),
-            self.bias == Bias::Keys,
-            self.windowed,
-            self.plus,
-        );
-        let [entry, gather, spread] = if lanes > 1 {
-            [ENTRY, "subgroupBroadcast(own[e / LANES], e % LANES)", "subgroupBroadcast(own, c)"]
-        } else {
-            [LONE_ENTRY, "own[e]", "own"]
-        };
-        let gather = format!("    rows[e / QUADS][e % QUADS] = {gather};");
-        let spread = format!("    b[c] = {spread};");
-        let mut all =
-            vec![("variant", &*variant), ("entry", entry), ("gather", &gather), ("spread", &spread)];
-        all.extend(values.map(|text| ("values", text)));
-        if !pairs {
-            all.push(("bias", "fn store_bias(place: u32, x: f32) {}"));
-        }
-        let counts = [("c", chunk), ("e", vectors), ("h", steps), ("j", quads), ("t", shares)];
-        let text = fill(self.part.text(), &all);
-        let text = counts.iter().fold(text, |text, (name, count)| each(&text, name, *count));
-        format!("{}{text}", pointwise(false))
-    }
-}
-
-/// Kernels of narrow heads, and of BERT's.
-#[cfg(test)]
-pub(super) fn variants(gpu: &Gpu) -> Vec<super::gates::Variant> {
-    let lanes = if gpu.style() == Style::Subgroup { gpu.facts().lanes().unwrap_or(1) } else { 1 };
-    let mut all = Vec::new();
-    for part in [Part::Forward, Part::Queries, Part::Keys] {
-        for (quads, n) in [1, 2, 3, 4, 16].into_iter().flat_map(|quads| (0..8).map(move |n| (quads, n))) {
-            let [masked, stacked, plus] = [0, 1, 2].map(|i| n >> i & 1 == 1);
-            let bias = if masked { Bias::Keys } else { Bias::None };
-            let holds = lanes > 1 && part != Part::Keys && quads <= HELD_QUADS;
-            for held in [None, Some(2), Some(6)].into_iter().filter(|held| held.is_none() || holds) {
-                let plus = plus && part == Part::Forward;
-                let plan = Plan { part, lanes, quads, bias, stacked, plus, windowed: false, held };
-                all.push(super::gates::Variant::new("attention", &plan, plan.source()));
-                if n == 2 {
-                    let plan = Plan { bias: Bias::Pairs, windowed: true, ..plan };
-                    all.push(super::gates::Variant::new("attention", &plan, plan.source()));
-                }
-            }
-        }
-    }
-    all
 }

@@ -341,6 +341,7 @@ pub(super) fn distinct<'a>(buffers: &[&'a Buf]) -> (Vec<&'a Buf>, Vec<usize>) {
 /// The parts that shaders share, each taken by a line `//: use name`.
 const SHARED: &[(&str, &str)] = &[
     ("row", include_str!("../../shaders/row.wgsl")),
+    ("generator", include_str!("../../shaders/generator.wgsl")),
     ("attention_rows", include_str!("../../shaders/attention_rows.wgsl")),
     ("matmul_params", include_str!("../../shaders/matmul_params.wgsl")),
     ("hinge_pairs", include_str!("../../shaders/hinge_pairs.wgsl")),
@@ -348,14 +349,16 @@ const SHARED: &[(&str, &str)] = &[
     ("cross_attention_scores", include_str!("../../shaders/cross_attention_scores.wgsl")),
 ];
 
+/// The lines of a template and of the shared parts it uses.
+fn lines(template: &str) -> Vec<&str> {
+    let shared = |name: &str| SHARED.iter().find(|part| part.0 == name).expect("a shared part").1;
+    let used = |line| line_of(line, "use ").map_or_else(|| vec![line], |name| lines(shared(name)));
+    template.lines().flat_map(used).collect()
+}
+
 /// A template with the shared parts it uses, and the text between `//: name` and `//: end` replaced.
 pub(super) fn fill(template: &str, parts: &[(&str, &str)]) -> String {
-    let shared = |name: &str| SHARED.iter().find(|part| part.0 == name).expect("a shared part").1;
-    let used = |line| match line_of(line, "use ") {
-        Some(name) => shared(name).lines().collect(),
-        None => vec![line],
-    };
-    let mut lines = template.lines().flat_map(used);
+    let mut lines = lines(template).into_iter();
     let mut text = String::new();
     while let Some(line) = lines.next() {
         let part = line_of(line, "").and_then(|name| parts.iter().find(|p| p.0 == name));

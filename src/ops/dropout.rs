@@ -1,5 +1,6 @@
 //! Dropout by a counter-based generator: the mask is a function of a seed, never stored.
 
+use super::codegen::fill;
 use super::registry::{Case, POINT, case};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
 use crate::host::{Array, ArrayView, uniform};
@@ -50,7 +51,7 @@ impl Op for Dropout {
         params.0.extend([self.seed as u32, (self.seed >> 32) as u32]);
         gpu.dispatch(&Launch {
             kernel: KERNEL,
-            body: None,
+            body: Some((0, &|| fill(KERNEL.text, &[]))),
             constants: &[("plus", f64::from(u8::from(x.len() > 1)))],
             reads: &[x[0], x[x.len() - 1]],
             writes: &[y],

@@ -97,6 +97,14 @@ fn every_choice_of_a_planner_is_valid_and_has_a_case() {
                 }
             }
         });
+        attention::with_each_way(&gpu, |way| {
+            for case in cases().iter().filter(|case| case.op == "attention") {
+                let outcome = case.check(&device, 5).expect("the device works");
+                if !outcome.passes(case.bound) {
+                    wrong.push(format!("{style:?}: {way}, {}: {outcome:?}", case.about));
+                }
+            }
+        });
         let ran = PLANNED.take();
         let can = [
             matmul::variants(&gpu),

@@ -64,19 +64,22 @@ impl Attention {
         self.weights(x, |s, h, i, p| {
             let q = self.row_at(s, i, r) * width + h * d;
             let at = |j: usize| self.row_at(s, j, l) * width + h * d;
-            let slopes: Vec<f64> =
-                (0..l).map(|j| (0..d).map(|c| g.data[q + c] * x[2].data[at(j) + c]).sum()).collect();
+            let first = ((s * self.heads + h) * r + i) * l;
+            let kept: Vec<f64> = (0..l).map(|j| self.kept_at(first + j)).collect();
+            let slope =
+                |j: usize| (0..d).map(|c| g.data[q + c] * x[2].data[at(j) + c]).sum::<f64>() * kept[j];
+            let slopes: Vec<f64> = (0..l).map(slope).collect();
             let mean: f64 = p.iter().zip(&slopes).map(|(p, s)| p * s).sum();
             for j in 0..l {
                 let slope = p[j] * (slopes[j] - mean);
                 if pairs {
-                    grads[3].data[((s * self.heads + h) * r + i) * l + j] = slope;
+                    grads[3].data[first + j] = slope;
                 }
                 let score = self.scale * slope;
                 for c in 0..d {
                     grads[0].data[q + c] += score * x[1].data[at(j) + c];
                     grads[1].data[at(j) + c] += score * x[0].data[q + c];
-                    grads[2].data[at(j) + c] += p[j] * g.data[q + c];
+                    grads[2].data[at(j) + c] += p[j] * kept[j] * g.data[q + c];
                 }
             }
         });

@@ -125,7 +125,7 @@ fn intra_modal(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides) -> Tensor 
         }
         _ => {
             let bias = mask.map(|m| &m.keys);
-            linears(&maps).concat(&rows).self_attention(heads, scale, bias, Some(&rows))
+            linears(&maps).concat(&rows).self_attention(heads, scale, bias, Some(&rows), None)
         }
     };
     let forward = own.sub("feed_forward_layer");
