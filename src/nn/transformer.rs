@@ -68,12 +68,13 @@ impl Layer<'_> {
         let (rows, width) = (x.shape()[1], x.shape()[2]);
         let scale = 1.0 / ((width / self.heads) as f64).sqrt();
         let packed = x.linear(scope.at("in_proj_weight"), Some(scope.at("in_proj_bias")), Act::None);
-        if let (Keys::To(lengths), true) = (keys, self.fused && !self.drops()) {
+        if let (Keys::To(lengths), true) = (keys, self.fused) {
             let places: Vec<f32> = (0..rows).map(|i| i as f32).collect();
             let places = x.device().tensor([rows], &places);
             let hidden =
                 places.map2(lengths.view().repeat(1, 1), |place, n| n.greater(place).select(0.0, NOWHERE));
-            return packed.self_attention(self.heads, scale, Some(&hidden), None, None);
+            let dropout = self.dropout.map(|(dropouts, rate)| (rate, dropouts.draw()));
+            return packed.self_attention(self.heads, scale, Some(&hidden), None, dropout);
         }
         let [q, k, v] = [0, 1, 2].map(|i| materialize(packed.view().slice(2, i * width, width)));
         let scores = q.head_scores(&k, self.heads, scale);
