@@ -32,11 +32,17 @@ impl Tape {
             let needs = inputs.iter().map(Option::is_some).collect();
             let back = |pending: &mut Pending| {
                 let g = ids.zip(&outputs).map(|(id, shape)| pending.take(id, *shape)).collect();
-                Back::new(x, y, shapes.clone(), needs, g)
+                Back::new(x, y, shapes.clone(), needs, g, pending.so_far(&inputs))
             };
             let grads: Vec<Vec<Grad>> = match kind {
                 Kind::Alias(alias) => pending.read_as_inputs(first, &alias, &shapes),
-                Kind::Op(op) => each(op.grad(&back(&mut pending))),
+                Kind::Op(op) => {
+                    let back = back(&mut pending);
+                    let grads = op.grad(&back);
+                    let included = inputs.iter().enumerate().filter(|(i, _)| back.includes(*i));
+                    included.for_each(|(_, id)| drop(id.map(|id| pending.terms.remove(&id))));
+                    each(grads)
+                }
                 Kind::Recompute(part) => each(recompute::grads(&*part, &back(&mut pending))),
             };
             assert_eq!(grads.len(), inputs.len(), "{name}: gradients");
@@ -87,6 +93,18 @@ impl Pending {
             formula: g.formula.clone(),
         };
         (0..shapes.len()).map(|i| terms.iter().map(|g| term(i, g)).collect()).collect()
+    }
+
+    /// The gradient of each input so far, where it is one tensor and the input is there once.
+    fn so_far(&self, inputs: &[Option<usize>]) -> Vec<Option<Tensor>> {
+        let of = |id: &Option<usize>| match self.terms.get(id.as_ref()?)?.as_slice() {
+            [Grad { inputs: read, formula }] if formula.is_input() && read[0].view.is_identity() => {
+                let once = inputs.iter().filter(|other| *other == id).count() == 1;
+                once.then(|| read[0].tensor.clone())
+            }
+            _ => None,
+        };
+        inputs.iter().map(of).collect()
     }
 
     fn take(&mut self, id: usize, shape: Shape) -> Incoming {

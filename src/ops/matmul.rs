@@ -27,6 +27,10 @@ const BLOCK: Kernel = Kernel { name: "matmul_block", text: include_str!("../../s
 const COOPERATIVE: Kernel =
     Kernel { name: "matmul_cooperative", text: include_str!("../../shaders/matmul_cooperative.wgsl") };
 
+/// Values that a gradient's products sum, and values of it, from which on splitting those sums may pay.
+const LONG: usize = 512;
+const MANY: usize = 1 << 20;
+
 /// Applied to the product before it is stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Act {
@@ -323,7 +327,15 @@ impl MatMul {
         if self.input_is_relu {
             return compute(MatMul { epilogue: Epilogue::ReluGrad, ..op }, &[g, back.x(1), back.x(0)]).into();
         }
-        compute(op, &[g, back.x(1)]).into()
+        // A product to which something is added is not split.
+        let split = op.k * op.sum > LONG && op.shape.len() < MANY;
+        match if split { None } else { back.include(0) } {
+            Some(so_far) => {
+                let op = MatMul { epilogue: Epilogue::Residual, ..op };
+                compute(op, &[g, back.x(1), so_far]).into()
+            }
+            None => compute(op, &[g, back.x(1)]).into(),
+        }
     }
 
     /// The gradients of a linear map with a bias: that of the bias is summed on the way to that of the weight.

@@ -1,6 +1,6 @@
 //! What an op is, and how calling one computes and records it.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 
 use super::tape::{Kind, Node, Var};
 use super::{Expr, Tensor, Viewed};
@@ -123,6 +123,9 @@ pub struct Back {
     shapes: Vec<Shape>,
     needs: Vec<bool>,
     g: Vec<Incoming>,
+    so_far: Vec<Option<Tensor>>,
+    /// Bit `i` is set once the gradient of input `i` is to include what there was of it.
+    included: Cell<u32>,
 }
 
 impl Back {
@@ -132,8 +135,9 @@ impl Back {
         shapes: Vec<Shape>,
         needs: Vec<bool>,
         g: Vec<Incoming>,
+        so_far: Vec<Option<Tensor>>,
     ) -> Self {
-        Self { x, y, shapes, needs, g }
+        Self { x, y, shapes, needs, g, so_far, included: Cell::new(0) }
     }
 
     /// A kept input.
@@ -166,6 +170,19 @@ impl Back {
     /// The gradients of all outputs of an op applied with [`split_with`].
     pub fn gs(&self) -> impl Iterator<Item = &Tensor> {
         self.g.iter().map(Incoming::values)
+    }
+
+    /// The gradient of input `i` from what came after this op, where it is one tensor: whoever asks adds it to the gradient
+    /// that he gives.
+    pub fn include(&self, i: usize) -> Option<&Tensor> {
+        let so_far = self.so_far[i].as_ref()?;
+        self.included.set(self.included.get() | 1 << i);
+        Some(so_far)
+    }
+
+    /// Whether the gradient of input `i` includes what there was of it.
+    pub(crate) fn includes(&self, i: usize) -> bool {
+        i < 32 && self.included.get() >> i & 1 == 1
     }
 
     /// Input `i`'s shape.

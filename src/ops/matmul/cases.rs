@@ -25,6 +25,26 @@ pub(in crate::ops) fn cases() -> Vec<Case> {
         case("matmul", "linear with relu", &[&[33, 20], &[8, 20]], sums(20), |x| {
             x[0].linear(&x[1], None, Act::Relu)
         }),
+        case(
+            "matmul",
+            "two maps around which their input goes",
+            &[&[5, 33, 20], &[12, 20], &[12], &[20, 12], &[20]],
+            sums(33),
+            |x| x[0].linear(&x[1], Some(&x[2]), Act::None).linear_plus(&x[3], &x[4], &x[0]),
+        ),
+        case(
+            "matmul",
+            "three maps of one around which it goes",
+            &[&[33, 20], &[20, 20], &[20], &[20, 20], &[20]],
+            sums(33),
+            |x| {
+                let maps = Linears::new(&[[&x[1], &x[2]], [&x[3], &x[4]]]).concat(&x[0]);
+                super::super::map(
+                    vec![maps.view().slice(1, 0, 20), maps.view().slice(1, 20, 20), x[0].view()],
+                    |v| &v[0] * &v[1] + &v[2],
+                )
+            },
+        ),
         case("matmul", "linear with a residual", &[&[33, 20], &[12, 20], &[12], &[33, 12]], sums(33), |x| {
             x[0].linear_plus(&x[1], &x[2], &x[3])
         }),
