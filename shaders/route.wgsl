@@ -4,6 +4,7 @@
 // replaced; a single mixture may be added to a rest.
 override mixtures: u32 = 4u;
 override transposed: bool = false;
+override rectified: bool = false; // whether x0 is taken through a ReLU
 struct Params {
     count: u32, // outer * inner * m
     m: u32, // values of a pair, in T
@@ -41,7 +42,10 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     let outer = pair / p.inner;
     let inner = pair % p.inner;
     let at = (outer * p.outer_strides + inner * p.inner_strides) * p.m + i % p.m;
-    let x = array<T, 4>(x0[at.x], x1[at.y], x2[at.z], x3[at.w]);
+    var x = array<T, 4>(x0[at.x], x1[at.y], x2[at.z], x3[at.w]);
+    if rectified {
+        x[0] = max(x[0], T(0.0));
+    }
     let first = (outer * p.weights.x + inner * p.weights.y) * mixtures;
     if mixtures == 1u {
         y[i] = mix4(x, w[first]) + rest(i);

@@ -1,6 +1,7 @@
 // The gradient of route's shares: y[pair, i, j] = sum over the pair of g_i (x_j - m_i), where m_i, the sum over k of
-// shares[i, k] x_k, is the mixture's mean of the cells. The text between the marks is replaced: how many mixtures a
-// dispatch has, how a mean is known, and who adds a pair's values: one invocation a chunk of them, or a workgroup.
+// shares[i, k] x_k, is the mixture's mean of the cells; x_0 is taken through a ReLU. The text between the marks is
+// replaced: how many mixtures a dispatch has, how a mean is known, and who adds a pair's values: one invocation a chunk of
+// them, or a workgroup.
 struct Params {
     count: u32, // outer * inner * chunks
     m: u32, // values of a pair, in T
@@ -62,7 +63,7 @@ fn main(
     var d_i = T(0.0);
 //: end
     for (var m = part / pairs * TEAM + local % TEAM; m < p.m; m += p.chunks * TEAM) {
-        let x = array<T, 4>(x0[at.x + m], x1[at.y + m], x2[at.z + m], x3[at.w + m]);
+        let x = array<T, 4>(max(x0[at.x + m], T(0.0)), x1[at.y + m], x2[at.z + m], x3[at.w + m]);
 //: each i
         let now_i = g_i[pair * p.m + m];
         let mean_i = mean(x, w_i, pair * p.m + m);

@@ -4,6 +4,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
 
+/// Invocations below which a GPU takes smaller tiles and splits long sums: measured on an H200, whose training step took
+/// 0.8 of the time that it took with a quarter of them. An integrated GPU has about that quarter at once, by its makers'
+/// figures.
+const ENOUGH: usize = 1 << 16;
+const ENOUGH_INTEGRATED: usize = ENOUGH / 4;
+
 /// Whether kernels run on a GPU or on the CPU's cores: the styles that win differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
@@ -113,6 +119,8 @@ pub struct AdapterFacts {
     pub class: Class,
     /// Cores that run kernels, where they are the CPU's.
     pub cores: Option<usize>,
+    /// Invocations that keep a GPU busy, by its kind: wgpu does not tell of its multiprocessors.
+    pub enough: usize,
     /// The largest storage binding in bytes.
     pub max_binding: u64,
     /// The largest buffer in bytes.
@@ -154,6 +162,11 @@ impl AdapterFacts {
             class,
             cores: (class == Class::Software)
                 .then(|| std::thread::available_parallelism().map_or(1, usize::from)),
+            enough: if info.device_type == wgpu::DeviceType::IntegratedGpu {
+                ENOUGH_INTEGRATED
+            } else {
+                ENOUGH
+            },
             max_binding: limits.max_storage_buffer_binding_size,
             max_buffer: limits.max_buffer_size,
             workgroup_memory: limits.max_compute_workgroup_storage_size,

@@ -24,8 +24,7 @@ const LEAST: usize = LONG / 8;
 /// The same in teams, on GPUs, whose memory takes long to answer, but answers many at once. Reasoned, not measured.
 const LONG_IN_TEAM: usize = 64;
 const LEAST_IN_TEAM: usize = LONG_IN_TEAM / 8;
-/// Invocations that keep a GPU busy (as for products: `matmul/tile.rs`), and each core of a CPU.
-const ENOUGH: usize = 1 << 16;
+/// Invocations that keep each core of a CPU busy.
 const ENOUGH_A_CORE: usize = 64;
 /// Invocations of a workgroup that walk an axis together where neighbours walk neighbouring axes: eight neighbours load
 /// eight values or fours side by side, a sector of memory or a line of it.
@@ -37,7 +36,7 @@ const HEAVY: usize = 64;
 pub(super) fn enough(gpu: &Gpu) -> usize {
     match gpu.facts().cores {
         Some(cores) if gpu.style() != Style::Workgroup => ENOUGH_A_CORE * cores,
-        _ => ENOUGH,
+        _ => gpu.facts().enough,
     }
 }
 
@@ -153,7 +152,9 @@ impl Reduce {
         let (steps, units) = (codegen.axis_steps(), codegen.invocations());
         let team = match gpu.style() {
             Style::Workgroup if self.along(views) => Team::along(gpu, self.full()[self.axis] / 4),
-            Style::Workgroup if units < ENOUGH && steps >= LEAST_IN_TEAM * ACROSS => Team::Across(ACROSS),
+            Style::Workgroup if units < gpu.facts().enough && steps >= LEAST_IN_TEAM * ACROSS => {
+                Team::Across(ACROSS)
+            }
             _ => Team::Own,
         };
         let own = steps.div_ceil(team.size());

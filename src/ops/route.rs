@@ -1,5 +1,6 @@
 //! Dense routing: mixtures of four cells' outputs by the routers' probabilities, one kernel each way. The
-//! composition of four mixtures reads every cell four times forward and twelve times backward.
+//! composition of four mixtures reads every cell four times forward and twelve times backward. The first cell is a ReLU
+//! (DIME's rectified identity cell): given its input, its output is never stored.
 
 use super::codegen::{Lane, each, fill};
 use super::reduce::{enough, sum_buffers};
@@ -26,7 +27,7 @@ pub fn route(cells: [&Tensor; 4], weights: &Tensor) -> Tensor {
     split_with(Route::One, &[a, b, c, d, weights], |y| vec![y.select(0)]).remove(0)
 }
 
-/// A mixture as in [`route`], added to `rest [outer, inner, ..]`, where `shares [.., 1, 4]` are parts of a whole of
+/// A mixture as in [`route`] of `max(cell, 0)` and three others, added to `rest [outer, inner, ..]`, where `shares [.., 1, 4]` are parts of a whole of
 /// which the rest has taken its own: weights over their sum, that sum without a gradient. The gradient of a share is
 /// that of its weight times the sum: of `y = (w x + ..) / (w + ..)` it is `x - y`, in which nothing large cancels.
 #[track_caller]
@@ -35,7 +36,7 @@ pub fn route_shares(cells: [&Tensor; 4], shares: &Tensor, rest: &Tensor) -> Tens
     split_with(Route::Rest, &[a, b, c, d, shares, rest], |y| vec![y.select(0)]).remove(0)
 }
 
-/// Four mixtures as in [`route`], by `weights [.., 4, 4]`, a row a mixture. Their gradient goes to `shares [.., 4, 4]`
+/// Four mixtures as in [`route`] of `max(cell, 0)` and three others, by `weights [.., 4, 4]`, a row a mixture. Their gradient goes to `shares [.., 4, 4]`
 /// in their place: probabilities over their sum, that sum without a gradient. The gradient of a share is that of its
 /// probability times the sum: of the mean `m = (p x + ..) / (p + ..)` it is `x - m`. The weights may hold more than the
 /// shares; what else they mix is no part of the mean.
@@ -62,6 +63,11 @@ enum Route {
 impl Route {
     fn mixtures(self) -> usize {
         if matches!(self, Self::One | Self::Rest) { 1 } else { 4 }
+    }
+
+    /// Whether the first input is taken through a ReLU.
+    fn rectifies(self) -> bool {
+        matches!(self, Self::Rest | Self::Means)
     }
 }
 
@@ -152,6 +158,7 @@ impl Op for Route {
             constants: &[
                 ("mixtures", self.mixtures() as f64),
                 ("transposed", f64::from(u8::from(*self == Self::Cells))),
+                ("rectified", f64::from(u8::from(self.rectifies()))),
             ],
             reads: if *self == Self::Means { &x[..5] } else { x },
             writes: &[y],
@@ -179,8 +186,9 @@ impl Op for Route {
                         let place = if *self == Self::Cells { 4 * j + i } else { 4 * i + j };
                         let w = x[4].data[at(4) * 4 * shape[0] + place];
                         for m in 0..pairs.m {
-                            y.data[((i * pairs.outer + o) * pairs.inner + n) * pairs.m + m] +=
-                                w * x[j].data[at(j) * pairs.m + m];
+                            let value = x[j].data[at(j) * pairs.m + m];
+                            let cell = if j == 0 && self.rectifies() { value.max(0.0) } else { value };
+                            y.data[((i * pairs.outer + o) * pairs.inner + n) * pairs.m + m] += w * cell;
                         }
                     }
                 }
@@ -215,7 +223,10 @@ impl Pullback for Route {
                 to_side(&compute(RouteGrad { whole: whole.is_some() }, &x), back.shape(i)).into()
             })
         };
-        let cell = |j: usize| back.needs(j).then(|| weighted(&g[0], back.x(4), j, back.shape(j)));
+        let through = |j: usize, grad: Grad| {
+            if j == 0 && self.rectifies() { rectified(grad, back.x(0)) } else { grad }
+        };
+        let cell = |j: usize| back.needs(j).then(|| through(j, weighted(&g[0], back.x(4), j, back.shape(j))));
         match self {
             Self::One | Self::Cells => (0..4).map(cell).chain([None]).collect(),
             Self::Rest => {
@@ -225,7 +236,7 @@ impl Pullback for Route {
             }
             Self::Means => {
                 let all = compute(Self::Cells, &[&g[0], &g[1], &g[2], &g[3], back.x(4)]);
-                let cell = |j: usize| to_side(&all.select(j), back.shape(j)).into();
+                let cell = |j: usize| through(j, to_side(&all.select(j), back.shape(j)).into());
                 let cells = (0..4).map(|j| back.needs(j).then(|| cell(j)));
                 cells.chain([None, shares(5, None)]).collect()
             }
@@ -253,6 +264,13 @@ fn weighted(g: &Tensor, w: &Tensor, j: usize, shape: Shape) -> Grad {
         return Grad { inputs, formula };
     }
     to_side(&super::map(inputs, |_| formula), shape).into()
+}
+
+/// A gradient of `max(x, 0)` as one of `x`.
+fn rectified(Grad { mut inputs, formula }: Grad, x: &Tensor) -> Grad {
+    let value = Expr::input(inputs.len());
+    inputs.push(x.view());
+    Grad { inputs, formula: formula * value.greater(0.0) }
 }
 
 /// A gradient of every pair, summed over the side along which `shape` repeats.
@@ -395,7 +413,8 @@ impl Op for RouteGrad {
             };
             let share = &x[inputs - 5].data[4 * (at(inputs - 5) * mixtures + i)..][..4];
             for m in 0..pairs.m {
-                let cell = |j: usize| x[inputs - 4 + j].data[at(inputs - 4 + j) * pairs.m + m];
+                let read = |j: usize| x[inputs - 4 + j].data[at(inputs - 4 + j) * pairs.m + m];
+                let cell = |j: usize| if j == 0 { read(0).max(0.0) } else { read(j) };
                 let of_pair = |k: usize| x[k].data[pair * pairs.m + m];
                 let mean = if self.whole { of_pair(1) } else { (0..4).map(|k| share[k] * cell(k)).sum() };
                 *value += of_pair(i) * (cell(j) - mean);

@@ -178,9 +178,6 @@ const LEAST_SPLIT: usize = 8;
 
 /// Sides and halves of a workgroup's tile for GPUs, largest first: 128, 64 and 32 rows and columns.
 const BLOCKS: [(usize, usize); 3] = [(16, 2), (16, 1), (8, 1)];
-/// Invocations below which a GPU takes smaller tiles, and splits a long k: measured on an H200, whose training step took
-/// 0.8 of the time that it took with a quarter of them.
-const ENOUGH: usize = 1 << 16;
 /// Steps of four k that a split keeps at least on a GPU: a shorter one takes less time than the dispatch that joins them.
 const LEAST_SPLIT_ON_GPU: usize = 64;
 
@@ -202,12 +199,12 @@ pub(super) fn plan(op: &MatMul, gpu: &Gpu, can_split: bool) -> (Vec<Way>, Vec<us
     let matrices = in_matrices(op, gpu);
     match gpu.style() {
         // Who asks for matrices gets them, whatever they cost.
-        _ if !matrices.is_empty() && asked(gpu) => in_blocks(op, &matrices, can_split),
+        _ if !matrices.is_empty() && asked(gpu) => in_blocks(op, &matrices, can_split, gpu.facts().enough),
         Style::Direct => (vec![on_cores(op, gpu, &DIRECT, 1, can_split)], vec![0]),
         Style::Subgroup => (vec![on_cores(op, gpu, &SUBGROUP, lanes, can_split)], vec![0]),
         Style::Workgroup => {
             let blocks = BLOCKS.map(|(side, halves)| Form::Block { side, halves });
-            in_blocks(op, &[&blocks, matrices.as_slice()].concat(), can_split)
+            in_blocks(op, &[&blocks, matrices.as_slice()].concat(), can_split, gpu.facts().enough)
         }
     }
 }
@@ -240,8 +237,8 @@ fn on_cores(op: &MatMul, gpu: &Gpu, tuning: &Tuning, lanes: usize, can_split: bo
 }
 
 /// For a GPU: waste weighed against idle cores; its loads are shared, its compiler is quick. A long k is split so that
-/// `ENOUGH` invocations share it, or a quarter as many.
-fn in_blocks(op: &MatMul, forms: &[Form], can_split: bool) -> (Vec<Way>, Vec<usize>) {
+/// `enough` invocations share it, or a quarter as many.
+fn in_blocks(op: &MatMul, forms: &[Form], can_split: bool, enough: usize) -> (Vec<Way>, Vec<usize>) {
     let most = if can_split { (op.k / (4 * LEAST_SPLIT_ON_GPU)).max(1) } else { 1 };
     let tiles = |form: Form| {
         let (height, width) = form.covers();
@@ -250,7 +247,7 @@ fn in_blocks(op: &MatMul, forms: &[Form], can_split: bool) -> (Vec<Way>, Vec<usi
     let cost = |form: Form| {
         let (height, width) = form.covers();
         let work = (tiles(form) * op.k * op.sum * height * width) as f64;
-        let idle = (ENOUGH as f64 / (tiles(form) * most * form.invocations()) as f64).clamp(1.0, 4.0);
+        let idle = (enough as f64 / (tiles(form) * most * form.invocations()) as f64).clamp(1.0, 4.0);
         let [each, once, of_value] = form.costs();
         let values = (op.m * op.k * op.batches() * op.sum) as f64;
         work * (1.0 + 32.0 / height as f64) * idle * each + once + of_value * values
@@ -258,7 +255,7 @@ fn in_blocks(op: &MatMul, forms: &[Form], can_split: bool) -> (Vec<Way>, Vec<usi
     let way = |form: &Form, enough: usize| {
         (*form, enough.div_ceil((tiles(*form) * form.invocations()).max(1)).clamp(1, most))
     };
-    let ways: Vec<Way> = [ENOUGH, ENOUGH / 4].iter().flat_map(|n| forms.iter().map(|f| way(f, *n))).collect();
+    let ways: Vec<Way> = [enough, enough / 4].iter().flat_map(|n| forms.iter().map(|f| way(f, *n))).collect();
     let mut planned: Vec<usize> = (0..forms.len()).collect();
     planned.sort_by(|x, y| cost(forms[*x]).total_cmp(&cost(forms[*y])));
     // The best of either kind is among them: no plan knows how fast a card's matrix units are.

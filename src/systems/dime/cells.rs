@@ -29,8 +29,8 @@ pub(super) const CELLS: [&str; 4] = ["ric", "glgc", "imrc", "cmrc"];
 
 type Cell = fn(&Run, &Scope, &Tensor, &Guides) -> Tensor;
 
-/// The four cells' outputs for their inputs, in the order of [`CELLS`]. All but the first, which keeps next to
-/// nothing, are recomputed where the run says so.
+/// The four cells' outputs for their inputs, in the order of [`CELLS`], but for the first one's ReLU, which the mixtures
+/// take: its input. The others are recomputed where the run says so.
 pub(super) fn outputs(run: &Run, scope: &Scope, x: [&Tensor; 4], guides: &Guides) -> [Tensor; 4] {
     let rest: [(usize, Cell); 3] = [(1, guidance), (2, intra_modal), (3, cross_modal)];
     let [b, c, d] = rest.map(|(j, cell)| {
@@ -40,7 +40,7 @@ pub(super) fn outputs(run: &Run, scope: &Scope, x: [&Tensor; 4], guides: &Guides
             _ => cell(run, &scope, x[j], guides),
         }
     });
-    [x[0].map(Expr::relu), b, c, d]
+    [x[0].clone(), b, c, d]
 }
 
 /// A cell of which the tape keeps the inputs and weights only.

@@ -8,7 +8,7 @@ use super::mask::{self, Mask};
 use super::{Direction, Run};
 use crate::nn::{BatchNorm, Scope, add_all, linear};
 use crate::ops::{
-    Act, Paths, add, concat, materialize, route, route_means, route_shares, scaled_sum_of, sum_of,
+    Act, Expr, Paths, add, concat, materialize, route, route_means, route_shares, scaled_sum_of, sum_of,
 };
 use crate::systems::Items;
 use crate::tensor::Tensor;
@@ -72,13 +72,14 @@ fn lift(dims: &[usize], axis: usize) -> [usize; 4] {
     [dims[0], dims[1], dims[2], dims[3]]
 }
 
-/// The four cells' outputs and what their routers give, `[4 cells, .., outputs]`.
+/// The four cells' outputs, the first before its ReLU, and what their routers give, `[4 cells, .., outputs]`.
 fn cells(run: &Run, module: &Scope, layer: usize, x: [&Tensor; 4], guides: &Guides) -> ([Tensor; 4], Tensor) {
     let scope = module.sub(&format!("dynamic_itr_l{layer}"));
     let outputs = cells::outputs(run, &scope, x, guides);
     let routers = routers(run, &scope, x, guides.mask.as_deref());
     for (j, name) in CELLS.iter().enumerate().filter(|_| run.pass.taps().is_some()) {
-        run.pass.tap(&format!("cell_l{layer}.{name}"), &outputs[j]);
+        let output = if j == 0 { outputs[0].map(Expr::relu) } else { outputs[j].clone() };
+        run.pass.tap(&format!("cell_l{layer}.{name}"), &output);
         let router = materialize(routers.view().slice(0, j, 1).squeeze(0));
         run.pass.tap(&format!("router_l{layer}.{name}"), &router);
     }
