@@ -23,6 +23,8 @@ const MASKED_QUERIES = false; // scores past the caption's end are 0
 const MASKED_CONTEXT = false; // weights past the caption's end are 0
 const VECTOR = 4u; // values of T
 const EXACT = true; // whether a row has as many elements as are repeated
+const CELLS = 512u; // room in workgroup memory for a pair's scores
+const SIDE = 64u; // and for its queries, or its context
 const q = 0u; // the element that is repeated
 //: end
 

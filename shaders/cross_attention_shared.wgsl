@@ -1,7 +1,5 @@
 // As cross_attention, for GPUs: a workgroup shares a pair, in its memory, value by value.
 //: use cross_attention_scores
-const CELLS = 1536u; // of a pair, at most
-const SIDE = 128u; // queries, and context, at most
 var<workgroup> scores: array<f32, CELLS>; // past the leaky ReLU
 var<workgroup> slopes: array<f32, CELLS>; // gradients of the scores over their norms
 var<workgroup> norms: array<f32, SIDE>; // of columns

@@ -20,9 +20,9 @@ const ONE: &str = "fn fold_sum(x: T) -> f32 { return x; }\nfn fold_max(x: T) -> 
 /// rounded up to eights, so that captions of any length share few kernels.
 const MOST_FOURS: usize = 16;
 const MOST_ONES: usize = 40;
-/// Scores of a pair, and rows or columns, that workgroup memory holds: as in SHARED.
-const CELLS: usize = 1536;
-const SIDE: usize = 128;
+/// Steps in which a kernel's room in workgroup memory grows: for scores of a pair, and for rows or columns.
+const CELLS: usize = 512;
+const SIDE: usize = 64;
 
 /// What scores are divided by.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -286,6 +286,9 @@ impl Op for CrossAttentionGrad {
 struct Plan {
     /// Whether a workgroup shares a pair, in its memory; else an invocation owns one.
     shared: bool,
+    /// There: room for scores, and for rows or columns.
+    cells: usize,
+    side: usize,
     /// Values of an element.
     vector: usize,
     /// Elements of a row that are unrolled, and whether a row has as many.
@@ -307,9 +310,14 @@ impl Plan {
         let normed = op.over != QueryNorm::None;
         let masked = masked.then_some(op.words);
         let plus = matches!(op.over, QueryNorm::Plus(_));
-        let plan = Self { shared, vector, unrolled, exact: unrolled == needed, normed, plus, masked };
+        let (cells, side) = match shared {
+            true => ((rows * columns).next_multiple_of(CELLS), rows.max(columns).next_multiple_of(SIDE)),
+            false => (0, 0),
+        };
+        let exact = unrolled == needed;
+        let plan = Self { shared, cells, side, vector, unrolled, exact, normed, plus, masked };
         let fits = match (shared, vector) {
-            (true, _) => rows * columns <= CELLS && rows.max(columns) <= SIDE,
+            (true, _) => 8 * cells + 12 * side <= gpu.facts().workgroup_memory as usize,
             (false, 4) => unrolled <= MOST_FOURS,
             (false, _) => unrolled <= MOST_ONES,
         };
@@ -331,13 +339,15 @@ impl Plan {
     fn source(&self, grad: bool) -> String {
         let variant = format!(
             "const GRAD = {grad};\nconst NORMED = {};\nconst PLUS = {};\nconst MASKED_QUERIES = {};\n\
-             const MASKED_CONTEXT = {};\nconst VECTOR = {}u;\nconst EXACT = {};",
+             const MASKED_CONTEXT = {};\nconst VECTOR = {}u;\nconst EXACT = {};\nconst CELLS = {}u;\nconst SIDE = {}u;",
             self.normed,
             self.plus,
             self.masked == Some(WordAxis::Queries),
             self.masked == Some(WordAxis::Context),
             self.vector,
             self.exact,
+            self.cells,
+            self.side,
         );
         let mut parts = vec![("variant", &*variant)];
         parts.extend((self.vector == 1).then_some(("type", ONE)));
@@ -400,6 +410,8 @@ pub(super) fn cases() -> Vec<Case> {
             },
         )
         .with(1, Values::Whole(5)),
+        case("cross_attention", "many regions by words", &[&[2, 2, 49, 38], &[2]], bound, context)
+            .with(1, Values::Whole(38)),
         case("cross_attention", "a context past one kernel", &[&[2, 2, 9, 147], &[2]], bound, context)
             .with(1, Values::Whole(147)),
         case("cross_attention", "queries past one kernel", &[&[2, 2, 147, 41], &[2]], bound, queries)

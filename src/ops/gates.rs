@@ -38,7 +38,7 @@ fn choices(kernel: &str, variant: &dyn Debug) -> Vec<String> {
     let choice = |field: &String| {
         let (name, value) = field.trim().split_once(": ")?;
         let value = if name == "held" { value.split('(').next()? } else { value };
-        (name != "unrolled").then(|| format!("{kernel} with {name}: {value}"))
+        (!["unrolled", "cells", "side"].contains(&name)).then(|| format!("{kernel} with {name}: {value}"))
     };
     all.iter().filter_map(choice).collect()
 }
