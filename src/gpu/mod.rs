@@ -144,7 +144,7 @@ impl Gpu {
         Ok(Self(Rc::new(Shared {
             pool: RefCell::new(Pool::new(options.guards)),
             recorder: RefCell::new(recorder),
-            submitter: Submitter::new(&device, &queue),
+            submitter: Submitter::new(&device, &queue)?,
             pipelines: RefCell::default(),
             profile: RefCell::new(Profile::new(options.profile)),
             epoch: Cell::new(1),

@@ -8,6 +8,8 @@ use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::error::{Error, Result};
+
 /// Submissions the device may be behind.
 const IN_FLIGHT: usize = 3;
 /// Orders that wait for the thread.
@@ -47,7 +49,9 @@ pub(super) struct Submitter {
 }
 
 impl Submitter {
-    pub(super) fn new(device: &wgpu::Device, queue: &wgpu::Queue) -> Self {
+    /// # Errors
+    /// A system that gives no thread.
+    pub(super) fn new(device: &wgpu::Device, queue: &wgpu::Queue) -> Result<Self> {
         let (orders, received) = mpsc::sync_channel::<Order>(WAITING);
         let busy = Arc::new(AtomicU64::new(0));
         let mut context = Context {
@@ -65,8 +69,11 @@ impl Submitter {
                 counted.fetch_add(worked.as_nanos() as u64, Ordering::Relaxed);
             }
         };
-        let thread = std::thread::Builder::new().name("submitter".into()).spawn(work);
-        Self { orders: Some(orders), thread: Some(thread.expect("a thread can be started")), busy }
+        let thread = std::thread::Builder::new().name("submitter".into()).spawn(work).map_err(|e| {
+            Error::new(format!("no thread can be started that submits work: {e}"))
+                .cure("end other programs, or allow more threads (`ulimit -u`)")
+        })?;
+        Ok(Self { orders: Some(orders), thread: Some(thread), busy })
     }
 
     /// Has an order carried out after those before it; waits while others wait. After a panic there nothing is done: a copy
