@@ -16,6 +16,7 @@ mod hinge;
 mod layer_norm;
 mod map;
 mod matmul;
+mod max_grad;
 mod norm;
 mod pack;
 mod paths;

@@ -4,8 +4,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::codegen::{Codegen, Lane, distinct, fill, param, pointwise};
 use super::map::{broadcast_all, gather, kept_inputs, pullbacks};
+use super::max_grad::MaxGrad;
 use super::registry::{Case, POINT, Values, case, sums};
-use super::rows::{Team, fits};
+use super::rows::Team;
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, MAX_LOOP, Style, Words};
 use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
@@ -14,7 +15,6 @@ use crate::tensor::{
 };
 
 const KERNEL: Kernel = Kernel { name: "reduce", text: include_str!("../../shaders/reduce.wgsl") };
-const MAX_GRAD: Kernel = Kernel { name: "max_grad", text: include_str!("../../shaders/max_grad.wgsl") };
 
 /// Values that are summed before their sum is added to the rest: rounding grows with the longer of both.
 const PART: usize = 32;
@@ -325,9 +325,7 @@ pub(super) fn variants(gpu: &Gpu) -> Vec<super::gates::Variant> {
             }
         }
     }
-    let walks =
-        teams.iter().filter(|team| !matches!(team, Team::Across(_))).map(|team| MaxWalk { team: *team });
-    all.extend(walks.map(|walk| super::gates::Variant::new("max_grad", &walk, walk.source())));
+    all.extend(super::max_grad::variants(&teams));
     all
 }
 
@@ -400,91 +398,6 @@ impl Pullback for Reduce {
             Kind::Sum => pullbacks(&self.program, &self.views, back, Some(self.axis), self.factor),
             Kind::Max => vec![Some(compute(MaxGrad { axis: self.axis }, &[back.x(0), back.g()]).into())],
         }
-    }
-}
-
-/// The gradient of a maximum: `g` at the first place of the largest value, 0 elsewhere.
-#[derive(Clone, Debug)]
-struct MaxGrad {
-    axis: usize,
-}
-
-/// A kernel's variant: who walks an axis.
-#[derive(Clone, Copy, Debug)]
-struct MaxWalk {
-    team: Team,
-}
-
-/// How a team's invocation begins: its axis, its place in the team, and where it ends to store.
-const MAX_ENTRY: &str = "@compute @workgroup_size(GROUP)
-fn main(
-    @builtin(global_invocation_id) id: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) local: u32,
-) {
-    join(local);
-    let at = linear_id(id, groups);
-    let i = min(at / TEAM, p.count - 1u);
-    let end = select(0u, p.n, i == at / TEAM);
-    let member = at % TEAM;";
-
-/// The first place among those of the team's members that found the largest value: floats hold places as they are.
-const JOINED: &str = "    let most = fold_max(largest);
-    first = u32(-fold_max(select(-3e38, -f32(first), largest == most)));";
-
-impl MaxWalk {
-    fn source(self) -> String {
-        let folds = self.team.folds("f32", Lane::Single);
-        let parts = [("team", folds.as_str()), ("entry", MAX_ENTRY), ("joined", JOINED)];
-        fill(MAX_GRAD.text, if self.team == Team::Own { &[] } else { &parts })
-    }
-}
-
-impl Op for MaxGrad {
-    fn name(&self) -> &'static str {
-        "max_grad"
-    }
-
-    fn shape(&self, x: &[Shape]) -> Shape {
-        x[0]
-    }
-
-    fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, shapes: &[Shape]) {
-        let (outer, n, inner) = shapes[0].split(self.axis);
-        let team = if inner == 1 { Team::along(gpu, n / 4) } else { Team::Own };
-        let loops = 2 * (n.div_ceil(team.size()) + team.fold_loops());
-        if !fits(gpu, &MAX_GRAD, n, loops) {
-            return;
-        }
-        let walk = MaxWalk { team };
-        #[cfg(test)]
-        super::gates::planned("max_grad", &walk);
-        let together = matches!(team, Team::Subgroup(_));
-        gpu.dispatch(&Launch {
-            kernel: MAX_GRAD,
-            body: Some((2 * team.size() as u64 + u64::from(together), &|| walk.source())),
-            constants: &[],
-            reads: x,
-            writes: &[y],
-            params: Words::default().sizes(&[outer * inner, n, inner]),
-            grid: Grid::Invocations(outer * inner * team.size()),
-            loops,
-        });
-    }
-
-    fn host(&self, x: &[ArrayView]) -> Array {
-        let (outer, n, inner) = x[0].shape.split(self.axis);
-        let mut y = Array::zeros(x[0].shape);
-        for o in 0..outer {
-            for i in 0..inner {
-                let at = |k: usize| (o * n + k) * inner + i;
-                let first = (0..n).fold(0, |m, k| if x[0].data[at(k)] > x[0].data[at(m)] { k } else { m });
-                if n > 0 {
-                    y.data[at(first)] = x[1].data[o * inner + i];
-                }
-            }
-        }
-        y
     }
 }
 
