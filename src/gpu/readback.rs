@@ -68,7 +68,8 @@ impl Copy {
         let gpu = &self.gpu;
         let submission = self.submission.recv().map_err(|_| lost("nothing is submitted any more"))?;
         recorder::wait_for(gpu, submission)?;
-        if !matches!(self.mapped.try_recv(), Ok(Ok(()))) {
+        // The other thread may have come first to telling that it is mapped, and may not be done with it.
+        if !matches!(self.mapped.recv(), Ok(Ok(()))) {
             return Err(lost("a readback failed"));
         }
         let view = self.staging.get_mapped_range(..self.bytes).map_err(|e| lost(&e.to_string()))?;
