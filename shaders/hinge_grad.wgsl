@@ -2,31 +2,15 @@
 // what those that count get. Of equal largest violations the first counts.
 //: use hinge_pairs
 @group(0) @binding(2) var<storage, read> g: array<f32>; // [2, n]: the costs' gradient
-@group(0) @binding(3) var<storage, read_write> y: array<f32>; // [images, captions]
-@group(0) @binding(4) var<uniform> p: Params;
+@group(0) @binding(3) var<storage, read> about: array<vec2<f32>>; // [2, n]: place of the largest violation; weights
+@group(0) @binding(4) var<storage, read_write> y: array<f32>; // [images, captions]
 
-// The share of a cost's gradient that `pair`, another of an item, gets; of its own pair, less those of all others.
+// The share of a cost's gradient that `pair`, another of an item, gets; its own pair also less those of all.
 fn share(side: u32, own: u32, pair: u32) -> f32 {
-    var top = 0.0;
-    var at = 0u;
-    var all = 0.0;
-    for (var other = 0u; other < others(side); other++) {
-        let v = violation(side, own, other);
-        if v > 0.0 {
-            all += weight(side, own, other);
-        }
-        if v > top {
-            top = v;
-            at = other;
-        }
-    }
-    var counts = violation(side, own, pair) > 0.0;
-    if hardest {
-        counts = counts && at == pair;
-        all = select(0.0, weight(side, own, at), top > 0.0);
-    }
+    let a = about[side * p.n + own];
+    let counts = violation(side, own, pair) > 0.0 && (!hardest || pair == u32(a.x));
     let gets = select(0.0, weight(side, own, pair), counts);
-    return select(gets, gets - all, own == pair);
+    return select(gets, gets - a.y, own == pair);
 }
 
 @compute @workgroup_size(GROUP)

@@ -10,6 +10,7 @@ struct Params {
 }
 @group(0) @binding(0) var<storage, read> sims: array<f32>; // [images, captions]
 @group(0) @binding(1) var<storage, read> without: array<f32>; // [n, n]: 1 for pairs left out; sims if not listed
+@group(0) @binding(5) var<uniform> p: Params;
 
 fn others(side: u32) -> u32 { return select(p.images, p.captions, side == 0u); }
 

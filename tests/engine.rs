@@ -11,7 +11,10 @@ use crossweave::eval::choices::ChoicesFolder;
 use crossweave::gpu::{Choices, Class, Gpu, Grid, Kernel, Launch, MAX_LOOP, Options, Store, Style, Words};
 use crossweave::host::Rng;
 use crossweave::ops::registry::cases;
-use crossweave::ops::{Act, AdamState, AdamStep, Expr, adam, map, materialize, sum_of_squares, write};
+use crossweave::ops::{
+    Act, AdamState, AdamStep, CrossAttention, Expr, QueryNorm, WordAxis, adam, map, materialize,
+    sum_of_squares, write,
+};
 use crossweave::tensor::{Device, Tape, Tensor};
 use crossweave::{Error, Kind};
 
@@ -197,6 +200,23 @@ fn a_reading_has_the_values_of_its_beginning_whatever_comes_after() {
         }
         assert_eq!(values(&y), [1.0, 11.0, 3.0]);
         assert!(device.full([0], 1.0).begin_read().expect("begun").finish().expect("nothing").is_empty());
+    }
+}
+
+#[test]
+fn a_reading_is_whole_whichever_thread_hears_of_it() {
+    for device in devices() {
+        let x = device.full([64], 1.0);
+        for round in 0..200 {
+            let reading = x.begin_read().expect("the device works");
+            let mut y = x.clone();
+            for _ in 0..8 {
+                y = y.map(|v| v + 1.0);
+                // The thread that submits waits for older submissions, and hears of the reading's.
+                gpu_of(&device).flush().expect("the device works");
+            }
+            assert_eq!(reading.finish().expect("the device works"), [1.0; 64], "round {round}");
+        }
     }
 }
 
@@ -428,6 +448,16 @@ fn nothing_goes_through_every_family() {
             none(empty(&[0, 6]).l2norm(axis, 1e-12), &[0, 6]);
         }
         none(empty(&[0, 6]).layer_norm(&full(&[6]), &full(&[6]), 1e-5), &[0, 6]);
+        none(empty(&[100, 0]).layer_norm(&empty(&[0]), &empty(&[0]), 1e-5), &[100, 0]);
+        zero(
+            full(&[2, 5, 32]).attention(&empty(&[2, 0, 32]), &empty(&[2, 0, 32]), 4, 1.0, None),
+            &[2, 5, 32],
+        );
+        for dims in [[2, 2, 0, 5], [2, 2, 5, 0]] {
+            let over = QueryNorm::Max(1e-8);
+            let how = CrossAttention { leaky: None, over, scale: 4.0, words: WordAxis::Context };
+            none(how.weights(&empty(&dims), None), &dims);
+        }
         none(empty(&[0, 5]).linear(&full(&[7, 5]), Some(&full(&[7])), Act::Relu), &[0, 7]);
         none(full(&[2, 5]).linear(&empty(&[0, 5]), None, Act::None), &[2, 0]);
         zero(empty(&[2, 3, 0]).linear(&empty(&[7, 0]), None, Act::None), &[2, 3, 7]);
@@ -442,9 +472,11 @@ fn gradients_pass_through_nothing() {
     for device in devices() {
         let tape = Tape::new();
         let x = tape.leaf(&device.tensor([0, 5], &[]));
-        let w = tape.leaf(&device.full([4, 5], 1.0));
-        let y = x.linear(&w, None, Act::Tanh).l2norm(-1, 1e-12).softmax(-1, 1.0).sum_all();
+        let (w, b) = (tape.leaf(&device.full([4, 5], 1.0)), tape.leaf(&device.full([4], 1.0)));
+        let normed = x.linear(&w, None, Act::Tanh).l2norm(-1, 1e-12).layer_norm(&b, &b, 1e-5);
+        let y = normed.softmax(-1, 1.0).sum_all();
         let grads = tape.backward(&y);
+        assert_eq!(values(grads.of(&b).expect("b has a gradient")), [0.0; 4]);
         assert_eq!(grads.of(&x).map(|g| g.dims().to_vec()), Some(vec![0, 5]));
         assert!(values(grads.of(&w).expect("w has a gradient")).iter().all(|v| *v == 0.0));
     }

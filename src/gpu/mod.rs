@@ -1,4 +1,4 @@
-//! The device: adapter choice, buffer pool, kernels, recorder and profile. Bytes and kernels, no tensors;
+//! The device: adapter choice, buffer pool, kernels, recorder, submitter and profile. Bytes and kernels, no tensors;
 //! the only layer that names `wgpu`.
 
 mod adapter;
@@ -144,7 +144,7 @@ impl Gpu {
         Ok(Self(Rc::new(Shared {
             pool: RefCell::new(Pool::new(options.guards)),
             recorder: RefCell::new(recorder),
-            submitter: Submitter::new(&device, &queue)?,
+            submitter: Submitter::new(&device, &queue, fault.clone())?,
             pipelines: RefCell::default(),
             profile: RefCell::new(Profile::new(options.profile)),
             epoch: Cell::new(1),
@@ -196,7 +196,8 @@ impl Gpu {
     }
 
     /// As [`Gpu::upload`], from the bytes of f32 values in this machine's order, in parts that follow each other
-    /// and need no alignment: many are copied once, into memory that the device reads.
+    /// and need no alignment: a mebibyte and more is copied once, into memory that the
+    /// device reads.
     pub fn upload_bytes(&self, parts: &[&[u8]]) -> Buf {
         let bytes: usize = parts.iter().map(|part| part.len()).sum();
         assert!(bytes.is_multiple_of(4), "{bytes} bytes of f32 values");
@@ -265,7 +266,12 @@ impl Gpu {
     pub fn stats(&self) -> Stats {
         let pool = self.0.pool.borrow();
         let pipelines = self.0.pipelines.borrow().len();
-        self.0.profile.borrow().stats(&pool, pipelines, self.0.submitter.busy())
+        let stats = self.0.profile.borrow().stats(&pool, pipelines);
+        Stats {
+            waited: stats.waited + self.0.submitter.waited(),
+            submitting: self.0.submitter.busy(),
+            ..stats
+        }
     }
 
     /// Begins to time every kernel, or ends it. The adapter's own timestamps are read where it has them; else

@@ -1,4 +1,4 @@
-//! The command stream: dispatches are kept as a list, one compute pass and one submission each.
+//! The command stream: dispatches are kept as a list, which is encoded into one compute pass and submitted as a whole.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -105,7 +105,7 @@ struct Command {
 
 pub(super) struct Recorder {
     commands: Vec<Command>,
-    /// What they are, where they are timed.
+    /// What they are, for who times them.
     timed: Vec<Timed>,
     /// Made when profiling first needs it.
     clock: Option<Clock>,
@@ -172,7 +172,7 @@ pub(super) fn dispatch(gpu: &Gpu, launch: &Launch) {
     let most = if gpu.0.facts.class == Class::Hardware { FLUSH_AFTER_ON_GPU } else { FLUSH_AFTER };
     let full = recorder.commands.len() >= most || padded + PARAM_BYTES > ARENA_BYTES;
     let profiling = gpu.0.profile.borrow().on;
-    recorder.timed.extend(profiling.then_some(timed));
+    recorder.timed.push(timed);
     if full || (profiling && !has_clock(gpu)) {
         submit(gpu, &mut recorder);
         drop(recorder);
@@ -272,7 +272,8 @@ fn submit(gpu: &Gpu, rec: &mut Recorder) {
     let (uniforms, profiling) = (rec.uniforms.clone(), gpu.0.profile.borrow().on);
     let clock = || Clock::new(&gpu.0.device, &gpu.0.queue, FLUSH_AFTER);
     let clock = (profiling && has_clock(gpu)).then(|| rec.clock.get_or_insert_with(clock).clone());
-    rec.clocked = std::mem::take(&mut rec.timed);
+    let timed = std::mem::take(&mut rec.timed);
+    rec.clocked = if profiling { timed } else { Vec::new() };
     gpu.0.submitter.send(move |context| {
         context.queue.write_buffer(&uniforms, 0, &arena);
         let mut encoder = context.device.create_command_encoder(&Default::default());

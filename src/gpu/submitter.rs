@@ -1,6 +1,7 @@
 //! The thread that encodes recorded work and submits it, in its order, while more is recorded: with the driver's share that
 //! is half of a small step's CPU time.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,6 +9,8 @@ use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::recorder::lost;
+use super::{Fault, report};
 use crate::error::{Error, Result};
 
 /// Submissions the device may be behind.
@@ -46,12 +49,15 @@ pub(super) struct Submitter {
     thread: Option<JoinHandle<()>>,
     /// Nanoseconds it has worked.
     busy: Arc<AtomicU64>,
+    /// How long it was waited for.
+    waited: Cell<Duration>,
+    fault: Fault,
 }
 
 impl Submitter {
     /// # Errors
     /// A system that gives no thread.
-    pub(super) fn new(device: &wgpu::Device, queue: &wgpu::Queue) -> Result<Self> {
+    pub(super) fn new(device: &wgpu::Device, queue: &wgpu::Queue, fault: Fault) -> Result<Self> {
         let (orders, received) = mpsc::sync_channel::<Order>(WAITING);
         let busy = Arc::new(AtomicU64::new(0));
         let mut context = Context {
@@ -73,15 +79,18 @@ impl Submitter {
             Error::new(format!("no thread can be started that submits work: {e}"))
                 .cure("end other programs, or allow more threads (`ulimit -u`)")
         })?;
-        Ok(Self { orders: Some(orders), thread: Some(thread), busy })
+        let waited = Cell::new(Duration::ZERO);
+        Ok(Self { orders: Some(orders), thread: Some(thread), busy, waited, fault })
     }
 
-    /// Has an order carried out after those before it; waits while others wait. After a panic there nothing is done: a copy
-    /// back then says that the device is gone.
+    /// Has an order carried out after those before it; waits while others wait. After a panic there the device counts as
+    /// lost.
     pub(super) fn send(&self, order: impl FnOnce(&mut Context) + Send + 'static) {
-        if let Some(orders) = &self.orders {
-            let _ = orders.send(Box::new(order));
+        let started = Instant::now();
+        if self.orders.as_ref().is_none_or(|orders| orders.send(Box::new(order)).is_err()) {
+            report(&self.fault, lost("the thread that submits has ended"));
         }
+        self.waited.set(self.waited.get() + started.elapsed());
     }
 
     /// As [`Submitter::send`]; what the order gives comes later.
@@ -98,7 +107,15 @@ impl Submitter {
 
     /// Waits until all orders are carried out: what was sent is then submitted.
     pub(super) fn finish(&self) {
-        let _ = self.ask(|_| ()).recv();
+        let answer = self.ask(|_| ());
+        let started = Instant::now();
+        let _ = answer.recv();
+        self.waited.set(self.waited.get() + started.elapsed());
+    }
+
+    /// How long it was waited for in all.
+    pub(super) fn waited(&self) -> Duration {
+        self.waited.get()
     }
 
     /// How long it has worked in all.

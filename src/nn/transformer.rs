@@ -73,7 +73,8 @@ impl Layer<'_> {
             let places = x.device().tensor([rows], &places);
             let hidden =
                 places.map2(lengths.view().repeat(1, 1), |place, n| n.greater(place).select(0.0, NOWHERE));
-            let dropout = self.dropout.map(|(dropouts, rate)| (rate, dropouts.draw()));
+            let dropout = self.dropout.filter(|(_, rate)| *rate > 0.0);
+            let dropout = dropout.map(|(dropouts, rate)| (rate, dropouts.draw()));
             return packed.self_attention(self.heads, scale, Some(&hidden), None, dropout);
         }
         let [q, k, v] = [0, 1, 2].map(|i| materialize(packed.view().slice(2, i * width, width)));

@@ -108,8 +108,9 @@ impl Pending {
     }
 
     fn take(&mut self, id: usize, shape: Shape) -> Incoming {
-        let zeros = || self.device.full(shape, 0.0).into();
-        Incoming::new(self.terms.remove(&id).map_or_else(zeros, total), values)
+        let device = self.device.clone();
+        let compute = move |grad: Option<&Grad>| grad.map_or_else(|| device.full(shape, 0.0), values);
+        Incoming::new(self.terms.remove(&id).map(total), compute)
     }
 }
 
@@ -129,12 +130,16 @@ fn values(grad: &Grad) -> Tensor {
 /// The terms' sum as one formula, of no more tensors than one pass reads: what is more is summed first.
 fn total(terms: Vec<Grad>) -> Grad {
     let (mut inputs, mut total): (Vec<Viewed>, Option<Expr>) = (Vec::new(), None);
-    for term in terms {
+    for mut term in terms {
         let (mut places, mut joined) = places(&inputs, &term);
-        if joined.len() > AT_ONCE {
+        if joined.len() > AT_ONCE && inputs.len() > 1 {
             let so_far = Grad::from(map(inputs, |_| total.take().expect("terms fit one pass")));
             (places, joined) = self::places(&so_far.inputs, &term);
-            total = Some(so_far.formula);
+            (inputs, total) = (so_far.inputs, Some(so_far.formula));
+        }
+        if joined.len() > AT_ONCE && !inputs.is_empty() {
+            term = values(&term).into();
+            (places, joined) = self::places(&inputs, &term);
         }
         let value = term.formula.renumbered(&places);
         total = Some(total.map_or(value.clone(), |total| total + value));

@@ -311,7 +311,10 @@ impl Plan {
         let masked = masked.then_some(op.words);
         let plus = matches!(op.over, QueryNorm::Plus(_));
         let (cells, side) = match shared {
-            true => ((rows * columns).next_multiple_of(CELLS), rows.max(columns).next_multiple_of(SIDE)),
+            true => {
+                let up = |n: usize, step| n.max(1).next_multiple_of(step);
+                (up(rows * columns, CELLS), up(rows.max(columns), SIDE))
+            }
             false => (0, 0),
         };
         let exact = unrolled == needed;

@@ -88,5 +88,6 @@ pub(super) fn cases() -> Vec<Case> {
         case("dropout", "plus a residual", &[&[33, 8], &[33, 8]], POINT, |x| {
             x[0].dropout_plus(0.3, 0x9abc, &x[1])
         }),
+        case("dropout", "plus its own input", &[&[33, 8]], POINT, |x| x[0].dropout_plus(0.3, 0x9abc, &x[0])),
     ]
 }

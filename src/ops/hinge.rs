@@ -1,4 +1,4 @@
-//! The margin hinge loss of image-text matching (VSE++, Faghri et al. 2018), item by item: one kernel each way.
+//! The margin hinge loss of image-text matching (VSE++, Faghri et al. 2018), item by item: one kernel forward, two back.
 
 use super::codegen::fill;
 use super::registry::{Case, Values, case, sums};
@@ -40,24 +40,34 @@ struct Pair {
 }
 
 impl Hinge {
-    fn launch(&self, gpu: &Gpu, kernel: Kernel, reads: &[&Buf], y: &Buf, sims: Shape, listed: bool) {
+    /// Records a kernel with so many invocations; `places` asks for what the gradient needs of each item.
+    fn launch(
+        &self,
+        gpu: &Gpu,
+        kernel: Kernel,
+        reads: [&Buf; 4],
+        y: &Buf,
+        [sims, count]: [Shape; 2],
+        [listed, places]: [bool; 2],
+    ) {
         let (images, captions) = (sims[0], sims[1]);
         let longest = images.max(captions);
-        if !fits(gpu, &kernel, longest, 2 * longest) {
+        if !fits(gpu, &kernel, longest, longest) {
             return;
         }
         let flag = |on: bool| f64::from(u8::from(on));
+        let all = [("hardest", flag(self.hardest)), ("listed", flag(listed)), ("places", flag(places))];
         gpu.dispatch(&Launch {
             kernel,
             body: Some((0, &|| fill(kernel.text, &[]))),
-            constants: &[("hardest", flag(self.hardest)), ("listed", flag(listed))],
-            reads,
+            constants: if kernel == KERNEL { &all } else { &all[..2] },
+            reads: &reads,
             writes: &[y],
             params: Words::default()
-                .sizes(&[y.len(), images.min(captions), images, captions])
+                .sizes(&[count.len(), images.min(captions), images, captions])
                 .floats(&[self.margin as f32]),
-            grid: Grid::Invocations(y.len()),
-            loops: 2 * longest,
+            grid: Grid::Invocations(count.len()),
+            loops: longest,
         });
     }
 
@@ -98,7 +108,8 @@ impl Op for Hinge {
     }
 
     fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, shapes: &[Shape]) {
-        self.launch(gpu, KERNEL, &[x[0], x[x.len() - 1]], y, shapes[0], x.len() > 1);
+        let reads = [x[0], x[x.len() - 1], x[0], x[0]];
+        self.launch(gpu, KERNEL, reads, y, [shapes[0], self.shape(shapes)], [x.len() > 1, false]);
     }
 
     fn host(&self, x: &[ArrayView]) -> Array {
@@ -144,7 +155,12 @@ impl Op for HingeGrad {
 
     fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, shapes: &[Shape]) {
         let (listed, last) = (x.len() > 2, x.len() - 1);
-        self.0.launch(gpu, GRAD, &[x[0], x[last - 1], x[last]], y, shapes[0], listed);
+        let (without, g, items) = (x[last - 1], x[last], shapes[last]);
+        let about = gpu.alloc(2 * items.len());
+        let asked = [x[0], without, x[0], x[0]];
+        self.0.launch(gpu, KERNEL, asked, &about, [shapes[0], items], [listed, true]);
+        let reads = [x[0], without, g, &about];
+        self.0.launch(gpu, GRAD, reads, y, [shapes[0], shapes[0]], [listed, false]);
     }
 
     fn host(&self, x: &[ArrayView]) -> Array {
@@ -162,7 +178,7 @@ impl Op for HingeGrad {
 
     fn cost(&self, x: &[Shape]) -> Cost {
         let n = x[0].len() as f64;
-        Cost { flops: 8.0 * n * (x[0][0] + x[0][1]) as f64, bytes: 8.0 * n }
+        Cost { flops: 24.0 * n, bytes: 16.0 * n }
     }
 }
 
@@ -170,8 +186,10 @@ pub(super) fn cases() -> Vec<Case> {
     let hardest: fn(&[Tensor]) -> Tensor = |x| x[0].hinge_costs(None, 0.2, true);
     let all: fn(&[Tensor]) -> Tensor = |x| x[0].hinge_costs(None, 0.2, false);
     let listed: fn(&[Tensor]) -> Tensor = |x| {
-        // The diagonal, and one pair of three besides.
-        let own: Vec<f32> = (0..49).map(|i| f32::from(u8::from(i % 8 == 0 || i % 3 == 0))).collect();
+        // The diagonal, one pair of three besides, and one of five in part.
+        let out =
+            |i: usize| if i % 8 == 0 || i % 3 == 0 { 1.0 } else { 0.25 * f32::from(u8::from(i % 5 == 0)) };
+        let own: Vec<f32> = (0..49).map(out).collect();
         let without = x[0].device().tensor([7, 7], &own);
         super::add(
             &x[0].hinge_costs(Some(&without), 0.5, true),
@@ -184,6 +202,8 @@ pub(super) fn cases() -> Vec<Case> {
         case("hinge", "all, extra captions", &[&[9, 70]], sums(70), all),
         case("hinge", "all, extra images", &[&[70, 9]], sums(70), all),
         case("hinge", "some left out", &[&[7, 9]], sums(9), listed),
+        case("hinge", "some left out, extra images", &[&[9, 7]], sums(9), listed),
+        case("hinge", "without violations", &[&[5, 5]], sums(5), |x| x[0].hinge_costs(None, -1e3, true)),
         case("hinge", "of one pair", &[&[1, 1]], sums(1), all),
     ]
 }

@@ -128,7 +128,10 @@ impl Op for LayerNormGrad {
 
     fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, shapes: &[Shape]) {
         let (channels, len) = (shapes[1].len(), shapes[0].len());
-        let rows = len / channels.max(1);
+        if channels == 0 {
+            return;
+        }
+        let rows = len / channels;
         let about = gpu.alloc(2 * rows);
         let part = |place: usize, len: usize| y.part(place, len).expect("a place it can bind");
         self.op.dispatch(gpu, GRAD, shapes[0], &[x[0], x[1], x[2]], &[&part(0, len), &about]);
@@ -137,7 +140,7 @@ impl Op for LayerNormGrad {
         }
         let vector = if channels.is_multiple_of(4) { "vec4<f32>" } else { "f32" };
         let columns = if channels.is_multiple_of(4) { channels / 4 } else { channels };
-        let wanted = if rows > LONG { enough(gpu).div_ceil(columns.max(1)) } else { 1 };
+        let wanted = if rows > LONG { enough(gpu).div_ceil(columns) } else { 1 };
         let chunks = wanted.min(rows.div_ceil(LONG / 8)).max(rows.div_ceil(MAX_LOOP)).max(1);
         let target = part(self.place, 2 * channels);
         let partial = (chunks > 1).then(|| gpu.alloc(chunks * 2 * channels));

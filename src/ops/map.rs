@@ -3,6 +3,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::codegen::{Codegen, Lane, distinct, fill, pointwise};
+use super::matmul::Act;
 use super::reduce::{Kind, Reduce, sum_axis};
 use super::registry::{Case, POINT, Values, case, sums};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
@@ -207,9 +208,9 @@ pub(super) fn pullbacks(
     let slopes: Vec<Option<Expr>> = (0..n).map(|i| if back.needs(i) { slope(i) } else { None }).collect();
     let read = |slope: &Expr| (0..n).filter(|j| slope.reads(*j)).count();
     let most = slopes.iter().flatten().map(read).max().unwrap_or(0);
-    // What several gradients or values read is computed once.
+    // What several gradients or values read is computed once, unless that is next to nothing.
     let once = slopes.iter().flatten().count() > 1 || summed.is_some();
-    let g = back.formula(if once { 1 } else { AT_ONCE - most });
+    let g = if once { back.plain() } else { back.formula(AT_ONCE.saturating_sub(most)) };
     let repeated = |g: Viewed| summed.map_or_else(|| g.clone(), |k| g.clone().repeat(k, views[0].shape[k]));
     let g = Grad { inputs: g.inputs.into_iter().map(repeated).collect(), formula: g.formula };
     slopes
@@ -347,7 +348,25 @@ pub(super) fn gather(x: &ArrayView, view: &View) -> Vec<f64> {
 }
 
 pub(super) fn cases() -> Vec<Case> {
+    let square: &[usize] = &[8, 8];
     vec![
+        // One term of seven tensors beside one of one.
+        case("map", "a gradient of more tensors than a pass reads", &[square; 8], sums(8), |x| {
+            let product = x[1..7].iter().fold(x[0].clone(), |y, a| y.map2(a, |y, a| y * a));
+            add(&product, &x[0].linear(&x[7], None, Act::None))
+        })
+        .with(1, Values::Whole(3))
+        .with(2, Values::Whole(3))
+        .with(3, Values::Whole(3))
+        .with(4, Values::Whole(3))
+        .with(5, Values::Whole(3))
+        .with(6, Values::Whole(3)),
+        case("map", "a formula of one tensor nine times", &[&[4, 9], &[4, 9]], POINT, |x| {
+            let column = |i: usize| x[1].view().slice(1, i, 1);
+            let views = [x[0].view().slice(1, 0, 1)].into_iter().chain((0..8).map(column)).collect();
+            map(views, |v| v.iter().skip(1).fold(v[0].clone(), |y, c| y * (c * 0.1 + 1.0))).map(Expr::tanh)
+        })
+        .with(1, Values::Whole(3)),
         case("map", "one input, in fours", &[&[64, 256]], POINT, |x| x[0].map(|x| x.gelu())).bench(),
         case("map", "odd length", &[&[257]], POINT, |x| x[0].map(|x| x.tanh() + x.sigmoid())),
         case("map", "extremes", &[&[3, 84]], POINT, |x| {

@@ -175,6 +175,19 @@ pub(super) fn cases() -> Vec<Case> {
         case("paths", "of a layer", &[pair, pair, pair, pair, of(4).dims()], sums(60), means)
             .with(4, Values::Uniform(0.0, 1.0))
             .bench(),
+        case(
+            "paths",
+            "of routers that give nothing",
+            &[pair, pair, pair, pair, of(4).dims()],
+            sums(60),
+            |x| {
+                // All of an output's four are 0 at half of the places.
+                let r = map(vec![x[4].view(), x[4].view().slice(0, 0, 1).squeeze(0).repeat(0, 4)], |r| {
+                    r[1].greater(0.0).select(&r[0], 0.0)
+                });
+                r.paths(0.1).p
+            },
+        ),
         case("paths", "of the last layer", &[pair, pair, pair, pair, of(1).dims()], sums(60), last)
             .with(4, Values::Uniform(0.0, 1.0)),
     ]

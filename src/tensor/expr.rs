@@ -73,6 +73,8 @@ struct Made {
     node: Node,
     /// Bit `i` is set if input `i` is read.
     reads: u64,
+    /// Operations, shared ones counted wherever they are read.
+    size: u32,
 }
 
 /// Inputs whose bit fits [`Made::reads`].
@@ -80,14 +82,17 @@ const MOST_INPUTS: usize = 64;
 
 impl From<Node> for Expr {
     fn from(node: Node) -> Self {
-        let reads = match &node {
-            Node::Input(i) => 1 << i,
-            Node::Const(_) => 0,
-            Node::Unary(_, x) => x.0.reads,
-            Node::Binary(_, a, b) => a.0.reads | b.0.reads,
-            Node::Select(c, a, b) => c.0.reads | a.0.reads | b.0.reads,
+        let parts = match &node {
+            Node::Input(_) | Node::Const(_) => [None; 3],
+            Node::Unary(_, x) => [Some(x), None, None],
+            Node::Binary(_, a, b) => [Some(a), Some(b), None],
+            Node::Select(c, a, b) => [Some(c), Some(a), Some(b)],
         };
-        Self(Rc::new(Made { node, reads }))
+        let own = if let Node::Input(i) = node { 1 << i } else { 0 };
+        let parts = parts.into_iter().flatten();
+        let reads = parts.clone().fold(own, |all, part| all | part.0.reads);
+        let size = parts.fold(1, |all: u32, part| all.saturating_add(part.0.size));
+        Self(Rc::new(Made { node, reads, size }))
     }
 }
 
@@ -168,6 +173,11 @@ impl Expr {
     /// Tells it from other formulas, as long as both exist.
     pub(super) fn place(&self) -> *const () {
         Rc::as_ptr(&self.0).cast()
+    }
+
+    /// Its operations, inputs and constants, shared ones counted wherever they are read.
+    pub(crate) fn size(&self) -> u32 {
+        self.0.size
     }
 
     /// Whether it reads input `i`.

@@ -99,22 +99,27 @@ impl From<Viewed> for Grad {
     }
 }
 
-/// The gradient of an output: a formula that is computed when its values are first asked for.
+/// The gradient of an output: a formula that is computed when its values are first asked for; zeros if nothing depends on
+/// it.
 pub(crate) struct Incoming {
-    grad: Grad,
+    grad: Option<Grad>,
     values: OnceCell<Tensor>,
-    compute: fn(&Grad) -> Tensor,
+    compute: Box<dyn Fn(Option<&Grad>) -> Tensor>,
 }
 
 impl Incoming {
-    pub(crate) fn new(grad: Grad, compute: fn(&Grad) -> Tensor) -> Self {
-        Self { grad, values: OnceCell::new(), compute }
+    pub(crate) fn new(grad: Option<Grad>, compute: impl Fn(Option<&Grad>) -> Tensor + 'static) -> Self {
+        Self { grad, values: OnceCell::new(), compute: Box::new(compute) }
     }
 
     fn values(&self) -> &Tensor {
-        self.values.get_or_init(|| (self.compute)(&self.grad))
+        self.values.get_or_init(|| (self.compute)(self.grad.as_ref()))
     }
 }
+
+/// Operations up to which a formula goes on through pointwise gradients. Longer ones would grow without end, and their
+/// parts be computed again and again.
+const MOST_OPERATIONS: u32 = 64;
 
 /// What a gradient sees: the incoming gradient and what [`Pullback::keep`] asked for. Nothing in it is tracked.
 pub struct Back {
@@ -160,11 +165,17 @@ impl Back {
     /// The same as a formula of so many tensors at most: what is pointwise goes on from it without storing its values.
     pub fn formula(&self, most: usize) -> Grad {
         let Incoming { grad, values, .. } = &self.g[0];
-        if values.get().is_none() && grad.inputs.len() <= most {
-            grad.clone()
-        } else {
-            self.g().clone().into()
+        let short = |g: &&Grad| g.inputs.len() <= most && g.formula.size() <= MOST_OPERATIONS;
+        match grad.as_ref().filter(short).filter(|_| values.get().is_none()) {
+            Some(grad) => grad.clone(),
+            None => self.g().clone().into(),
         }
+    }
+
+    /// The same where it is one tensor, at most times another number; else its values.
+    pub fn plain(&self) -> Grad {
+        let plain = self.g[0].grad.as_ref().is_some_and(|g| g.formula.size() <= 3);
+        self.formula(usize::from(plain))
     }
 
     /// The gradients of all outputs of an op applied with [`split_with`].

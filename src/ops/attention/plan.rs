@@ -104,7 +104,7 @@ pub(super) fn ways(plan: Plan, gpu: &Gpu, other: usize) -> Vec<Plan> {
     }
     let held = match plan.part {
         Part::Keys => Held::Nowhere,
-        Part::Forward | Part::Queries => Held::Memory(other.next_multiple_of(ROOM)),
+        Part::Forward | Part::Queries => Held::Memory(other.max(1).next_multiple_of(ROOM)),
     };
     let fits = |plan: &Plan| {
         (plan.span == 1 || plan.quads <= SPAN_QUADS) && plan.memory() <= gpu.facts().workgroup_memory as usize

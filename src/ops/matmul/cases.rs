@@ -45,6 +45,18 @@ pub(in crate::ops) fn cases() -> Vec<Case> {
                 )
             },
         ),
+        case(
+            "matmul",
+            "a long map around which its input goes",
+            &[&[33, 20], &[600, 20], &[600], &[20, 600], &[20]],
+            sums(600),
+            |x| x[0].linear(&x[1], Some(&x[2]), Act::None).linear_plus(&x[3], &x[4], &x[0]),
+        ),
+        case("matmul", "scores of heads beside a map", &[&[3, 5, 8], &[3, 7, 8], &[8, 8]], sums(24), |x| {
+            let scores = x[0].head_scores(&x[1], 2, 0.3).sum(-1).reshape([3, 10, 1]);
+            let mapped = x[0].linear(&x[2], None, Act::None).reshape([3, 10, 4]);
+            super::super::map(vec![scores.view().squeeze(2).repeat(2, 4), mapped.view()], |v| &v[0] + &v[1])
+        }),
         case("matmul", "linear with a residual", &[&[33, 20], &[12, 20], &[12], &[33, 12]], sums(33), |x| {
             x[0].linear_plus(&x[1], &x[2], &x[3])
         }),
