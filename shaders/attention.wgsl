@@ -1,7 +1,6 @@
 // Multi-head attention without its weights in memory: with s = scale q k + bias, y = sum over keys of softmax(s) v, the
-// weights dropped out.
-// An invocation owns a query or a few. Few keys' scores are held in registers or stored in workgroup memory; else each
-// pass computes them again. What lies between the marks is replaced by the variant's.
+// weights dropped out. An invocation owns a query or a few. Few keys' scores are held in registers or stored in workgroup
+// memory; else each pass computes them again. What is between the marks is replaced by the variant's.
 //: use attention_rows
 @group(0) @binding(4) var<storage, read> plus: array<vec4<f32>>; // [sequences, queries, heads * width]; q if none
 @group(0) @binding(5) var<storage, read_write> y: array<vec4<f32>>; // [sequences, queries, heads * width]

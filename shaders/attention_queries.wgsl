@@ -1,8 +1,7 @@
 // The gradient of attention's queries, the weights computed again, and what attention_keys needs of each query:
 // (largest s, 1 / sum of e^(s - largest), mean slope, 0), where a key's slope is g v, multiplied as dropout multiplies
-// its weight, and its mean is by the weights before dropout. An invocation owns a query or a
-// few. Few keys' scores and slopes are held in registers or stored in workgroup memory; else each pass computes them
-// again.
+// its weight, and its mean is by the weights before dropout. An invocation owns a query or a few. Few keys' scores and
+// slopes are held in registers or stored in workgroup memory; else each pass computes them again.
 //: use attention_rows
 @group(0) @binding(4) var<storage, read> g: array<vec4<f32>>; // [sequences, queries, heads * width]: y's gradient
 @group(0) @binding(5) var<storage, read_write> gq: array<vec4<f32>>; // as q: its gradient

@@ -1,8 +1,8 @@
 // What the kernels of multi-head attention share. An invocation owns a row of one side, of one sequence and head, or a
 // few that follow each other, and streams over the other side in steps of a few rows, which a subgroup's invocations
-// load for each other where there are subgroups. Lists of rows have constant indices, so that they stay in registers. Where sequences are windows of a
-// square grid, its rows lie in the grid's order: only places are computed. Dropout multiplies a weight by 0, or else by
-// 1 / (1 - rate).
+// load for each other where there are subgroups. Lists of rows have constant indices, so that they stay in registers.
+// Where sequences are windows of a square grid, its rows are in the grid's order: only places are computed. Dropout
+// multiplies a weight by 0, or else by 1 / (1 - rate).
 //: use generator
 struct Params {
     count: u32, // invocations: sequences * heads * padded

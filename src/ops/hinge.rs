@@ -187,8 +187,11 @@ pub(super) fn cases() -> Vec<Case> {
     let all: fn(&[Tensor]) -> Tensor = |x| x[0].hinge_costs(None, 0.2, false);
     let listed: fn(&[Tensor]) -> Tensor = |x| {
         // The diagonal, one pair of three besides, and one of five in part.
-        let out =
-            |i: usize| if i % 8 == 0 || i % 3 == 0 { 1.0 } else { 0.25 * f32::from(u8::from(i % 5 == 0)) };
+        let out = |i: usize| match i {
+            _ if i.is_multiple_of(8) || i.is_multiple_of(3) => 1.0,
+            _ if i.is_multiple_of(5) => 0.25,
+            _ => 0.0,
+        };
         let own: Vec<f32> = (0..49).map(out).collect();
         let without = x[0].device().tensor([7, 7], &own);
         super::add(

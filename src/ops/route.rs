@@ -27,19 +27,20 @@ pub fn route(cells: [&Tensor; 4], weights: &Tensor) -> Tensor {
     split_with(Route::One, &[a, b, c, d, weights], |y| vec![y.select(0)]).remove(0)
 }
 
-/// A mixture as in [`route`] of `max(cell, 0)` and three others, added to `rest [outer, inner, ..]`, where `shares [.., 1, 4]` are parts of a whole of
-/// which the rest has taken its own: weights over their sum, that sum without a gradient. The gradient of a share is
-/// that of its weight times the sum: of `y = (w x + ..) / (w + ..)` it is `x - y`, in which nothing large cancels.
+/// A mixture as in [`route`] of `max(cell, 0)` and three others, added to `rest [outer, inner, ..]`, where `shares [.., 1,
+/// 4]` are parts of a whole of which the rest has taken its own: weights over their sum, that sum without a gradient. The
+/// gradient of a share is that of its weight times the sum: of `y = (w x + ..) / (w + ..)` it is `x - y`, in which nothing
+/// large cancels.
 #[track_caller]
 pub fn route_shares(cells: [&Tensor; 4], shares: &Tensor, rest: &Tensor) -> Tensor {
     let [a, b, c, d] = cells;
     split_with(Route::Rest, &[a, b, c, d, shares, rest], |y| vec![y.select(0)]).remove(0)
 }
 
-/// Four mixtures as in [`route`] of `max(cell, 0)` and three others, by `weights [.., 4, 4]`, a row a mixture. Their gradient goes to `shares [.., 4, 4]`
-/// in their place: probabilities over their sum, that sum without a gradient. The gradient of a share is that of its
-/// probability times the sum: of the mean `m = (p x + ..) / (p + ..)` it is `x - m`. The weights may hold more than the
-/// shares; what else they mix is no part of the mean.
+/// Four mixtures as in [`route`] of `max(cell, 0)` and three others, by `weights [.., 4, 4]`, a row a mixture. Their
+/// gradient goes to `shares [.., 4, 4]` in their place: probabilities over their sum, that sum without a gradient. The
+/// gradient of a share is that of its probability times the sum: of the mean `m = (p x + ..) / (p + ..)` it is `x - m`. The
+/// weights may hold more than the shares; what else they mix is no part of the mean.
 #[track_caller]
 pub fn route_means(cells: [&Tensor; 4], weights: &Tensor, shares: &Tensor) -> Vec<Tensor> {
     assert!(!weights.is_tracked(), "route: its weights take no gradient");

@@ -104,8 +104,11 @@ impl From<Viewed> for Grad {
 pub(crate) struct Incoming {
     grad: Option<Grad>,
     values: OnceCell<Tensor>,
-    compute: Box<dyn Fn(Option<&Grad>) -> Tensor>,
+    compute: Box<Compute>,
 }
+
+/// The values of a formula, or zeros where there is none.
+type Compute = dyn Fn(Option<&Grad>) -> Tensor;
 
 impl Incoming {
     pub(crate) fn new(grad: Option<Grad>, compute: impl Fn(Option<&Grad>) -> Tensor + 'static) -> Self {
