@@ -126,3 +126,23 @@ impl Program {
         scratch[self.steps.len() - 1]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shared_parts_are_one_step() {
+        let x = Expr::input(0);
+        let t = x.tanh();
+        let p = Program::new(&t * &t + &t);
+        assert_eq!(p.flops(), 3);
+    }
+
+    #[test]
+    fn equal_parts_are_one_step_however_they_came_about() {
+        let (x, y) = (Expr::input(0), Expr::input(0));
+        let p = Program::new(x.tanh() * (y.tanh() + y.tanh()));
+        assert_eq!((p.flops(), p.value(&[0.5], &mut Vec::new())), (3, 2.0 * 0.5f64.tanh().powi(2)));
+    }
+}
