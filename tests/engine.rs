@@ -204,23 +204,6 @@ fn a_reading_has_the_values_of_its_beginning_whatever_comes_after() {
 }
 
 #[test]
-fn a_reading_is_whole_whichever_thread_hears_of_it() {
-    for device in devices() {
-        let x = device.full([64], 1.0);
-        for round in 0..200 {
-            let reading = x.begin_read().expect("the device works");
-            let mut y = x.clone();
-            for _ in 0..8 {
-                y = y.map(|v| v + 1.0);
-                // The thread that submits waits for older submissions, and hears of the reading's.
-                gpu_of(&device).flush().expect("the device works");
-            }
-            assert_eq!(reading.finish().expect("the device works"), [1.0; 64], "round {round}");
-        }
-    }
-}
-
-#[test]
 fn an_error_between_a_readings_two_ends_is_told_once() {
     for device in devices() {
         let gpu = gpu_of(&device);

@@ -113,3 +113,30 @@ pub(super) fn begin(gpu: &Gpu, buf: &Buf) -> Result<Reading> {
     recorder::sound(gpu)?;
     Ok(Reading(Way::Coming(copy)))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use crate::gpu::{Gpu, Options};
+
+    #[test]
+    fn a_reading_is_whole_whichever_thread_hears_of_it() {
+        let gpu = Gpu::open(&Options::default()).expect("the tests need an adapter");
+        let over = Arc::new(AtomicBool::new(false));
+        let (device, done) = (gpu.0.device.clone(), over.clone());
+        // As the thread that submits does while it waits for older work.
+        let other = std::thread::spawn(move || {
+            while !done.load(Ordering::Relaxed) {
+                let _ = device.poll(wgpu::PollType::Poll);
+            }
+        });
+        let values: Vec<f32> = (0..64).map(|i| i as f32).collect();
+        let buf = gpu.upload(&values);
+        let read: Vec<_> = (0..2_000).map(|_| gpu.read(&buf)).collect();
+        over.store(true, Ordering::Relaxed);
+        other.join().expect("it only polls");
+        assert!(read.into_iter().all(|read| read.is_ok_and(|read| read == values)));
+    }
+}
