@@ -1,12 +1,14 @@
 // y[place_k + i] = x_k[i]: tensors at their places in one, each followed by zeros up to the next.
-// Sizes are in fours but for `lengths`. The text between the marks is replaced: a binding and a case a tensor.
+// x_k may be a sum of parts that are so far `apart`. Sizes are in fours but for `lengths`. The text between the marks is replaced: a binding and a case a tensor.
 struct Params {
     count: u32, // invocations: the last end
-    place: u32, // of the first part in y
+    place: u32, // of the first tensor in y
     unused0: u32,
     unused1: u32,
     lengths: array<vec4<u32>, 8>, // in values
-    ends: array<vec4<u32>, 8>, // of each part and its zeros, from `place`
+    ends: array<vec4<u32>, 8>, // of each tensor and its zeros, from `place`
+    counts: array<vec4<u32>, 8>, // of the parts it is the sum of
+    apart: array<vec4<u32>, 8>,
 }
 //: bindings
 @group(0) @binding(0) var<storage, read> x0: array<vec4<f32>>; // [lengths[0]], rounded up to fours
@@ -20,18 +22,21 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     if i >= p.count {
         return;
     }
-    var part = 0u;
+    var tensor = 0u;
     var local = i;
-    while i >= p.ends[part / 4u][part % 4u] {
-        local = i - p.ends[part / 4u][part % 4u];
-        part++;
+    while i >= p.ends[tensor / 4u][tensor % 4u] {
+        local = i - p.ends[tensor / 4u][tensor % 4u];
+        tensor++;
     }
-    let length = p.lengths[part / 4u][part % 4u];
+    let length = p.lengths[tensor / 4u][tensor % 4u];
+    let count = select(0u, p.counts[tensor / 4u][tensor % 4u], 4u * local < length);
+    let apart = p.apart[tensor / 4u][tensor % 4u];
     var value = vec4<f32>(0.0);
-    if 4u * local < length {
-        switch part {
+    for (var part = 0u; part < count; part++) {
+        let at = local + part * apart;
+        switch tensor {
 //: cases
-            default: { value = x0[local]; }
+            default: { value += x0[at]; }
 //: end
         }
     }

@@ -251,6 +251,7 @@ impl Gpu {
     /// # Errors
     /// As [`Gpu::flush`].
     pub fn begin_read(&self, buf: &Buf) -> Result<Reading> {
+        buf.settle(self);
         readback::begin(self, buf)
     }
 

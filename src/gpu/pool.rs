@@ -20,7 +20,21 @@ pub struct Memory {
     home: Weak<Shared>,
     /// What was computed from parts of it (offset, values) since it was last written.
     derived: RefCell<Vec<Derived>>,
+    /// What its values are the sum of, while that is not recorded.
+    unsummed: RefCell<Option<Unsummed>>,
 }
+
+/// A sum that is not recorded before someone reads it.
+struct Unsummed {
+    /// `[count, len]`
+    parts: Buf,
+    count: usize,
+    /// Records the sum of so many parts.
+    sum: Sum,
+}
+
+/// What records the sum of `count` parts, each as long as the result, and its arguments: the parts, the result, `count`.
+pub type Sum = fn(&Gpu, &Buf, &Buf, usize);
 
 struct Derived {
     place: (u64, usize),
@@ -102,6 +116,30 @@ impl Buf {
     /// Forgets what was computed from its memory, as if that was written.
     pub fn forget_derived(&self) {
         self.memory.derived.borrow_mut().clear();
+    }
+
+    /// Its values, all of its memory's, are the sum of `count` parts, which `sum` records once someone reads them.
+    pub fn sum_later(&self, parts: Self, count: usize, sum: Sum) {
+        debug_assert!(self.offset == 0 && 4 * self.len as u64 == self.memory.asked);
+        *self.memory.unsummed.borrow_mut() = Some(Unsummed { parts, count, sum });
+    }
+
+    /// Where its values are a sum that is not recorded: the first part's values from this place on, how many parts there
+    /// are, and how far apart they are, for who sums them himself.
+    pub fn parts(&self) -> Option<(Self, usize, usize)> {
+        let unsummed = self.memory.unsummed.borrow();
+        let Unsummed { parts, count, .. } = unsummed.as_ref()?;
+        let first = Self { memory: parts.memory.clone(), offset: parts.offset + self.offset, len: self.len };
+        Some((first, *count, self.memory.asked as usize / 4))
+    }
+
+    /// Records its sum, if that is yet to be.
+    pub fn settle(&self, gpu: &Gpu) {
+        let unsummed = self.memory.unsummed.borrow_mut().take();
+        if let Some(Unsummed { parts, count, sum }) = unsummed {
+            let len = self.memory.asked as usize / 4;
+            sum(gpu, &parts, &Self { memory: self.memory.clone(), offset: 0, len }, count);
+        }
     }
 
     /// `len` values from `start` without a copy, where the adapter can bind at that offset.
@@ -236,6 +274,7 @@ pub(super) fn alloc(gpu: &Gpu, len: usize, upload: bool) -> Buf {
         asked: wanted,
         home: Rc::downgrade(&gpu.0),
         derived: RefCell::default(),
+        unsummed: RefCell::default(),
     };
     Buf { memory: Rc::new(memory), offset: 0, len }
 }

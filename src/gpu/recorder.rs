@@ -155,6 +155,7 @@ pub(super) fn dispatch(gpu: &Gpu, launch: &Launch) {
         return;
     }
     assert!(groups.iter().all(|g| *g <= MAX_GROUPS), "{name}: {groups:?} workgroups");
+    launch.reads.iter().chain(launch.writes).for_each(|buf| buf.settle(gpu));
     launch.writes.iter().for_each(|buf| buf.forget_derived());
     let pipeline = pipeline(gpu, launch);
 

@@ -1,10 +1,13 @@
 //! Adam and AdamW with a global norm clip, in place.
 
 use super::codegen::fill;
-use super::registry::{Case, POINT, Values, case};
+use super::reduce::sum_squares;
+use super::registry::{Case, POINT, Values, case, sums};
 use super::stack;
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
-use crate::tensor::Tensor;
+use crate::host::{Array, ArrayView};
+use crate::shape::Shape;
+use crate::tensor::{Op, Tensor, compute};
 
 const KERNEL: Kernel = Kernel { name: "adam", text: include_str!("../../shaders/adam.wgsl") };
 
@@ -51,25 +54,30 @@ impl AdamState {
 /// The sum of the squares of all gradients, a scalar: the global norm squared.
 #[track_caller]
 pub fn sum_of_squares(grads: &[&Tensor]) -> Tensor {
-    let squares: Vec<Tensor> = grads
-        .iter()
-        .map(|g| super::sum_of(vec![g.reshape([g.len()]).view()], 0, |x| &x[0] * &x[0]))
-        .collect();
-    sum_scalars(squares)
+    compute(SumOfSquares, grads)
 }
 
-/// Adds scalars seven at a time.
-fn sum_scalars(mut terms: Vec<Tensor>) -> Tensor {
-    while terms.len() > 1 {
-        terms = terms
-            .chunks(7)
-            .map(|c| {
-                let views = c.iter().map(Tensor::view).collect();
-                super::map(views, |x| x.iter().skip(1).fold(x[0].clone(), |sum, x| sum + x))
-            })
-            .collect();
+/// Of all values of its inputs.
+#[derive(Clone, Debug)]
+struct SumOfSquares;
+
+impl Op for SumOfSquares {
+    fn name(&self) -> &'static str {
+        "sum_of_squares"
     }
-    terms.pop().expect("there is at least one gradient")
+
+    fn shape(&self, _: &[Shape]) -> Shape {
+        Shape::new(&[])
+    }
+
+    fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, _: &[Shape]) {
+        sum_squares(gpu, x, y);
+    }
+
+    fn host(&self, x: &[ArrayView]) -> Array {
+        let squares = x.iter().flat_map(|x| x.data).map(|v| v * v);
+        Array::new(Shape::new(&[]), vec![squares.sum()])
+    }
 }
 
 /// Takes one step with gradient `g`, clipped by `squares` (of [`sum_of_squares`]), in place: clones of the state's
@@ -155,7 +163,9 @@ pub(super) fn cases() -> Vec<Case> {
             .with(2, Values::Uniform(0.1, 1.0))
             .untracked()
     };
+    let squares: fn(&[Tensor]) -> Tensor = |x| sum_of_squares(&x.iter().collect::<Vec<_>>());
     vec![
+        case("sum_of_squares", "of several", &[&[40_000], &[7, 5], &[1]], sums(40_036), squares).untracked(),
         of("clipped and decayed, in fours", 64, |x| steps(x, 0.01, 1.0)),
         of("odd, as it is", 37, |x| steps(x, 0.0, 0.0)),
     ]

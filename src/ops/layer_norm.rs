@@ -3,7 +3,7 @@
 
 use super::codegen::fill;
 use super::pack::places;
-use super::reduce::{enough, sum_buffers};
+use super::reduce::{enough, sum_parts};
 use super::registry::{Case, Values, case, sums};
 use super::rows::{Rows, each_row};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, MAX_LOOP, Words};
@@ -193,8 +193,8 @@ impl Op for LayerNormSums {
             grid: Grid::Heavy(columns * chunks),
             loops: chunk,
         });
-        if let Some(partial) = &partial {
-            sum_buffers(gpu, partial, y, chunks, y.len());
+        if let Some(partial) = partial {
+            sum_parts(gpu, partial, y, chunks);
         }
     }
 

@@ -390,6 +390,7 @@ impl Op for MatMul {
         let timed = &mut |way| {
             x[0].forget_derived();
             run(way);
+            y.settle(gpu);
         };
         run(gpu.choose(&ways, timed));
     }

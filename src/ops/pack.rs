@@ -18,7 +18,7 @@ const PARTS_ON_CORES: usize = 12;
 
 /// The place of each length and the total, which the device can bind all: a multiple of four.
 pub(crate) fn places(device: &Device, lengths: impl IntoIterator<Item = usize>) -> (Vec<usize>, usize) {
-    let align = alignment(device);
+    let align = device.gpu().map_or(4, alignment);
     let mut total = 0;
     let places = lengths
         .into_iter()
@@ -30,9 +30,9 @@ pub(crate) fn places(device: &Device, lengths: impl IntoIterator<Item = usize>) 
     (places, total)
 }
 
-fn alignment(device: &Device) -> usize {
-    let bytes = device.gpu().map_or(1, |gpu| gpu.facts().storage_align as usize);
-    bytes.div_ceil(4).next_multiple_of(4)
+/// Values between places that the device can bind: a multiple of four.
+pub(super) fn alignment(gpu: &Gpu) -> usize {
+    (gpu.facts().storage_align as usize).div_ceil(4).next_multiple_of(4)
 }
 
 /// The tensors in one `[total]`, each at an offset that the device can bind, without a copy where they are at these
@@ -89,11 +89,28 @@ pub fn lay_out(device: &Device, parts: &[(usize, Option<&Tensor>)]) -> Tensor {
     }
 }
 
-/// A stretch of the result: the values of a buffer, then zeros up to the next.
+/// A stretch of the result: the values of a buffer, or the sum of so many, each so far after the last; then zeros up to the
+/// next.
 struct Piece {
     buf: Buf,
     place: usize,
     len: usize,
+    count: usize,
+    apart: usize,
+}
+
+impl Piece {
+    fn new(buf: &Buf, place: usize, len: usize) -> Self {
+        Self { buf: buf.clone(), place, len, count: 1, apart: 0 }
+    }
+
+    /// The same with a sum that is not recorded taken on the way.
+    fn unsummed(self) -> Self {
+        match self.buf.parts() {
+            Some((buf, count, apart)) => Self { buf, count, apart, ..self },
+            None => self,
+        }
+    }
 }
 
 /// The buffers at their places, those as one that are contiguous as their places are.
@@ -101,16 +118,16 @@ fn pieces(x: &[&Buf], places: &[usize]) -> Vec<Piece> {
     let mut pieces: Vec<Piece> = Vec::new();
     // The zeros before the first are those after a piece of no values.
     if let Some(first) = x.first().filter(|_| places[0] > 0) {
-        pieces.push(Piece { buf: (*first).clone(), place: 0, len: 0 });
+        pieces.push(Piece::new(first, 0, 0));
     }
     for (buf, &place) in x.iter().zip(places) {
         let last = pieces.last_mut().filter(|last| last.place + last.len == place);
         match last.and_then(|last| Some((last.buf.joined(buf)?, last))) {
             Some((joined, last)) => (last.len, last.buf) = (joined.len(), joined),
-            None => pieces.push(Piece { buf: (*buf).clone(), place, len: buf.len() }),
+            None => pieces.push(Piece::new(buf, place, buf.len())),
         }
     }
-    pieces
+    pieces.into_iter().map(Piece::unsummed).collect()
 }
 
 /// Records the copies of buffers to their places in `y`, with zeros elsewhere.
@@ -122,26 +139,28 @@ fn launch(gpu: &Gpu, kernel: Kernel, x: &[&Buf], places: &[usize], y: &Buf) {
         let bufs: Vec<&Buf> = chunk.iter().map(|piece| &piece.buf).collect();
         let next = pieces.get(most * (i + 1)).map_or(y.len(), |piece| piece.place);
         let begin = chunk[0].place;
-        let mut lengths: Vec<usize> = chunk.iter().map(|piece| piece.len).collect();
-        let mut ends: Vec<usize> = chunk
-            .iter()
-            .skip(1)
-            .map(|piece| piece.place)
-            .chain([next])
-            .map(|end| (end - begin) / 4)
-            .collect();
-        lengths.resize(PARTS, 0);
-        ends.resize(PARTS, 0);
         let count = (next - begin) / 4;
+        let ends = chunk.iter().skip(1).map(|piece| piece.place).chain([next]);
+        let sizes: [Vec<usize>; 4] = [
+            chunk.iter().map(|piece| piece.len).collect(),
+            ends.map(|end| (end - begin) / 4).collect(),
+            chunk.iter().map(|piece| piece.count).collect(),
+            chunk.iter().map(|piece| piece.apart / 4).collect(),
+        ];
+        let params = Words::default().sizes(&[count, begin / 4, 0, 0]);
+        let params = sizes.into_iter().fold(params, |params, mut sizes| {
+            sizes.resize(PARTS, 0);
+            params.sizes(&sizes)
+        });
         gpu.dispatch(&Launch {
             kernel,
             body: Some((bufs.len() as u64, &|| text(bufs.len()))),
             constants: &[],
             reads: &bufs,
             writes: &[y],
-            params: Words::default().sizes(&[count, begin / 4, 0, 0]).sizes(&lengths).sizes(&ends),
+            params,
             grid: Grid::Invocations(count),
-            loops: PARTS,
+            loops: PARTS + chunk.iter().map(|piece| piece.count).max().unwrap_or(0),
         });
     }
 }
@@ -205,9 +224,9 @@ fn text(parts: usize) -> String {
     let mut bindings: String = (0..parts).map(|i| binding(i, "read", &format!("x{i}"))).collect();
     bindings += &binding(parts, "read_write", "y");
     bindings += &format!("@group(0) @binding({}) var<uniform> p: Params;", parts + 1);
-    let case = |i: usize| format!("            case {i}u: {{ value = x{i}[local]; }}\n");
+    let case = |i: usize| format!("            case {i}u: {{ value += x{i}[at]; }}\n");
     let cases = (0..parts - 1).map(case).collect::<String>()
-        + &format!("            default: {{ value = x{}[local]; }}", parts - 1);
+        + &format!("            default: {{ value += x{}[at]; }}", parts - 1);
     fill(KERNEL.text, &[("bindings", &bindings), ("cases", &cases)])
 }
 
@@ -229,7 +248,16 @@ pub(super) fn cases() -> Vec<Case> {
         // Where the parts begin is the device's; the first is at the beginning, and between them are zeros.
         materialize(y.view().slice(0, 0, x[0].len())).map2(&y.sum_all(), |y, s| y + s)
     };
+    let of_parts: fn(&[Tensor]) -> Tensor = |x| {
+        let product = x[0].matmul(&x[1], true, false);
+        let y = lay_out(&product.device(), &[(96, Some(&product)), (9, Some(&x[2]))]);
+        let first = materialize(y.view().slice(0, 0, 96)).reshape([8, 12]);
+        // Once as laid out, once summed by itself, and what is between the two.
+        first.map3(&product, &y.sum_all(), |y, x, sum| y * x + sum)
+    };
     vec![
+        case("lay_out", "a product's parts", &[&[4000, 8], &[4000, 12], &[9]], sums(4000), of_parts)
+            .untracked(),
         case("pack", "odd lengths", &[&[5, 7], &[3], &[64]], POINT, packed),
         case("lay_out", "one part missing", &[&[5, 7], &[64]], sums(100), laid_out).untracked(),
     ]

@@ -5,6 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use super::codegen::{Codegen, Lane, distinct, fill, param, pointwise};
 use super::map::{broadcast_all, gather, kept_inputs, pullbacks};
 use super::max_grad::MaxGrad;
+use super::pack::alignment;
 use super::registry::{Case, POINT, Values, case, sums};
 use super::rows::Team;
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, MAX_LOOP, Style, Words};
@@ -118,15 +119,55 @@ pub(super) struct Reduce {
     pub(super) factor: f64,
 }
 
-/// `y[i]` is the sum of `parts[s, i]` over `rows` partial results.
-pub(super) fn sum_buffers(gpu: &Gpu, parts: &Buf, y: &Buf, rows: usize, n: usize) {
-    Reduce::rows(Kind::Sum, 1.0, rows, n).gpu(gpu, &[parts], y, &[]);
+/// Values of parts up to which their sum waits for who reads it: so much memory is held for each meanwhile.
+const FEW: usize = 1 << 18;
+
+/// `y[i]` is the sum of `parts[s, i]` over `count` partial results: for all values of `y`'s memory, recorded when it is
+/// first read where the parts are few, so that [`super::lay_out`] sums many such at once.
+pub(super) fn sum_parts(gpu: &Gpu, parts: Buf, y: &Buf, count: usize) {
+    let sum = |gpu: &Gpu, parts: &Buf, y: &Buf, count: usize| {
+        Reduce::rows(Kind::Sum, 1.0, count, y.len()).gpu(gpu, &[parts], y, &[]);
+    };
+    if parts.len() <= FEW && count <= LONG && y.len().is_multiple_of(4) {
+        y.sum_later(parts, count, sum);
+    } else {
+        sum(gpu, &parts, y, count);
+    }
+}
+
+/// Records the sum of the squares of all values of several buffers: a dispatch each, and those that join them.
+pub(super) fn sum_squares(gpu: &Gpu, x: &[&Buf], y: &Buf) {
+    // Chunks of no values fill each buffer's sums up to where the next's can be bound.
+    let align = alignment(gpu);
+    let planned: Vec<(Reduce, Codegen, Team, usize)> = x
+        .iter()
+        .map(|x| {
+            let op = Reduce::squares(x.len());
+            let views = [&op.views[0]];
+            let codegen = Codegen::new(op.full(), Some(0), &views, &[0]);
+            let (team, chunks) = op.plan(gpu, &codegen, &views);
+            (op, codegen, team, chunks.next_multiple_of(align))
+        })
+        .collect();
+    let sums = gpu.alloc(planned.iter().map(|(.., chunks)| chunks).sum());
+    let mut place = 0;
+    for ((op, codegen, team, chunks), x) in planned.into_iter().zip(x) {
+        let part = sums.part(place, chunks).expect("a place it can bind");
+        op.launch(gpu, &Reading { codegen, buffers: vec![x], used: vec![0] }, &part, team, chunks);
+        place += chunks;
+    }
+    Reduce::rows(Kind::Sum, 1.0, place, 1).gpu(gpu, &[&sums], y, &[]);
 }
 
 impl Reduce {
     fn rows(kind: Kind, factor: f64, rows: usize, n: usize) -> Self {
         let views = vec![View::identity(Shape::new(&[rows, n]))];
         Self { kind, program: Program::new(Expr::input(0)), views, axis: 0, factor }
+    }
+
+    fn squares(n: usize) -> Self {
+        let program = Program::new(Expr::input(0) * Expr::input(0));
+        Self { program, ..Self::rows(Kind::Sum, 1.0, n, 1) }
     }
 
     fn full(&self) -> Shape {

@@ -3,7 +3,7 @@
 //! (DIME's rectified identity cell): given its input, its output is never stored.
 
 use super::codegen::{Lane, each, fill};
-use super::reduce::{enough, sum_buffers};
+use super::reduce::{enough, sum_parts};
 use super::registry::{Case, Values, case, sums};
 use super::rows::Team;
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, MAX_LOOP, Style, Words};
@@ -397,8 +397,8 @@ impl Op for RouteGrad {
                 loops: own.div_ceil(chunks) + FOLDS,
             });
         }
-        if let Some(partial) = &partial {
-            sum_buffers(gpu, partial, y, chunks, y.len());
+        if let Some(partial) = partial {
+            sum_parts(gpu, partial, y, chunks);
         }
     }
 

@@ -6,7 +6,7 @@ use super::largest::largest;
 use super::tile::{Form, Tile, Way};
 use super::{BLOCK, COOPERATIVE, KERNEL, Layout, MatMul};
 use crate::gpu::{Buf, Gpu, Grid, Launch, Words};
-use crate::ops::reduce::sum_buffers;
+use crate::ops::reduce::sum_parts;
 
 impl MatMul {
     /// Records the product `op`, which is this one as its kernel takes it, in one way.
@@ -74,8 +74,8 @@ impl MatMul {
             grid,
             loops: op.sum * (form.loops(4 * chunk) + 1),
         });
-        if let Some(partial) = &partial {
-            sum_buffers(gpu, partial, y, splits, out);
+        if let Some(partial) = partial {
+            sum_parts(gpu, partial, y, splits);
         }
     }
 }
