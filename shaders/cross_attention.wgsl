@@ -30,8 +30,8 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
         return;
     }
     let first = pair * p.rows * p.columns;
-    let used = queries(pair);
-    let len = context(pair);
+    let used = queries(words(pair), p.rows);
+    let len = context(words(pair), VECTOR * p.columns);
 //: each q
     var n_q = T(0.0); // the norm
     var t_q = T(0.0); // scores by their gradients
@@ -40,7 +40,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
         for (var r = 0u; r < used; r++) {
             let at = first + r * p.columns;
 //: each q
-            let v_q = activated(x[place(at, q)]);
+            let v_q = activated(x[place(at, q)], p.leaky);
             n_q += v_q * v_q;
 //: end
         }
@@ -49,12 +49,12 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
 //: end
     }
 //: each q
-    let i_q = T(1.0) / divisor(n_q);
+    let i_q = T(1.0) / divisor(n_q, p.eps);
 //: end
     for (var r = 0u; r < select(p.rows, used, GRAD); r++) {
         let at = first + r * p.columns;
 //: each q
-        var f_q = activated(x[place(at, q)]);
+        var f_q = activated(x[place(at, q)], p.leaky);
         if MASKED_QUERIES && !GRAD {
             f_q = select(T(0.0), f_q, r < used);
         }
@@ -95,13 +95,13 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
         return;
     }
 //: each q
-    let h_q = share_of(t_q, n_q);
+    let h_q = share_of(t_q, n_q, p.eps);
 //: end
     for (var r = 0u; r < p.rows; r++) {
         let at = first + r * p.columns;
 //: each q
         let x_q = x[place(at, q)];
-        let z_q = (y[place(at, q)] - activated(x_q) * h_q) * i_q * slope(x_q);
+        let z_q = (y[place(at, q)] - activated(x_q, p.leaky) * h_q) * i_q * slope(x_q, p.leaky);
         store(at, q, select(T(0.0), z_q, r < used));
 //: end
     }

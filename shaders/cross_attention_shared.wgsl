@@ -6,7 +6,7 @@ var<workgroup> norms: array<f32, SIDE>; // of columns
 var<workgroup> about: array<vec2<f32>, SIDE>; // of rows: the largest score, 1 / the sum; then in y, shares of columns
 
 fn over_norm(r: u32, l: u32) -> f32 {
-    return p.scale * (scores[r * p.columns + l] * (1.0 / divisor(norms[l])));
+    return p.scale * (scores[r * p.columns + l] * (1.0 / divisor(norms[l], p.eps)));
 }
 
 fn weight(r: u32, l: u32, len: f32) -> f32 {
@@ -25,10 +25,10 @@ fn main(
     }
     let first = pair * p.rows * p.columns;
     let cells = p.rows * p.columns;
-    let used = queries(pair);
-    let len = context(pair);
+    let used = queries(words(pair), p.rows);
+    let len = context(words(pair), VECTOR * p.columns);
     for (var e = local; e < cells; e += 64u) {
-        scores[e] = select(0.0, activated(x[first + e]), e / p.columns < used);
+        scores[e] = select(0.0, activated(x[first + e], p.leaky), e / p.columns < used);
         if GRAD {
             slopes[e] = g[first + e];
         }
@@ -77,12 +77,12 @@ fn main(
         for (var r = 0u; r < p.rows; r++) {
             dot += scores[r * p.columns + l] * slopes[r * p.columns + l];
         }
-        about[l].y = share_of(dot, norms[l]);
+        about[l].y = share_of(dot, norms[l], p.eps);
     }
     workgroupBarrier();
     for (var e = local; e < cells; e += 64u) {
         let l = e % p.columns;
-        let moved = (slopes[e] - scores[e] * about[l].y) * (1.0 / divisor(norms[l]));
-        y[first + e] = select(0.0, moved * slope(x[first + e]), e / p.columns < used);
+        let moved = (slopes[e] - scores[e] * about[l].y) * (1.0 / divisor(norms[l], p.eps));
+        y[first + e] = select(0.0, moved * slope(x[first + e], p.leaky), e / p.columns < used);
     }
 }

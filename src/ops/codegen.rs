@@ -347,6 +347,7 @@ const SHARED: &[(&str, &str)] = &[
     ("hinge_pairs", include_str!("../../shaders/hinge_pairs.wgsl")),
     ("gru_units", include_str!("../../shaders/gru_units.wgsl")),
     ("cross_attention_scores", include_str!("../../shaders/cross_attention_scores.wgsl")),
+    ("cross_attention_steps", include_str!("../../shaders/cross_attention_steps.wgsl")),
 ];
 
 /// The lines of a template and of the shared parts it uses.

@@ -1,6 +1,8 @@
 //! The weights of cross-attention between the rows of an image and of a caption, pair by pair (SCAN, Lee et al.
 //! 2018, section 3.1; DIME's section 3.2): from scores to weights in one kernel each way, nothing kept between.
 
+mod modulate;
+
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::codegen::{each, fill, pointwise};
@@ -9,6 +11,9 @@ use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, MAX_LOOP, Style, Words};
 use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
 use crate::tensor::{Back, Cost, Grad, Keep, Op, Pullback, Tensor, apply, compute};
+pub use modulate::modulated;
+#[cfg(test)]
+pub(super) use modulate::variants as modulate_variants;
 
 const OWN: &str = include_str!("../../shaders/cross_attention.wgsl");
 const SHARED: &str = include_str!("../../shaders/cross_attention_shared.wgsl");
@@ -108,10 +113,6 @@ impl CrossAttention {
         #[cfg(test)]
         super::gates::planned("cross_attention", &plan);
         let (pairs, rows, columns) = (s[0] * s[1], s[2], s[3] / plan.vector);
-        let eps = match self.over {
-            QueryNorm::None => 0.0,
-            QueryNorm::Max(eps) | QueryNorm::Plus(eps) => eps,
-        };
         // What a variant does not read is bound to the scores.
         let lens = if shapes.len() > 1 { reads[reads.len() - 1] } else { reads[0] };
         let mut hash = DefaultHasher::new();
@@ -127,10 +128,24 @@ impl CrossAttention {
             writes: &[y],
             params: Words::default()
                 .sizes(&[pairs, rows, columns, shapes.get(1).map_or(0, |l| l[0])])
-                .floats(&[self.scale as f32, eps as f32, self.leaky.unwrap_or(1.0) as f32]),
+                .floats(&self.numbers()),
             grid: if plan.shared { Grid::Groups(pairs) } else { Grid::Heavy(pairs) },
             loops: plan.loops(rows, columns),
         });
+    }
+
+    /// The scale, the norms' eps and the leaky ReLU's slope, as kernels take them.
+    fn numbers(&self) -> [f32; 3] {
+        let eps = match self.over {
+            QueryNorm::None => 0.0,
+            QueryNorm::Max(eps) | QueryNorm::Plus(eps) => eps,
+        };
+        [self.scale, eps, self.leaky.unwrap_or(1.0)].map(|v| v as f32)
+    }
+
+    /// Whether scores are divided by their norm, and by norm + eps.
+    fn norms(&self) -> (bool, bool) {
+        (self.over != QueryNorm::None, matches!(self.over, QueryNorm::Plus(_)))
     }
 
     /// Calls `f` with each pair's place, its scores past the leaky ReLU, their norms and their weights, in f64.
@@ -307,9 +322,8 @@ impl Plan {
         let vector = if columns.is_multiple_of(4) && !shared { 4 } else { 1 };
         let needed = columns / vector;
         let unrolled = if vector == 4 { needed } else { needed.next_multiple_of(8) };
-        let normed = op.over != QueryNorm::None;
+        let (normed, plus) = op.norms();
         let masked = masked.then_some(op.words);
-        let plus = matches!(op.over, QueryNorm::Plus(_));
         let (cells, side) = match shared {
             true => {
                 let up = |n: usize, step| n.max(1).next_multiple_of(step);
@@ -340,23 +354,26 @@ impl Plan {
     }
 
     fn source(&self, grad: bool) -> String {
-        let variant = format!(
-            "const GRAD = {grad};\nconst NORMED = {};\nconst PLUS = {};\nconst MASKED_QUERIES = {};\n\
-             const MASKED_CONTEXT = {};\nconst VECTOR = {}u;\nconst EXACT = {};\nconst CELLS = {}u;\nconst SIDE = {}u;",
-            self.normed,
-            self.plus,
-            self.masked == Some(WordAxis::Queries),
-            self.masked == Some(WordAxis::Context),
-            self.vector,
-            self.exact,
-            self.cells,
-            self.side,
-        );
+        let variant = variant(self.normed, self.plus, self.masked, self.cells, self.side)
+            + &format!(
+                "const GRAD = {grad};\nconst VECTOR = {}u;\nconst EXACT = {};",
+                self.vector, self.exact
+            );
         let mut parts = vec![("variant", &*variant)];
         parts.extend((self.vector == 1).then_some(("type", ONE)));
         let text = fill(if self.shared { SHARED } else { OWN }, &parts);
         format!("{}{}", pointwise(self.vector == 4), each(&text, "q", self.unrolled))
     }
+}
+
+/// What the steps that all kernels share are compiled for.
+fn variant(normed: bool, plus: bool, masked: Option<WordAxis>, cells: usize, side: usize) -> String {
+    format!(
+        "const NORMED = {normed};\nconst PLUS = {plus};\nconst MASKED_QUERIES = {};\nconst MASKED_CONTEXT = {};\n\
+         const CELLS = {cells}u;\nconst SIDE = {side}u;\n",
+        masked == Some(WordAxis::Queries),
+        masked == Some(WordAxis::Context),
+    )
 }
 
 #[cfg(test)]
@@ -381,6 +398,12 @@ pub(super) fn variants(gpu: &Gpu) -> Vec<super::gates::Variant> {
 fn clipped(x: &[Tensor], words: WordAxis) -> Tensor {
     let how = CrossAttention { leaky: Some(0.1), over: QueryNorm::Max(1e-12), scale: 4.0, words };
     how.weights(&x[0], x.get(1).map(|n| n.map(|n| n + 1.0)).as_ref())
+}
+
+/// Queries that attend as [`clipped`] does and are moved; the last of four inputs as its second.
+fn moved(x: &[Tensor], over: QueryNorm, words: WordAxis) -> Tensor {
+    let how = CrossAttention { leaky: Some(0.1), over, scale: 4.0, words };
+    how.modulate(&x[0], &x[1], &x[2], x.get(3).map(|n| n.map(|n| n + 1.0)).as_ref())
 }
 
 pub(super) fn cases() -> Vec<Case> {
@@ -419,5 +442,42 @@ pub(super) fn cases() -> Vec<Case> {
             .with(1, Values::Whole(147)),
         case("cross_attention", "queries past one kernel", &[&[2, 2, 147, 41], &[2]], bound, queries)
             .with(1, Values::Whole(147)),
+        case(
+            "modulate",
+            "regions by words",
+            &[&[3, 1, 36, 32], &[1, 4, 11, 32], &[1, 4, 11, 64], &[4]],
+            bound,
+            |x| moved(x, QueryNorm::Max(1e-12), WordAxis::Context),
+        )
+        .with(3, Values::Whole(11))
+        .untracked(),
+        case(
+            "modulate",
+            "words by regions",
+            &[&[1, 4, 7, 20], &[3, 1, 37, 20], &[3, 1, 37, 40], &[4]],
+            bound,
+            |x| moved(x, QueryNorm::Plus(1e-8), WordAxis::Queries),
+        )
+        .with(3, Values::Whole(7))
+        .untracked(),
+        case(
+            "modulate",
+            "of every pair its own",
+            &[&[2, 3, 5, 4], &[2, 3, 3, 4], &[2, 3, 3, 8]],
+            bound,
+            |x| moved(x, QueryNorm::None, WordAxis::Context),
+        )
+        .untracked(),
+        case(
+            "modulate",
+            "more scores than invocations, four by four",
+            &[&[1, 1, 67, 8], &[2, 1, 70, 8], &[2, 1, 70, 16]],
+            bound,
+            |x| moved(x, QueryNorm::Max(1e-12), WordAxis::Context),
+        )
+        .untracked(),
+        case("modulate", "of an odd width", &[&[2, 1, 5, 5], &[1, 2, 7, 5], &[1, 2, 7, 10]], bound, |x| {
+            moved(x, QueryNorm::Max(1e-12), WordAxis::Context)
+        }),
     ]
 }

@@ -110,6 +110,7 @@ fn every_choice_of_a_planner_is_valid_and_has_a_case() {
             matmul::variants(&gpu),
             attention::variants(&gpu),
             cross_attention::variants(&gpu),
+            cross_attention::modulate_variants(&gpu),
             cosines::variants(&gpu),
             reduce::variants(&gpu),
             route::variants(&gpu),

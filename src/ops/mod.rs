@@ -34,7 +34,7 @@ pub use alias::stack;
 pub use attention::Window;
 pub use backward::Grads;
 pub use cosines::{cosines, mean_cosines};
-pub use cross_attention::{CrossAttention, QueryNorm, WordAxis};
+pub use cross_attention::{CrossAttention, QueryNorm, WordAxis, modulated};
 pub use gru::gru;
 pub use map::{add, concat, map, materialize};
 pub use matmul::{Act, Linears};

@@ -7,7 +7,7 @@ use super::encode::EPS;
 use super::mask::{self, Mask};
 use super::{AttentionNorm, Direction, Run};
 use crate::nn::{Params, Scope, linear, linears, mlp};
-use crate::ops::{Act, CrossAttention, Expr, QueryNorm, WordAxis, add, recompute, stack};
+use crate::ops::{Act, CrossAttention, Expr, QueryNorm, WordAxis, add, modulated, recompute, stack};
 use crate::systems::{Form, Pass};
 use crate::tensor::Tensor;
 
@@ -139,22 +139,23 @@ fn intra_modal(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides) -> Tensor 
 /// the fast form maps the context once per item instead of once per pair and row.
 fn cross_modal(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides) -> Tensor {
     let refine = scope.sub("refine");
-    let scores = x.matmul(&guides.context, false, true);
-    let weights = attend(run, &scores, guides);
-    let d = x.shape()[3];
+    let (how, lens) = attention(run, guides);
+    let softmax = run.config.options.raw_feature_norm_CMRC == AttentionNorm::Softmax;
+    let weights = || {
+        let scores = x.matmul(&guides.context, false, true);
+        let scores = if softmax { over_queries(&scores, guides) } else { scores };
+        if run.pass.form == Form::Composed { how.composed(&scores, lens) } else { how.weights(&scores, lens) }
+    };
+    let mapped = || linears(&[refine.sub("fc_scale"), refine.sub("fc_shift")]).concat(&guides.context);
     let moved = match run.pass.form {
         Form::Composed => {
-            let attended = weights.matmul(&guides.context, false, false);
+            let attended = weights().matmul(&guides.context, false, false);
             let scale = linear(&refine.sub("fc_scale"), &attended, Act::Tanh);
             let shift = linear(&refine.sub("fc_shift"), &attended, Act::None);
             x.map3(&scale, &shift, |x, a, b| x * a + b)
         }
-        _ => {
-            let maps = linears(&[refine.sub("fc_scale"), refine.sub("fc_shift")]);
-            let mapped = maps.concat(&guides.context);
-            let both = weights.matmul(&mapped, false, false);
-            x.map3(both.view().slice(3, 0, d), both.view().slice(3, d, d), |x, a, b| x * a.tanh() + b)
-        }
+        _ if softmax => modulated(x, &weights(), &mapped()),
+        _ => how.modulate(x, &guides.context, &mapped(), lens),
     };
     feed_forward(run, &refine.sub("fc_1"), &refine.sub("fc_2"), &moved, x)
 }
@@ -169,29 +170,27 @@ fn feed_forward(run: &Run, first: &Scope, second: &Scope, x: &Tensor, residual: 
     }
 }
 
-/// Attention weights from scores `[images, captions, rows, context]`: normalised over the rows (the
-/// queries), then softmax over the context, words past a caption's end left out.
-fn attend(run: &Run, scores: &Tensor, guides: &Guides) -> Tensor {
+/// How scores `[images, captions, rows, context]` become attention weights: normalised over the rows (the queries), then
+/// by softmax over the context, words past a caption's end left out; and the captions' lengths.
+fn attention<'a>(run: &Run, guides: &'a Guides) -> (CrossAttention, Option<&'a Tensor>) {
     let scale = run.config.options.lambda_softmax_CMRC;
     let (leaky, over) = match run.config.options.raw_feature_norm_CMRC {
         AttentionNorm::ClippedL2norm => (Some(0.1), QueryNorm::Max(EPS)),
         AttentionNorm::L2norm => (None, QueryNorm::Plus(1e-8)),
         AttentionNorm::Clipped => (Some(0.1), QueryNorm::None),
-        AttentionNorm::NoNorm => (None, QueryNorm::None),
-        AttentionNorm::Softmax => (None, QueryNorm::None),
+        AttentionNorm::NoNorm | AttentionNorm::Softmax => (None, QueryNorm::None),
     };
     let (words, lens) = match run.config.options.direction {
         Direction::I2t => (WordAxis::Context, guides.lengths.as_ref()),
         Direction::T2i => (WordAxis::Queries, guides.mask.as_ref().map(|mask| &mask.lengths)),
     };
-    let over_queries = match (run.config.options.raw_feature_norm_CMRC, &guides.mask) {
-        (AttentionNorm::Softmax, Some(mask)) => scores.softmax_to(2, 1.0, &mask.lengths, 1),
-        (AttentionNorm::Softmax, None) => scores.softmax(2, 1.0),
-        _ => scores.clone(),
-    };
-    let how = CrossAttention { leaky, over, scale, words };
-    match run.pass.form {
-        Form::Composed => how.composed(&over_queries, lens),
-        _ => how.weights(&over_queries, lens),
+    (CrossAttention { leaky, over, scale, words }, lens)
+}
+
+/// Scores through a softmax over the rows.
+fn over_queries(scores: &Tensor, guides: &Guides) -> Tensor {
+    match &guides.mask {
+        Some(mask) => scores.softmax_to(2, 1.0, &mask.lengths, 1),
+        None => scores.softmax(2, 1.0),
     }
 }
