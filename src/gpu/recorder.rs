@@ -28,8 +28,15 @@ const MAX_BINDINGS: usize = 1 << 14;
 const MAX_GROUPS: usize = 65_535;
 
 /// Parameters as 32-bit words, in the order of the kernel's `Params`.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Words(pub Vec<u32>);
+
+/// None yet, with room for those of most kernels.
+impl Default for Words {
+    fn default() -> Self {
+        Self(Vec::with_capacity(32))
+    }
+}
 
 impl Words {
     /// Appends sizes or strides.

@@ -1,6 +1,7 @@
 //! Parameters: what a model has, by the names of its original state dict, and how they begin.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use super::slab::{ParamValues, Slab, Source};
 use crate::error::Result;
@@ -140,14 +141,24 @@ impl Layout {
 /// A model's parameters by name, and the slabs that hold them.
 #[derive(Clone, Debug, Default)]
 pub struct Params {
-    tensors: HashMap<String, Tensor>,
+    names: Rc<Names>,
+    tensors: Vec<Tensor>,
     slabs: Vec<Slab>,
+}
+
+/// The parameters' names, in their tensors' order, and their places in it: the same for all that share a layout.
+#[derive(Debug, Default)]
+struct Names {
+    all: Vec<String>,
+    places: HashMap<String, usize>,
 }
 
 /// Tensors by name, in memory of their own: for a part of a model that only reads them.
 impl FromIterator<(String, Tensor)> for Params {
     fn from_iter<I: IntoIterator<Item = (String, Tensor)>>(tensors: I) -> Self {
-        Self { tensors: tensors.into_iter().collect(), slabs: Vec::new() }
+        let (all, tensors): (Vec<String>, Vec<Tensor>) = tensors.into_iter().unzip();
+        let places = all.iter().enumerate().map(|(i, name)| (name.clone(), i)).collect();
+        Self { names: Rc::new(Names { all, places }), tensors, slabs: Vec::new() }
     }
 }
 
@@ -158,9 +169,12 @@ impl Params {
     /// Those of `values`.
     pub fn new(specs: &[ParamSpec], device: &Device, values: Source) -> Result<Self> {
         let slabs = Slab::all(specs, device, values)?;
-        let mut params = Self { tensors: HashMap::new(), slabs };
-        (0..params.slabs.len()).for_each(|i| params.view(i));
-        Ok(params)
+        let views = |slab: &Slab| {
+            let names: Vec<String> = slab.members.iter().map(|m| m.spec.name.clone()).collect();
+            names.into_iter().zip(slab.views())
+        };
+        let params: Self = slabs.iter().flat_map(views).collect();
+        Ok(Self { slabs, ..params })
     }
 
     /// Begins every parameter from a seed: the values depend on the names alone, not on their order.
@@ -215,19 +229,22 @@ impl Params {
 
     fn view(&mut self, i: usize) {
         let slab = &self.slabs[i];
-        let names = slab.members.iter().map(|m| m.spec.name.clone());
-        self.tensors.extend(names.zip(slab.views()));
+        for (member, view) in slab.members.iter().zip(slab.views()) {
+            self.tensors[self.names.places[&member.spec.name]] = view;
+        }
     }
 
     /// One by its full name.
     #[track_caller]
     pub fn named(&self, name: &str) -> &Tensor {
-        self.tensors.get(name).unwrap_or_else(|| panic!("the model has no parameter {name}"))
+        let place =
+            self.names.places.get(name).unwrap_or_else(|| panic!("the model has no parameter {name}"));
+        &self.tensors[*place]
     }
 
     /// Whether there is one of this name.
     pub fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        self.names.places.contains_key(name)
     }
 
     /// The whole model as a scope.
@@ -243,10 +260,9 @@ impl Params {
     /// The same tensors, those that `trained` picks tracked on a tape. They come without slabs: the optimiser steps
     /// `self`, whose memory they share on a GPU.
     pub fn tracked(&self, tape: &Tape, trained: impl Fn(&str) -> bool) -> Self {
-        let leaf = |(name, t): (&String, &Tensor)| {
-            (name.clone(), if trained(name) { tape.leaf(t) } else { t.clone() })
-        };
-        self.tensors.iter().map(leaf).collect()
+        let leaf = |(name, t): (&String, &Tensor)| if trained(name) { tape.leaf(t) } else { t.clone() };
+        let tensors = self.names.all.iter().zip(&self.tensors).map(leaf).collect();
+        Self { names: self.names.clone(), tensors, slabs: Vec::new() }
     }
 }
 
@@ -293,7 +309,8 @@ impl<'a> Scope<'a> {
     pub fn all(&self) -> Vec<(String, &'a Tensor)> {
         let below =
             |(name, t): (&'a String, &'a Tensor)| Some((name.strip_prefix(&self.prefix)?.to_string(), t));
-        let mut all: Vec<_> = self.params.tensors.iter().filter_map(below).collect();
+        let Params { names, tensors, .. } = self.params;
+        let mut all: Vec<_> = names.all.iter().zip(tensors).filter_map(below).collect();
         all.sort_by(|a, b| a.0.cmp(&b.0));
         all
     }

@@ -171,6 +171,7 @@ impl Plan {
         let up = |n: usize, step| n.max(1).next_multiple_of(step);
         let (cells, side) = (up(rows.next_multiple_of(QUERIES) * columns, CELLS), up(columns, SIDE));
         let fits = gpu.style() == Style::Workgroup
+            && rows * columns * d > 0
             && d.is_multiple_of(4)
             && 4 * (cells + side) <= gpu.facts().workgroup_memory as usize
             && Self::loops(rows, columns, d / 4) <= MAX_LOOP;
