@@ -1,8 +1,9 @@
 //! The way back along a tape.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
-use super::map::{AT_ONCE, map, materialize};
+use super::map::{AT_ONCE, map, maps, materialize};
 use super::recompute;
 use crate::shape::Shape;
 use crate::tensor::{Alias, Back, Device, Expr, Grad, Incoming, Kind, Node, Tape, Tensor, Viewed};
@@ -31,7 +32,7 @@ impl Tape {
             }
             let needs = inputs.iter().map(Option::is_some).collect();
             let back = |pending: &mut Pending| {
-                let g = ids.zip(&outputs).map(|(id, shape)| pending.take(id, *shape)).collect();
+                let g = pending.take(ids, &outputs);
                 Back::new(x, y, shapes.clone(), needs, g, pending.so_far(&inputs))
             };
             let grads: Vec<Vec<Grad>> = match kind {
@@ -107,11 +108,50 @@ impl Pending {
         inputs.iter().map(of).collect()
     }
 
-    fn take(&mut self, id: usize, shape: Shape) -> Incoming {
-        let device = self.device.clone();
-        let compute = move |grad: Option<&Grad>| grad.map_or_else(|| device.full(shape, 0.0), values);
-        Incoming::new(self.terms.remove(&id).map(total), compute)
+    /// The gradients of an op's outputs; of several, the formulas are computed in as few passes as they take.
+    fn take(&mut self, ids: Range<usize>, outputs: &[Shape]) -> Vec<Incoming> {
+        let mut grads: Vec<Option<Grad>> = ids.map(|id| self.terms.remove(&id).map(total)).collect();
+        if grads.len() > 1 {
+            compute_together(&mut grads);
+        }
+        let incoming = |(grad, shape): (Option<Grad>, &Shape)| {
+            let (device, shape) = (self.device.clone(), *shape);
+            let compute = move |grad: Option<&Grad>| grad.map_or_else(|| device.full(shape, 0.0), values);
+            Incoming::new(grad, compute)
+        };
+        grads.into_iter().zip(outputs).map(incoming).collect()
     }
+}
+
+/// Replaces formulas of one shape by their values, neighbours in one pass where it binds all they read.
+fn compute_together(grads: &mut [Option<Grad>]) {
+    let is_formula = |grad: &&mut Option<Grad>| grad.as_ref().is_some_and(|g| !g.formula.is_input());
+    let mut formulas: Vec<&mut Grad> = grads.iter_mut().filter(is_formula).flatten().collect();
+    let mut rest = formulas.as_mut_slice();
+    while rest.len() > 1 {
+        let shape = rest[0].inputs[0].shape();
+        let of_shape = rest.iter().take_while(|g| g.inputs[0].shape() == shape).count();
+        let mut count = 1;
+        for most in (2..=of_shape).rev() {
+            if let Some(values) = values_of(&rest[..most]) {
+                rest.iter_mut().zip(values).for_each(|(grad, values)| **grad = values.into());
+                count = most;
+                break;
+            }
+        }
+        rest = &mut rest[count..];
+    }
+}
+
+/// The formulas' values from one pass, where it binds all that they read.
+fn values_of(grads: &[&mut Grad]) -> Option<Vec<Tensor>> {
+    let (mut inputs, mut formulas) = (Vec::new(), Vec::new());
+    for grad in grads {
+        let (places, joined) = places(&inputs, grad);
+        formulas.push(grad.formula.renumbered(&places));
+        inputs = joined;
+    }
+    maps(inputs, &formulas)
 }
 
 /// The terms' sum, in their order.

@@ -2,19 +2,24 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::codegen::{Codegen, Lane, distinct, fill, pointwise};
+use super::codegen::{Codegen, Lane, distinct, fill, param, pointwise};
 use super::matmul::Act;
+use super::pack::alignment;
 use super::reduce::{Kind, Reduce, sum_axis};
 use super::registry::{Case, POINT, Values, case, sums};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, Words};
 use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
-use crate::tensor::{Back, Cost, Expr, Grad, Keep, Op, Program, Pullback, Tensor, View, Viewed, apply};
+use crate::tensor::{
+    Back, Cost, Device, Expr, Grad, Keep, Op, Program, Pullback, Tensor, View, Viewed, apply, compute,
+};
 
 const KERNEL: Kernel = Kernel { name: "map", text: include_str!("../../shaders/map.wgsl") };
 
 /// Tensors that one pass reads: with the result, as many buffers as any adapter binds.
 pub(super) const AT_ONCE: usize = 7;
+/// Words of parameters that a kernel holds.
+const PARAM_WORDS: usize = 256;
 
 /// `y = f(x0, x1, ..)`, element by element, over the broadcast of the inputs' shapes. At most 7 tensors.
 #[track_caller]
@@ -102,10 +107,38 @@ fn map_program(x: Vec<Viewed>, program: Program) -> Tensor {
     apply(Map { program, views }, &tensors.iter().collect::<Vec<_>>())
 }
 
+/// Formulas over untracked tensors viewed as one shape, in one pass; `None` where that binds too much.
+pub(super) fn maps(x: Vec<Viewed>, formulas: &[Expr]) -> Option<Vec<Tensor>> {
+    let (shape, x) = broadcast_all(x);
+    let programs: Vec<Program> = formulas.iter().cloned().map(Program::new).collect();
+    if let Device::Gpu(gpu) = x[0].tensor.device() {
+        let buffers: Vec<&Buf> = x.iter().filter_map(|v| v.tensor.buf()).collect();
+        let read = |v: &Viewed| {
+            2 + (0..shape.rank()).map(|k| 1 + 2 * usize::from(v.view.is_padded(k))).sum::<usize>()
+        };
+        let constants: usize = programs.iter().map(|p| p.constants().len()).sum();
+        let words = 1 + shape.rank() + x.iter().map(read).sum::<usize>() + constants;
+        let bound = distinct(&buffers).0.len() < gpu.facts().buffers && words <= PARAM_WORDS;
+        if !bound || !shape.len().is_multiple_of(alignment(&gpu)) {
+            return None;
+        }
+    }
+    let views = x.iter().map(|v| v.view.clone()).collect();
+    let all = compute(Maps { programs, views }, &x.iter().map(|v| &v.tensor).collect::<Vec<_>>());
+    Some((0..formulas.len()).map(|i| all.section(i * shape.len(), shape)).collect())
+}
+
 /// The pointwise op. All views have the output's shape.
 #[derive(Clone, Debug)]
 struct Map {
     program: Program,
+    views: Vec<View>,
+}
+
+/// Several formulas over the same inputs, their results one after the other.
+#[derive(Clone, Debug)]
+struct Maps {
+    programs: Vec<Program>,
     views: Vec<View>,
 }
 
@@ -119,56 +152,12 @@ impl Op for Map {
     }
 
     fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, _: &[Shape]) {
-        let used: Vec<usize> = (0..x.len()).filter(|i| self.program.reads(*i)).collect();
-        let (buffers, places) = distinct(&used.iter().map(|i| x[*i]).collect::<Vec<_>>());
-        let views: Vec<&View> = used.iter().map(|i| &self.views[*i]).collect();
-        let codegen = Codegen::new(self.views[0].shape, None, &views, &places);
-        let mut params = vec![codegen.invocations() as u32];
-        codegen.params(&mut params);
-        let constants = params.len();
-        params.extend(self.program.constants().iter().map(|c| (*c as f32).to_bits()));
-
-        let mut hash = DefaultHasher::new();
-        (self.program.key(), &used, buffers.len()).hash(&mut hash);
-        codegen.hash(&mut hash);
-        let text = || {
-            let vector = codegen.lane == Lane::Out;
-            let place = |i: usize| format!("in{}", used.iter().position(|u| *u == i).unwrap_or(0));
-            let constant = |i: usize| format!("bitcast<f32>({})", super::codegen::param(constants + i));
-            let (steps, result) = self.program.wgsl(place, constant);
-            let body = format!(
-                "{}{}{steps}    y[i] = {result};",
-                codegen.coordinates(1, "i"),
-                codegen.loads(1, |_| true)
-            );
-            let bindings = codegen.bindings(buffers.len(), vector);
-            format!("{}{}", pointwise(vector), fill(KERNEL.text, &[("bindings", &bindings), ("body", &body)]))
-        };
-        gpu.dispatch(&Launch {
-            kernel: KERNEL,
-            body: Some((hash.finish(), &text)),
-            constants: &[],
-            reads: &buffers,
-            writes: &[y],
-            params: Words(params),
-            grid: Grid::Invocations(codegen.invocations()),
-            loops: 1,
-        });
+        launch(gpu, std::slice::from_ref(&self.program), &self.views, x, y);
     }
 
     fn host(&self, x: &[ArrayView]) -> Array {
-        let read: Vec<Vec<f64>> = x.iter().zip(&self.views).map(|(x, v)| gather(x, v)).collect();
         let shape = self.views[0].shape;
-        let (mut row, mut scratch) = (vec![0.0; x.len()], Vec::new());
-        let data = (0..shape.len())
-            .map(|e| {
-                for (value, values) in row.iter_mut().zip(&read) {
-                    *value = values[e];
-                }
-                self.program.value(&row, &mut scratch)
-            })
-            .collect();
-        Array::new(shape, data)
+        Array::new(shape, values(std::slice::from_ref(&self.program), &self.views, x))
     }
 
     fn cost(&self, x: &[Shape]) -> Cost {
@@ -176,6 +165,81 @@ impl Op for Map {
         let moved = n + x.iter().map(Shape::len).sum::<usize>();
         Cost { flops: (n * self.program.flops()) as f64, bytes: 4.0 * moved as f64 }
     }
+}
+
+impl Op for Maps {
+    fn name(&self) -> &'static str {
+        "maps"
+    }
+
+    fn shape(&self, _: &[Shape]) -> Shape {
+        Shape::new(&[self.programs.len() * self.views[0].shape.len()])
+    }
+
+    fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, _: &[Shape]) {
+        launch(gpu, &self.programs, &self.views, x, y);
+    }
+
+    fn host(&self, x: &[ArrayView]) -> Array {
+        Array::new(self.shape(&[]), values(&self.programs, &self.views, x))
+    }
+}
+
+/// Records the pass that computes the formulas' values one after the other.
+fn launch(gpu: &Gpu, programs: &[Program], views: &[View], x: &[&Buf], y: &Buf) {
+    let used: Vec<usize> = (0..x.len()).filter(|i| programs.iter().any(|p| p.reads(*i))).collect();
+    let (buffers, places) = distinct(&used.iter().map(|i| x[*i]).collect::<Vec<_>>());
+    let read: Vec<&View> = used.iter().map(|i| &views[*i]).collect();
+    let codegen = Codegen::new(views[0].shape, None, &read, &places);
+    let mut params = vec![codegen.invocations() as u32];
+    codegen.params(&mut params);
+    let constants = params.len();
+    let all = programs.iter().flat_map(Program::constants);
+    params.extend(all.map(|c| (*c as f32).to_bits()));
+
+    let mut hash = DefaultHasher::new();
+    (&used, buffers.len()).hash(&mut hash);
+    programs.iter().for_each(|program| program.key().hash(&mut hash));
+    codegen.hash(&mut hash);
+    let text = || {
+        let vector = codegen.lane == Lane::Out;
+        let place = |i: usize| format!("in{}", used.iter().position(|u| *u == i).unwrap_or(0));
+        let mut body = codegen.coordinates(1, "i") + &codegen.loads(1, |_| true);
+        let mut first = constants;
+        for (k, program) in programs.iter().enumerate() {
+            let (steps, result) = program.wgsl(place, |i| format!("bitcast<f32>({})", param(first + i)));
+            body += &format!("    {{\n{steps}    y[{k}u * {} + i] = {result};\n    }}\n", param(0));
+            first += program.constants().len();
+        }
+        let bindings = codegen.bindings(buffers.len(), vector);
+        format!("{}{}", pointwise(vector), fill(KERNEL.text, &[("bindings", &bindings), ("body", &body)]))
+    };
+    gpu.dispatch(&Launch {
+        kernel: KERNEL,
+        body: Some((hash.finish(), &text)),
+        constants: &[],
+        reads: &buffers,
+        writes: &[y],
+        params: Words(params),
+        grid: Grid::Invocations(codegen.invocations()),
+        loops: 1,
+    });
+}
+
+/// The formulas' values one after the other, in f64.
+fn values(programs: &[Program], views: &[View], x: &[ArrayView]) -> Vec<f64> {
+    let read: Vec<Vec<f64>> = x.iter().zip(views).map(|(x, v)| gather(x, v)).collect();
+    let (mut row, mut scratch) = (vec![0.0; x.len()], Vec::new());
+    let mut data = Vec::with_capacity(programs.len() * views[0].shape.len());
+    for program in programs {
+        data.extend((0..views[0].shape.len()).map(|e| {
+            for (value, values) in row.iter_mut().zip(&read) {
+                *value = values[e];
+            }
+            program.value(&row, &mut scratch)
+        }));
+    }
+    data
 }
 
 impl Pullback for Map {
@@ -349,7 +413,15 @@ pub(super) fn gather(x: &ArrayView, view: &View) -> Vec<f64> {
 
 pub(super) fn cases() -> Vec<Case> {
     let square: &[usize] = &[8, 8];
+    let several: fn(&[Tensor]) -> Tensor = |x| {
+        let views = vec![x[0].view(), x[1].view().pad(1, 4, 12), x[2].view()];
+        let read = [0, 1, 2].map(Expr::input);
+        let formulas = [&read[0] * &read[2] + 0.5, read[1].tanh(), &read[0] * 3.0 - &read[1] * &read[2]];
+        let y = maps(views, &formulas).expect("its places can be bound");
+        y[0].map3(&y[1], &y[2], |a, b, c| a + b * c)
+    };
     vec![
+        case("maps", "three formulas at once", &[&[16, 64], &[16, 48], &[64]], POINT, several).untracked(),
         // One term of seven tensors beside one of one.
         case("map", "a gradient of more tensors than a pass reads", &[square; 8], sums(8), |x| {
             let product = x[1..7].iter().fold(x[0].clone(), |y, a| y.map2(a, |y, a| y * a));

@@ -18,6 +18,13 @@ pub struct Axis {
     pub high: usize,
 }
 
+impl Axis {
+    /// All of an axis of a tensor.
+    fn whole(axis: usize, shape: Shape) -> Self {
+        Self { source: Some(axis), shift: 0, low: 0, high: shape[axis] }
+    }
+}
+
 /// How a tensor of shape `source` is read as one of shape `shape`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct View {
@@ -34,18 +41,14 @@ pub struct View {
 impl View {
     /// The tensor as it is.
     pub fn identity(shape: Shape) -> Self {
-        let axes = shape
-            .dims()
-            .iter()
-            .enumerate()
-            .map(|(i, n)| Axis { source: Some(i), shift: 0, low: 0, high: *n })
-            .collect();
+        let axes = (0..shape.rank()).map(|i| Axis::whole(i, shape)).collect();
         Self { shape, source: shape, axes, fixed: vec![0; shape.rank()] }
     }
 
     /// Whether it reads the tensor as it is.
     pub fn is_identity(&self) -> bool {
-        self.shape == self.source && *self == Self::identity(self.shape)
+        let whole = |(i, axis): (usize, &Axis)| *axis == Axis::whole(i, self.shape);
+        self.shape == self.source && self.axes.iter().enumerate().all(whole)
     }
 
     /// What it leaves out before and after each axis, if it reads each axis of the source, or a slice of it, in its order.
