@@ -1,5 +1,6 @@
-// The gradients of batch norm's w and b from the sums of all chunks, and what that of x takes from them: x' = g scale -
-// shift - slope (x - mean) where the row counts in the statistics, which move with it.
+// The gradients of batch norm's w and b from the sums of all chunks, and what that of x takes from them: (g - shift - (x -
+// mean) slope) scale where the row counts in the statistics, which move with it. The scale comes last: what all rows lose
+// alike adds up in what is before them, so it is rounded as little as can be.
 //: use columns
 
 struct Params {
@@ -7,7 +8,7 @@ struct Params {
     chunks: u32, // of all parts
 }
 @group(0) @binding(0) var<storage, read> x: array<T>; // [chunks, 2, columns]: of g's product with normalised x, of g
-// [6, columns]: mean, 1 / sqrt(variance + eps), scale, what the rows weigh, ..
+// [6, columns]: mean, 1 / sqrt(variance + eps), that times w, what the rows weigh, ..
 @group(0) @binding(1) var<storage, read> about: array<T>;
 @group(0) @binding(2) var<storage, read_write> y: array<T>; // [4, columns]: w's gradient, b's, slope, shift
 @group(0) @binding(3) var<uniform> p: Params;
@@ -35,10 +36,9 @@ fn main(
     if !place.own {
         return;
     }
-    let inverse = about[p.columns + column];
-    let share = about[2u * p.columns + column] / max(about[3u * p.columns + column], T(TINY));
+    let n = max(about[3u * p.columns + column], T(TINY));
     y[column] = slope;
     y[p.columns + column] = shift;
-    y[2u * p.columns + column] = slope * inverse * share;
-    y[3u * p.columns + column] = shift * share;
+    y[2u * p.columns + column] = slope * about[p.columns + column] / n;
+    y[3u * p.columns + column] = shift / n;
 }
