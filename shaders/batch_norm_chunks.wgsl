@@ -15,7 +15,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> y: array<T>; // [chunks of all parts, 3, columns]
 @group(0) @binding(3) var<uniform> p: Params;
 // Rows that an invocation walks twice before their moments are merged with the rest.
-const PART = 32u;
+const PART = 64u;
 
 fn weight(row: u32) -> f32 {
     if masked {
