@@ -10,8 +10,8 @@ mod slab;
 pub mod swin;
 pub mod transformer;
 
-use crate::ops::{Act, Expr, Linears, map, scaled_sum_of, sum_of};
-use crate::tensor::{Tensor, Viewed};
+use crate::ops::{Act, BatchNorm, Linears};
+use crate::tensor::Tensor;
 pub use params::{Init, Layout, ParamSpec, Params, Role, Scope, begin_values, layout, shapes};
 pub use slab::{Member, ParamValues, Slab, Source};
 
@@ -43,75 +43,10 @@ pub fn layer_norm(scope: &Scope, x: &Tensor, eps: f64) -> Tensor {
     x.layer_norm(scope.at("weight"), scope.at("bias"), eps)
 }
 
-/// Statistics of batch norm, its running ones and what they become.
-pub struct BatchNorm {
-    mean: Tensor,
-    var: Tensor,
-    /// Running mean and variance after this batch; `None` in evaluation.
-    pub running: Option<[Tensor; 2]>,
-}
-
-/// PyTorch's default epsilon.
-const EPS: f64 = 1e-5;
-/// PyTorch's default momentum.
-const MOMENTUM: f64 = 0.1;
-
-impl BatchNorm {
-    /// Statistics of evaluation: the running ones.
-    pub fn running(scope: &Scope) -> Self {
-        Self { mean: scope.at("running_mean").clone(), var: scope.at("running_var").clone(), running: None }
-    }
-
-    /// Statistics of a batch given in parts, each `[rows, channels]`: exact over all of them, or over the rows
-    /// that `masks`, each `[rows, 1]`, hold 1 for. The running ones move by a tenth, towards the unbiased
-    /// variance.
-    pub fn of_batch(scope: &Scope, parts: &[&Tensor], masks: Option<&[Tensor]>) -> Self {
-        let rows = parts.iter().map(|x| x.shape()[0]).sum::<usize>() as f64;
-        // With masks, the number of rows is known on the device only.
-        let counted = masks.map(|masks| add_all(masks.iter().map(Tensor::sum_all).collect()));
-        let shares: Option<Vec<Tensor>> = masks
-            .zip(counted.as_ref())
-            .map(|(masks, n)| masks.iter().map(|mask| mask.map2(n, |m, n| m / n)).collect());
-        let mean_of = |i: usize, mut views: Vec<Viewed>, f: &dyn Fn(&[Expr]) -> Expr| match &shares {
-            Some(shares) => {
-                let last = views.len();
-                views.push(shares[i].view());
-                sum_of(views, 0, |v| f(v) * &v[last])
-            }
-            None => scaled_sum_of(1.0 / rows, views, 0, f),
-        };
-        let all = |part: &dyn Fn(usize) -> Tensor| add_all((0..parts.len()).map(part).collect());
-        let mean = all(&|i| mean_of(i, vec![parts[i].view()], &|v| v[0].clone()));
-        // The variance does not change with the mean it is taken around: no gradient goes that way.
-        let around = mean.detach();
-        let var = all(&|i| {
-            mean_of(i, vec![parts[i].view(), around.view()], &|v| {
-                let centred = &v[0] - &v[1];
-                &centred * &centred
-            })
-        });
-        let old = |name: &str| scope.at(name).detach();
-        let moved = |old: &Expr, new: Expr| old * (1.0 - MOMENTUM) + new * MOMENTUM;
-        let new = var.detach();
-        let running_mean = old("running_mean").map2(&around, |old, new| moved(old, new.clone()));
-        let running_var = match &counted {
-            Some(n) => {
-                old("running_var").map3(&new, n, |old, new, n| moved(old, new * (n / (n - 1.0).max(1.0))))
-            }
-            None => {
-                old("running_var").map2(&new, |old, new| moved(old, new * (rows / (rows - 1.0).max(1.0))))
-            }
-        };
-        Self { mean, var, running: Some([running_mean, running_var]) }
-    }
-
-    /// `x [.., channels]`, normalised, with the scope's `weight` and `bias`.
-    pub fn apply(&self, scope: &Scope, x: &Tensor) -> Tensor {
-        let scale = self.var.map2(scope.at("weight"), |v, w| w * (v + EPS).rsqrt());
-        let views = vec![x.view(), self.mean.view(), scale.view(), scope.at("bias").view()];
-        // The mean first: a scale's gradient is then a sum of what varies, not a difference of two large sums.
-        map(views, |v| (&v[0] - &v[1]) * &v[2] + &v[3])
-    }
+/// Batch norm with the scope's `weight`, `bias`, `running_mean` and `running_var`.
+pub fn batch_norm(scope: &Scope) -> BatchNorm {
+    let of = |name: &str| scope.at(name).clone();
+    BatchNorm { weight: of("weight"), bias: of("bias"), mean: of("running_mean"), var: of("running_var") }
 }
 
 /// The sum of tensors of one shape.

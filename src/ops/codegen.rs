@@ -341,6 +341,8 @@ pub(super) fn distinct<'a>(buffers: &[&'a Buf]) -> (Vec<&'a Buf>, Vec<usize>) {
 /// The parts that shaders share, each taken by a line `//: use name`.
 const SHARED: &[(&str, &str)] = &[
     ("row", include_str!("../../shaders/row.wgsl")),
+    ("columns", include_str!("../../shaders/columns.wgsl")),
+    ("moments", include_str!("../../shaders/moments.wgsl")),
     ("generator", include_str!("../../shaders/generator.wgsl")),
     ("attention_rows", include_str!("../../shaders/attention_rows.wgsl")),
     ("matmul_params", include_str!("../../shaders/matmul_params.wgsl")),

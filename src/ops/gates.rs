@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 use super::registry::cases;
-use super::{attention, cosines, cross_attention, matmul, reduce, route, rows};
+use super::{attention, batch_norm, cosines, cross_attention, matmul, reduce, route, rows};
 use crate::gpu::{Gpu, Options, Style};
 use crate::tensor::{Device, seen};
 
@@ -112,6 +112,7 @@ fn every_choice_of_a_planner_is_valid_and_has_a_case() {
             cross_attention::variants(&gpu),
             cross_attention::modulate_variants(&gpu),
             cosines::variants(&gpu),
+            batch_norm::variants(&gpu),
             reduce::variants(&gpu),
             route::variants(&gpu),
             rows::variants(&gpu),

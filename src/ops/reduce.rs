@@ -21,15 +21,15 @@ const KERNEL: Kernel = Kernel { name: "reduce", text: include_str!("../../shader
 const PART: usize = 32;
 /// Iterations of one invocation before the axis is split into chunks, and of one of a chunk at least.
 const LONG: usize = 512;
-const LEAST: usize = LONG / 8;
+pub(super) const LEAST: usize = LONG / 8;
 /// The same in teams, on GPUs, whose memory takes long to answer, but answers many at once. Reasoned, not measured.
 const LONG_IN_TEAM: usize = 64;
-const LEAST_IN_TEAM: usize = LONG_IN_TEAM / 8;
+pub(super) const LEAST_IN_TEAM: usize = LONG_IN_TEAM / 8;
 /// Invocations that keep each core of a CPU busy.
 const ENOUGH_A_CORE: usize = 64;
 /// Invocations of a workgroup that walk an axis together where neighbours walk neighbouring axes: eight neighbours load
 /// eight values or fours side by side, a sector of memory or a line of it.
-const ACROSS: usize = 8;
+pub(super) const ACROSS: usize = 8;
 /// Iterations from which on an invocation counts as heavy.
 const HEAVY: usize = 64;
 

@@ -250,6 +250,7 @@ pub fn cases() -> Vec<Case> {
         super::attention::cases(),
         super::softmax::cases(),
         super::hinge::cases(),
+        super::batch_norm::cases(),
         super::layer_norm::cases(),
         super::norm::cases(),
         super::paths::cases(),

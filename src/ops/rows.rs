@@ -183,6 +183,7 @@ fn places(lane: Lane) -> &'static str {
 fn own_folds(value: &str, sum: &str, max: &str) -> String {
     format!(
         "const TEAM = 1u;
+const APART = 1u;
 fn join(local: u32) {{}}
 fn fold_sum(x: {value}) -> {value} {{ return {value}({sum}); }}
 fn fold_max(x: {value}) -> {value} {{ return {value}({max}); }}"

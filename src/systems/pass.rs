@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use crate::host::Rng;
-use crate::nn::{BatchNorm, Dropouts, Scope};
+use crate::nn::{Dropouts, Scope, batch_norm};
 use crate::tensor::Tensor;
 
 /// How a model is computed. All forms give the same numbers.
@@ -109,14 +109,21 @@ impl<'a> Pass<'a> {
         self.buffers.borrow_mut().push((name, value));
     }
 
-    /// What the statistics and the counter of a batch norm called `at` become after the step.
-    pub fn update_batch_norm(&self, at: &str, norm: &BatchNorm) {
-        let Some([mean, var]) = &norm.running else { return };
+    /// Rows in parts, each `[rows, channels]`, normalised by the batch norm called `at`: in training by the statistics of all
+    /// parts together, of the rows that `masks`, each `[rows, 1]`, hold 1 for; what its running statistics and its counter
+    /// become after the step is noted. In evaluation by the running ones.
+    pub fn batch_norm(&self, at: &str, parts: &[Tensor], masks: Option<&[Tensor]>) -> Vec<Tensor> {
         let scope = at.split('.').fold(self.scope.clone(), |scope, name| scope.sub(name));
+        let norm = batch_norm(&scope);
+        if !self.is_train() {
+            return parts.iter().map(|x| norm.by_running(x)).collect();
+        }
+        let (normalised, [mean, var]) = norm.by_batch(parts, masks);
         let count = scope.at("num_batches_tracked").detach().map(|n| n + 1.0);
-        self.update(format!("{at}.running_mean"), mean.clone());
-        self.update(format!("{at}.running_var"), var.clone());
+        self.update(format!("{at}.running_mean"), mean);
+        self.update(format!("{at}.running_var"), var);
         self.update(format!("{at}.num_batches_tracked"), count);
+        normalised
     }
 
     /// The buffers after the step, by name.

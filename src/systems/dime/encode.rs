@@ -3,7 +3,7 @@
 use super::mask::{self, Mask};
 use super::{Direction, Run};
 use crate::nn::bert::{self, Tokens};
-use crate::nn::{BatchNorm, linear, linear_plus};
+use crate::nn::{linear, linear_plus};
 use crate::ops::{Act, Expr, concat, map};
 use crate::systems::Items;
 use crate::tensor::{Tensor, Viewed};
@@ -18,14 +18,7 @@ pub(super) fn images(run: &Run, features: &Tensor) -> Items {
     let raw = linear(&scope.sub("fc"), features, Act::None);
     let mut global = raw.mean(1);
     if run.config.options.direction == Direction::T2i {
-        let bn = scope.sub("bn");
-        let statistics = if run.pass.is_train() {
-            BatchNorm::of_batch(&bn, &[&global], None)
-        } else {
-            BatchNorm::running(&bn)
-        };
-        global = statistics.apply(&bn, &global);
-        run.pass.update_batch_norm("img_enc.bn", &statistics);
+        global = run.pass.batch_norm("img_enc.bn", &[global], None).remove(0);
     }
     if !run.config.options.no_imgnorm {
         global = global.l2norm(-1, EPS);

@@ -6,7 +6,7 @@ use super::cells::{self, CELLS, Guides, routers};
 use super::encode::EPS;
 use super::mask::{self, Mask};
 use super::{Direction, Run};
-use crate::nn::{BatchNorm, Scope, add_all, linear};
+use crate::nn::{Scope, add_all, linear};
 use crate::ops::{
     Act, Expr, Paths, add, concat, materialize, route, route_means, route_shares, scaled_sum_of, sum_of,
 };
@@ -116,20 +116,15 @@ fn last(run: &Run, module: &Scope, x: [&Tensor; 4], guides: &Guides) -> (Tensor,
 /// those of all tiles together.
 pub(super) fn score(run: &Run, tiles: &[Pairs]) -> Scored {
     let d = run.config.options.embed_size;
-    let module = run.pass.scope.sub("itr_module");
-    let bn = module.sub("bn");
     let flat: Vec<Tensor> = tiles.iter().map(|t| t.output.reshape([t.output.len() / d, d])).collect();
     let masks = || tiles.iter().map(|t| Some(t.mask.as_ref()?.rows(&t.output))).collect::<Option<Vec<_>>>();
-    let statistics = if run.pass.is_train() {
-        BatchNorm::of_batch(&bn, &flat.iter().collect::<Vec<_>>(), masks().as_deref())
-    } else {
-        BatchNorm::running(&bn)
-    };
+    let masks = run.pass.is_train().then(masks).flatten();
+    let normalised = run.pass.batch_norm("itr_module.bn", &flat, masks.as_deref());
     let sims: Vec<Tensor> = tiles
         .iter()
-        .zip(&flat)
-        .map(|(tile, flat)| {
-            let x = statistics.apply(&bn, flat).reshape(tile.output.shape());
+        .zip(&normalised)
+        .map(|(tile, x)| {
+            let x = x.reshape(tile.output.shape());
             let mask = tile.mask.as_deref();
             let pooled = add(&mask::mean(&x, mask), &mask::max(&x, mask)).l2norm(-1, EPS);
             sum_of(vec![pooled.view(), tile.target.view()], 2, |v| &v[0] * &v[1])
@@ -145,7 +140,6 @@ pub(super) fn score(run: &Run, tiles: &[Pairs]) -> Scored {
             path_embedding(run, &paths);
         }
     }
-    run.pass.update_batch_norm("itr_module.bn", &statistics);
     Scored { sims, paths }
 }
 

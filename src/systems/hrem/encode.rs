@@ -4,7 +4,7 @@
 use super::Run;
 use crate::nn::bert::{self, Tokens};
 use crate::nn::transformer::{Keys, Layer};
-use crate::nn::{BatchNorm, Scope, linear, linear_plus};
+use crate::nn::{Scope, linear, linear_plus};
 use crate::ops::{Act, Expr, map, sum_of};
 use crate::systems::Items;
 use crate::tensor::{Device, Tensor};
@@ -34,14 +34,7 @@ fn projected(run: &Run, scope: &Scope, x: &Tensor) -> Tensor {
     let rows = x.reshape([dims[0] * dims[1], dims[2]]);
     let mlp = scope.sub("mlp");
     let hidden = linear(&mlp.sub("layers").sub("0"), &rows, Act::None);
-    let bn = mlp.sub("bns").sub("0");
-    let statistics = if run.pass.is_train() {
-        BatchNorm::of_batch(&bn, &[&hidden], None)
-    } else {
-        BatchNorm::running(&bn)
-    };
-    run.pass.update_batch_norm("img_enc.fc.mlp.bns.0", &statistics);
-    let hidden = statistics.apply(&bn, &hidden).map(Expr::relu);
+    let hidden = run.pass.batch_norm("img_enc.fc.mlp.bns.0", &[hidden], None).remove(0).map(Expr::relu);
     let direct = linear(&scope.sub("fc"), &rows, Act::None);
     let y = linear_plus(&mlp.sub("layers").sub("1"), &hidden, &direct);
     y.reshape([dims[0], dims[1], y.shape()[1]])
