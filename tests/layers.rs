@@ -291,8 +291,14 @@ fn the_scanner_sees_what_is_forbidden() {
 
 /// Shaders that take the functions of formulas besides the prelude, over four values or over one.
 const FORMULAS: &[&str] = &["cross_attention", "cross_attention_scores", "map", "reduce"];
-const FORMULAS_OF_ONE: &[&str] =
-    &["attention", "attention_keys", "attention_queries", "attention_rows", "cross_attention_shared"];
+const FORMULAS_OF_ONE: &[&str] = &[
+    "attention",
+    "attention_keys",
+    "attention_queries",
+    "attention_rows",
+    "cross_attention_shared",
+    "generator",
+];
 
 #[test]
 fn every_shader_is_valid_on_its_own() {

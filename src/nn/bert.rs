@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::params::{Init, Layout, ParamSpec, Role, Scope, layout};
-use super::{Dropouts, layer_norm, linear, linear_plus, linears};
+use super::{Dropouts, layer_norm, linear, linear_plus_norm, linears};
 use crate::error::{Error, Result};
 use crate::ops::{Act, Expr, map};
 use crate::tensor::Tensor;
@@ -249,10 +249,7 @@ fn residual(
     before: &Tensor,
     dropouts: Option<&Dropouts>,
 ) -> Tensor {
-    let dense = scope.sub("dense");
-    let sum = match dropouts {
-        Some(d) => d.apply_plus(&linear(&dense, x, Act::None), config.hidden_dropout_prob, before),
-        None => linear_plus(&dense, x, before),
-    };
-    layer_norm(&scope.sub("LayerNorm"), &sum, config.layer_norm_eps)
+    let [map, norm] = ["dense", "LayerNorm"].map(|name| scope.sub(name));
+    let dropout = dropouts.map(|d| (d, config.hidden_dropout_prob));
+    linear_plus_norm([&map, &norm], x, before, dropout, config.layer_norm_eps)
 }

@@ -43,6 +43,25 @@ pub fn layer_norm(scope: &Scope, x: &Tensor, eps: f64) -> Tensor {
     x.layer_norm(scope.at("weight"), scope.at("bias"), eps)
 }
 
+/// The norm of a residual plus a linear map, dropped out: `norm(residual + dropout(x wᵀ + b))`, as post-norm transformers
+/// end their sublayers, with the scopes of the map and of the norm.
+pub fn linear_plus_norm(
+    [map, norm]: [&Scope; 2],
+    x: &Tensor,
+    residual: &Tensor,
+    dropout: Option<(&Dropouts, f32)>,
+    eps: f64,
+) -> Tensor {
+    let dropout = dropout.map(|(dropouts, rate)| (rate, dropouts.draw()));
+    match dropout.filter(|(rate, _)| *rate > 0.0) {
+        Some((rate, seed)) => {
+            let params = [norm.at("weight"), norm.at("bias")];
+            linear(map, x, Act::None).dropout_add_layer_norm(residual, params, eps, rate, seed)
+        }
+        None => layer_norm(norm, &linear_plus(map, x, residual), eps),
+    }
+}
+
 /// Statistics of batch norm, its running ones and what they become.
 pub struct BatchNorm {
     mean: Tensor,
@@ -134,11 +153,6 @@ impl Dropouts {
     /// `x` with this rate.
     pub fn apply(&self, x: &Tensor, rate: f32) -> Tensor {
         x.dropout(rate, self.draw())
-    }
-
-    /// `x` with this rate, plus `residual`.
-    pub fn apply_plus(&self, x: &Tensor, rate: f32, residual: &Tensor) -> Tensor {
-        x.dropout_plus(rate, self.draw(), residual)
     }
 
     /// The next call's seed.

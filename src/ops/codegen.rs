@@ -343,6 +343,7 @@ const SHARED: &[(&str, &str)] = &[
     ("row", include_str!("../../shaders/row.wgsl")),
     ("generator", include_str!("../../shaders/generator.wgsl")),
     ("attention_rows", include_str!("../../shaders/attention_rows.wgsl")),
+    ("layer_norm_params", include_str!("../../shaders/layer_norm_params.wgsl")),
     ("matmul_params", include_str!("../../shaders/matmul_params.wgsl")),
     ("hinge_pairs", include_str!("../../shaders/hinge_pairs.wgsl")),
     ("gru_units", include_str!("../../shaders/gru_units.wgsl")),
