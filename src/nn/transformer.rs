@@ -2,7 +2,7 @@
 //! the residual sums, ReLU between the two maps, queries, keys and values from one packed map.
 
 use super::params::{Init, Layout, Role, Scope};
-use super::{Dropouts, layer_norm, linear, linear_plus_norm, mlp};
+use super::{Dropouts, add_norm, linear, linear_plus, mlp};
 use crate::ops::{Act, add, materialize};
 use crate::tensor::Tensor;
 
@@ -57,12 +57,14 @@ impl Layer<'_> {
         let [norm1, norm2, first, second] =
             ["norm1", "norm2", "linear1", "linear2"].map(|name| scope.sub(name));
         let dropout = self.dropout.filter(|(_, rate)| *rate > 0.0);
-        let y = linear_plus_norm([&attention.sub("out_proj"), &norm1], &mixed, x, dropout, EPS);
-        if self.fused && dropout.is_none() {
-            return layer_norm(&norm2, &mlp(&first, &second, &y, Act::None, Some(&y)), EPS);
-        }
-        let hidden = self.dropped(linear(&first, &y, Act::Relu));
-        linear_plus_norm([&second, &norm2], &hidden, &y, dropout, EPS)
+        let out = attention.sub("out_proj");
+        let y = add_norm(&norm1, x, dropout, EPS, |residual| linear_plus(&out, &mixed, residual));
+        add_norm(&norm2, &y, dropout, EPS, |residual| {
+            if self.fused && dropout.is_none() {
+                return mlp(&first, Act::Relu, &second, &y, residual);
+            }
+            linear_plus(&second, &self.dropped(linear(&first, &y, Act::Relu)), residual)
+        })
     }
 
     fn attention(&self, scope: &Scope, x: &Tensor, keys: Keys) -> Tensor {

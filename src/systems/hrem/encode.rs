@@ -43,7 +43,7 @@ fn projected(run: &Run, scope: &Scope, x: &Tensor) -> Tensor {
     run.pass.update_batch_norm("img_enc.fc.mlp.bns.0", &statistics);
     let hidden = statistics.apply(&bn, &hidden).map(Expr::relu);
     let direct = linear(&scope.sub("fc"), &rows, Act::None);
-    let y = linear_plus(&mlp.sub("layers").sub("1"), &hidden, &direct);
+    let y = linear_plus(&mlp.sub("layers").sub("1"), &hidden, Some(&direct));
     y.reshape([dims[0], dims[1], y.shape()[1]])
 }
 
