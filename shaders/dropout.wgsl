@@ -1,7 +1,8 @@
-// y = x / (1 - rate) where the generator's value i is at least rate, else 0; and a residual, if there is one. The gradient
-// repeats the mask instead of storing it.
+// y = x / (1 - rate) where the generator's value i is at least rate, else 0. The gradient repeats the mask instead of
+// storing it.
 //: use generator
-override plus: bool = false;
+alias T = f32;
+alias U = u32;
 struct Params {
     count: u32,
     low: u32, // the seed
@@ -10,9 +11,8 @@ struct Params {
     scale: f32,
 }
 @group(0) @binding(0) var<storage, read> x: array<f32>; // [count]
-@group(0) @binding(1) var<storage, read> residual: array<f32>; // [count]; x if none
-@group(0) @binding(2) var<storage, read_write> y: array<f32>; // [count]
-@group(0) @binding(3) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read_write> y: array<f32>; // [count]
+@group(0) @binding(2) var<uniform> p: Params;
 
 @compute @workgroup_size(GROUP)
 fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
@@ -20,10 +20,5 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     if i >= p.count {
         return;
     }
-    let kept = select(0.0, x[i] * p.scale, uniform_at(i, p.low, p.high) >= p.rate);
-    if plus {
-        y[i] = kept + residual[i];
-    } else {
-        y[i] = kept;
-    }
+    y[i] = select(0.0, x[i] * p.scale, uniform_at(i, p.low, p.high) >= p.rate);
 }

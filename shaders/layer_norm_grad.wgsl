@@ -1,20 +1,12 @@
-// The gradient of layer_norm's x, with s the row before w and b, and h = g w: (h - mean(h) - s mean(h s)) / sqrt(variance +
-// eps); and what layer_norm_sums needs of each row.
-//: use row
-
-struct Params {
-    count: u32, // rows
-    steps: u32, // along a row, in T
-    inner: u32, // 1
-    n: f32,
-    eps: f32,
-}
+// The gradient of layer_norm's rows x, with s a row before w and b, and h = g w: (h - mean(h) - s mean(h s)) / sqrt(variance +
+// eps); where rows are sums, that is the residual's, and from it that of what was dropped out; and what layer_norm_sums
+// needs of each row.
+//: use layer_norm_params
 @group(0) @binding(0) var<storage, read> x: array<T>; // [rows, n]
 @group(0) @binding(1) var<storage, read> w: array<T>; // [n]
 @group(0) @binding(2) var<storage, read> g: array<T>; // [rows, n]: y's gradient
-@group(0) @binding(3) var<storage, read_write> gx: array<T>; // [rows, n]
+@group(0) @binding(3) var<storage, read_write> gx: array<T>; // [rows, n], and at `second` that of what was dropped out
 @group(0) @binding(4) var<storage, read_write> about: array<vec2<f32>>; // [rows]: mean, 1 / sqrt(variance + eps)
-@group(0) @binding(5) var<uniform> p: Params;
 
 @compute @workgroup_size(GROUP)
 fn main(
@@ -46,7 +38,11 @@ fn main(
     for (var n = local % TEAM; n < p.steps; n += TEAM) {
         let at = row.start + n;
         if row.own {
-            gx[at] = (g[at] * w[n] - shift - (x[at] - mean) * share) * inverse;
+            let own = (g[at] * w[n] - shift - (x[at] - mean) * share) * inverse;
+            gx[at] = own;
+            if plus {
+                gx[p.second + at] = dropped(own, row, n);
+            }
         }
     }
     if row.own && local % TEAM == 0u {

@@ -2,6 +2,7 @@
 // invocation owns. The text between the marks is replaced.
 //: lane
 alias T = f32; // one value, four of a row, or one of four rows
+alias U = u32;
 fn fold_sum(x: T) -> T { return x; }
 fn fold_max(x: T) -> T { return x; }
 fn places(n: u32) -> T { return T(n); }

@@ -298,6 +298,7 @@ const FORMULAS_OF_ONE: &[&str] = &[
     "attention_queries",
     "attention_rows",
     "cross_attention_shared",
+    "generator",
     "modulate",
 ];
 

@@ -4,9 +4,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::params::{Init, Layout, ParamSpec, Role, Scope, layout};
-use super::{Dropouts, layer_norm, linear, linear_plus, linears};
+use super::{Dropouts, add_norm, layer_norm, linear, linear_plus, linears, mlp};
 use crate::error::{Error, Result};
-use crate::ops::{Act, Expr, map};
+use crate::ops::{Act, map};
 use crate::tensor::Tensor;
 
 /// Layers and sizes past which a configuration is a slip or hostile: its parameters could not even be listed.
@@ -228,31 +228,21 @@ pub fn encode(scope: &Scope, config: &Config, tokens: &Tokens, dropouts: Option<
     for i in 0..config.num_hidden_layers {
         let x = states.last();
         let at = scope.sub(&format!("encoder.layer.{i}"));
-        let attention = at.sub("attention");
-        let own = attention.sub("self");
+        let own = at.sub("attention.self");
         let maps = ["query", "key", "value"].map(|name| own.sub(name));
         let heads = config.num_attention_heads;
         let scale = 1.0 / ((config.hidden_size / heads) as f64).sqrt();
         let dropout = dropouts.map(|d| (config.attention_probs_dropout_prob, d.draw()));
         let mixed = linears(&maps).concat(x).self_attention(heads, scale, Some(&masked), None, dropout);
-        let x = residual(&attention.sub("output"), config, &mixed, x, dropouts);
-        let wide = linear(&at.sub("intermediate").sub("dense"), &x, Act::None).map(Expr::gelu);
-        states.layers.push(residual(&at.sub("output"), config, &wide, &x, dropouts));
+        let ends = |name: &str, x: &Tensor, branch: &dyn Fn(&Scope, Option<&Tensor>) -> Tensor| {
+            let [map, norm] = ["dense", "LayerNorm"].map(|part| at.sub(name).sub(part));
+            let dropout = dropouts.map(|d| (d, config.hidden_dropout_prob));
+            add_norm(&norm, x, dropout, config.layer_norm_eps, |residual| branch(&map, residual))
+        };
+        let x = ends("attention.output", x, &|map, residual| linear_plus(map, &mixed, residual));
+        let first = at.sub("intermediate.dense");
+        let y = ends("output", &x, &|map, residual| mlp(&first, Act::Gelu, map, &x, residual));
+        states.layers.push(y);
     }
     states
-}
-
-fn residual(
-    scope: &Scope,
-    config: &Config,
-    x: &Tensor,
-    before: &Tensor,
-    dropouts: Option<&Dropouts>,
-) -> Tensor {
-    let dense = scope.sub("dense");
-    let sum = match dropouts {
-        Some(d) => d.apply_plus(&linear(&dense, x, Act::None), config.hidden_dropout_prob, before),
-        None => linear_plus(&dense, x, before),
-    };
-    layer_norm(&scope.sub("LayerNorm"), &sum, config.layer_norm_eps)
 }

@@ -20,9 +20,12 @@ pub fn linear(scope: &Scope, x: &Tensor, act: Act) -> Tensor {
     x.linear(scope.at("weight"), Some(scope.at("bias")), act)
 }
 
-/// `x wᵀ + b + residual` with the scope's `weight` and `bias`.
-pub fn linear_plus(scope: &Scope, x: &Tensor, residual: &Tensor) -> Tensor {
-    x.linear_plus(scope.at("weight"), scope.at("bias"), residual)
+/// `x wᵀ + b`, and a residual if there is one, with the scope's `weight` and `bias`.
+pub fn linear_plus(scope: &Scope, x: &Tensor, residual: Option<&Tensor>) -> Tensor {
+    match residual {
+        Some(residual) => x.linear_plus(scope.at("weight"), scope.at("bias"), residual),
+        None => linear(scope, x, Act::None),
+    }
 }
 
 /// The linear maps of several scopes of one shape, to be taken in one product.
@@ -31,16 +34,36 @@ pub fn linears(scopes: &[Scope]) -> Linears {
     Linears::new(&maps)
 }
 
-/// `act(max(x w1ᵀ + b1, 0) w2ᵀ + b2) + residual` with the weights and biases of two scopes.
-pub fn mlp(first: &Scope, second: &Scope, x: &Tensor, act: Act, residual: Option<&Tensor>) -> Tensor {
-    let of = |scope: &Scope| [scope.at("weight").clone(), scope.at("bias").clone()];
-    let ([w1, b1], [w2, b2]) = (of(first), of(second));
-    x.mlp([&w1, &b1], [&w2, &b2], act, residual)
+/// `hidden(x w1ᵀ + b1) w2ᵀ + b2 + residual` with the weights and biases of two scopes; `hidden` is a ReLU or a GELU.
+pub fn mlp(first: &Scope, hidden: Act, second: &Scope, x: &Tensor, residual: Option<&Tensor>) -> Tensor {
+    let [first, second] = [first, second].map(|scope| ["weight", "bias"].map(|name| scope.at(name)));
+    x.mlp(first, hidden, second, Act::None, residual)
 }
 
 /// Layer norm over the last axis with the scope's `weight` and `bias`; the variance is biased.
 pub fn layer_norm(scope: &Scope, x: &Tensor, eps: f64) -> Tensor {
     x.layer_norm(scope.at("weight"), scope.at("bias"), eps)
+}
+
+/// `norm(residual + dropout(branch))`, as post-norm transformers end their sublayers, with the norm's `weight` and `bias`.
+/// The branch is given the residual to add where nothing is dropped.
+pub fn add_norm(
+    norm: &Scope,
+    residual: &Tensor,
+    dropout: Option<(&Dropouts, f32)>,
+    eps: f64,
+    branch: impl FnOnce(Option<&Tensor>) -> Tensor,
+) -> Tensor {
+    let drops = dropout.is_some_and(|(_, rate)| rate > 0.0);
+    let y = branch(Some(residual).filter(|_| !drops));
+    let dropout = dropout.map(|(dropouts, rate)| (rate, dropouts.draw()));
+    match dropout.filter(|_| drops) {
+        Some((rate, seed)) => {
+            let params = [norm.at("weight"), norm.at("bias")];
+            y.dropout_add_layer_norm(residual, params, eps, rate, seed)
+        }
+        None => layer_norm(norm, &y, eps),
+    }
 }
 
 /// Batch norm with the scope's `weight`, `bias`, `running_mean` and `running_var`.
@@ -69,11 +92,6 @@ impl Dropouts {
     /// `x` with this rate.
     pub fn apply(&self, x: &Tensor, rate: f32) -> Tensor {
         x.dropout(rate, self.draw())
-    }
-
-    /// `x` with this rate, plus `residual`.
-    pub fn apply_plus(&self, x: &Tensor, rate: f32, residual: &Tensor) -> Tensor {
-        x.dropout_plus(rate, self.draw(), residual)
     }
 
     /// The next call's seed.

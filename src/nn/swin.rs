@@ -5,9 +5,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Dropouts, Init, Layout, ParamSpec, Role, Scope, layer_norm, layout, linear, linear_plus};
+use super::{Dropouts, Init, Layout, ParamSpec, Role, Scope, layer_norm, layout, linear, linear_plus, mlp};
 use crate::error::{Error, Result};
-use crate::ops::{Act, Expr, Window, map, materialize, recompute};
+use crate::ops::{Act, Window, map, materialize, recompute};
 use crate::tensor::{Device, Tensor};
 
 /// Epsilon of every layer norm.
@@ -452,19 +452,19 @@ fn block(
     bias: &Tensor,
     kept: Option<&[Tensor; 2]>,
 ) -> Tensor {
-    let plus = |scope: &Scope, branch: &Tensor, x: &Tensor, kept: Option<&Tensor>| match kept {
-        None => linear_plus(scope, branch, x),
+    let plus = |x: &Tensor, kept: Option<&Tensor>, branch: &dyn Fn(Option<&Tensor>) -> Tensor| match kept {
+        None => branch(Some(x)),
         Some(kept) => {
             let kept = kept.view().repeat(1, 1).repeat(2, 1);
-            map(vec![x.view(), linear(scope, branch, Act::None).view(), kept], |x| &x[0] + &x[1] * &x[2])
+            map(vec![x.view(), branch(None).view(), kept], |x| &x[0] + &x[1] * &x[2])
         }
     };
     let scale = 1.0 / ((x.shape()[2] / heads) as f64).sqrt();
     let packed = linear(qkv, &layer_norm(norm1, x, EPS), Act::None);
     let mixed = packed.window_attention(window, heads, scale, bias);
-    let y = plus(proj, &mixed, x, kept.map(|k| &k[0]));
-    let hidden = linear(fc1, &layer_norm(norm2, &y, EPS), Act::None).map(Expr::gelu);
-    plus(fc2, &hidden, &y, kept.map(|k| &k[1]))
+    let y = plus(x, kept.map(|k| &k[0]), &|residual| linear_plus(proj, &mixed, residual));
+    let normed = layer_norm(norm2, &y, EPS);
+    plus(&y, kept.map(|k| &k[1]), &|residual| mlp(fc1, Act::Gelu, fc2, &normed, residual))
 }
 
 /// Four neighbours of a grid as one: (even row, even column), (odd, even), (even, odd), (odd, odd).

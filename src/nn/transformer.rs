@@ -2,7 +2,7 @@
 //! the residual sums, ReLU between the two maps, queries, keys and values from one packed map.
 
 use super::params::{Init, Layout, Role, Scope};
-use super::{Dropouts, layer_norm, linear, linear_plus, mlp};
+use super::{Dropouts, add_norm, linear, linear_plus, mlp};
 use crate::ops::{Act, add, materialize};
 use crate::tensor::Tensor;
 
@@ -54,14 +54,17 @@ impl Layer<'_> {
     pub fn run(&self, scope: &Scope, x: &Tensor, keys: Keys) -> Tensor {
         let attention = scope.sub("self_attn");
         let mixed = self.attention(&attention, x, keys);
-        let y = layer_norm(&scope.sub("norm1"), &self.plus(&attention.sub("out_proj"), &mixed, x), EPS);
-        let (first, second) = (scope.sub("linear1"), scope.sub("linear2"));
-        let sum = if self.fused && !self.drops() {
-            mlp(&first, &second, &y, Act::None, Some(&y))
-        } else {
-            self.plus(&second, &self.dropped(linear(&first, &y, Act::Relu)), &y)
-        };
-        layer_norm(&scope.sub("norm2"), &sum, EPS)
+        let [norm1, norm2, first, second] =
+            ["norm1", "norm2", "linear1", "linear2"].map(|name| scope.sub(name));
+        let dropout = self.dropout.filter(|(_, rate)| *rate > 0.0);
+        let out = attention.sub("out_proj");
+        let y = add_norm(&norm1, x, dropout, EPS, |residual| linear_plus(&out, &mixed, residual));
+        add_norm(&norm2, &y, dropout, EPS, |residual| {
+            if self.fused && dropout.is_none() {
+                return mlp(&first, Act::Relu, &second, &y, residual);
+            }
+            linear_plus(&second, &self.dropped(linear(&first, &y, Act::Relu)), residual)
+        })
     }
 
     fn attention(&self, scope: &Scope, x: &Tensor, keys: Keys) -> Tensor {
@@ -84,18 +87,6 @@ impl Layer<'_> {
             Keys::Plus(mask) => add(&scores, mask).softmax(-1, 1.0),
         };
         self.dropped(weights).head_mix(&v)
-    }
-
-    /// `x wᵀ + b`, dropped out, plus `residual`.
-    fn plus(&self, scope: &Scope, x: &Tensor, residual: &Tensor) -> Tensor {
-        match self.dropout.filter(|(_, rate)| *rate > 0.0) {
-            Some((dropouts, rate)) => dropouts.apply_plus(&linear(scope, x, Act::None), rate, residual),
-            None => linear_plus(scope, x, residual),
-        }
-    }
-
-    fn drops(&self) -> bool {
-        self.dropout.is_some_and(|(_, rate)| rate > 0.0)
     }
 
     fn dropped(&self, x: Tensor) -> Tensor {

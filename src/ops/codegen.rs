@@ -5,7 +5,7 @@ use std::hash::{Hash, Hasher};
 
 use crate::gpu::Buf;
 use crate::shape::Shape;
-use crate::tensor::View;
+use crate::tensor::{Expr, Program, View};
 
 /// Which elements an invocation handles together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -345,6 +345,7 @@ const SHARED: &[(&str, &str)] = &[
     ("moments", include_str!("../../shaders/moments.wgsl")),
     ("generator", include_str!("../../shaders/generator.wgsl")),
     ("attention_rows", include_str!("../../shaders/attention_rows.wgsl")),
+    ("layer_norm_params", include_str!("../../shaders/layer_norm_params.wgsl")),
     ("matmul_params", include_str!("../../shaders/matmul_params.wgsl")),
     ("hinge_pairs", include_str!("../../shaders/hinge_pairs.wgsl")),
     ("gru_units", include_str!("../../shaders/gru_units.wgsl")),
@@ -411,6 +412,14 @@ fn numbered(line: &str, name: &str, i: usize) -> String {
 /// What follows `//: ` and `word` in a line that begins so.
 fn line_of<'a>(line: &'a str, word: &str) -> Option<&'a str> {
     line.strip_prefix("//: ")?.strip_prefix(word)
+}
+
+/// A formula of one input as a function of this name, over T.
+pub(super) fn function(name: &str, formula: Expr) -> String {
+    let program = Program::new(formula);
+    let constant = |i: usize| format!("{:?}", program.constants()[i] as f32);
+    let (steps, result) = program.wgsl(|_| "x".into(), constant);
+    format!("\nfn {name}(x: T) -> T {{\n{steps}    return {result};\n}}\n")
 }
 
 /// The functions of formulas, over one number or four.

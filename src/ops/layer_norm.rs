@@ -1,7 +1,9 @@
 //! Layer norm (Ba et al. 2016): rows taken to mean 0 and variance 1, then to a weight and a bias of each channel; one
-//! kernel forward, two back.
+//! kernel forward, two back. Rows may be the sum of a residual and what is dropped out, as post-norm transformers have it:
+//! the same kernels then make the sum, and both gradients.
 
 use super::codegen::fill;
+use super::dropout::Dropout;
 use super::pack::places;
 use super::reduce::{enough, sum_parts};
 use super::registry::{Case, Values, case, sums};
@@ -9,7 +11,7 @@ use super::rows::{Rows, each_row};
 use crate::gpu::{Buf, Gpu, Grid, Kernel, Launch, MAX_LOOP, Words};
 use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
-use crate::tensor::{Back, Cost, Grad, Keep, Op, Pullback, Tensor, apply, compute};
+use crate::tensor::{Back, Cost, Grad, Keep, Op, Pullback, Tensor, apply, compute, split_with};
 
 const KERNEL: Kernel = Kernel { name: "layer_norm", text: include_str!("../../shaders/layer_norm.wgsl") };
 const GRAD: Kernel =
@@ -27,20 +29,62 @@ impl Tensor {
     /// are `[n]`.
     #[track_caller]
     pub fn layer_norm(&self, w: &Self, b: &Self, eps: f64) -> Self {
-        apply(LayerNorm { eps }, &[self, w, b])
+        apply(LayerNorm { eps, sum: None }, &[self, w, b])
+    }
+
+    /// [`Tensor::layer_norm`] of `residual` plus [`Tensor::dropout`] of this, of one shape.
+    #[track_caller]
+    pub fn dropout_add_layer_norm(
+        &self,
+        residual: &Self,
+        [w, b]: [&Self; 2],
+        eps: f64,
+        rate: f32,
+        seed: u64,
+    ) -> Self {
+        assert_eq!(self.shape(), residual.shape(), "dropout_add_layer_norm");
+        let (places, total) = places(&self.device(), [self.len(); 2]);
+        let sum = Sum { dropout: Dropout::new(rate, seed), place: places[1], total };
+        let parts = |all: &Self| vec![all.section(places[1], self.shape()), all.section(0, self.shape())];
+        split_with(LayerNorm { eps, sum: Some(sum) }, &[self, w, b, residual], parts).swap_remove(1)
     }
 }
 
+/// Of rows and a weight and a bias; or of what is dropped out, these and a residual: the result is then the norm and, at
+/// a place after it, the sum. The gradient reads the sum, which is the first of the outputs.
 #[derive(Clone, Debug)]
 struct LayerNorm {
     eps: f64,
+    sum: Option<Sum>,
+}
+
+/// How rows are sums.
+#[derive(Clone, Debug)]
+struct Sum {
+    dropout: Dropout,
+    /// Where the sum is.
+    place: usize,
+    total: usize,
 }
 
 impl LayerNorm {
-    fn dispatch(&self, gpu: &Gpu, kernel: Kernel, shape: Shape, reads: &[&Buf], writes: &[&Buf]) {
+    /// Records a kernel that has a second result at `second` if rows are sums.
+    fn dispatch(
+        &self,
+        gpu: &Gpu,
+        kernel: Kernel,
+        shape: Shape,
+        second: usize,
+        reads: &[&Buf],
+        writes: &[&Buf],
+    ) {
         let rows = Rows::of(shape, shape.rank() - 1);
-        let rest = Words::default().floats(&[rows.n as f32, self.eps as f32]);
-        rows.dispatch(gpu, kernel, reads, writes, rest);
+        let at_once = rows.n / rows.steps.max(1);
+        let mut rest =
+            Words::default().floats(&[rows.n as f32, self.eps as f32]).sizes(&[second / at_once.max(1)]);
+        rest.0.extend(self.sum.as_ref().map_or([0; 4], |sum| sum.dropout.params()));
+        let plus = f64::from(u8::from(self.sum.is_some()));
+        rows.dispatch_with(gpu, kernel, &[("plus", plus)], reads, writes, rest);
     }
 
     /// Calls `f` with the places of each row's values, its values taken to mean 0 and variance 1, and its mean and inverse
@@ -65,16 +109,24 @@ impl Op for LayerNorm {
     fn shape(&self, x: &[Shape]) -> Shape {
         let channels = Shape::new(&[x[0].last()]);
         assert!(x[1] == channels && x[2] == channels, "layer_norm: {x:?}");
-        x[0]
+        self.sum.as_ref().map_or(x[0], |sum| Shape::new(&[sum.total]))
     }
 
     fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, shapes: &[Shape]) {
-        self.dispatch(gpu, KERNEL, shapes[0], x, &[y]);
+        let residual = x.get(3).unwrap_or(&x[0]);
+        let place = self.sum.as_ref().map_or(0, |sum| sum.place);
+        self.dispatch(gpu, KERNEL, shapes[0], place, &[x[0], x[1], x[2], residual], &[y]);
     }
 
     fn host(&self, x: &[ArrayView]) -> Array {
-        let mut y = Array::zeros(x[0].shape);
-        self.each(&x[0], |at, row, _| {
+        let mut y = Array::zeros(self.shape(&[x[0].shape, x[1].shape, x[2].shape]));
+        let summed = self.sum.as_ref().map(|sum| {
+            let s = |(i, v): (usize, &f64)| sum.dropout.of(i, *v) + x[3].data[i];
+            let s = Array::new(x[0].shape, x[0].data.iter().enumerate().map(s).collect());
+            y.data[sum.place..sum.place + s.data.len()].copy_from_slice(&s.data);
+            s
+        });
+        self.each(&summed.as_ref().map_or(x[0], Array::view), |at, row, _| {
             for (k, v) in row.iter().enumerate() {
                 y.data[at(k)] = v * x[1].data[k] + x[2].data[k];
             }
@@ -84,38 +136,49 @@ impl Op for LayerNorm {
 
     fn cost(&self, x: &[Shape]) -> Cost {
         let n = x[0].len() as f64;
-        Cost { flops: 6.0 * n, bytes: 8.0 * n }
+        let sum = if self.sum.is_some() { 2.0 } else { 0.0 };
+        Cost { flops: (6.0 + sum) * n, bytes: 4.0 * (2.0 + sum) * n }
     }
 }
 
 impl Pullback for LayerNorm {
     fn keep(&self) -> Keep {
-        Keep::inputs([0, 1])
+        if self.sum.is_some() { Keep::inputs([1]).and_output() } else { Keep::inputs([0, 1]) }
     }
 
     fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
-        let (x, w, g) = (back.x(0), back.x(1), back.g());
+        let is_sum = self.sum.is_some();
+        let (x, w) = (if is_sum { back.y() } else { back.x(0) }, back.x(1));
+        // That of the last output.
+        let g = back.g_of(usize::from(is_sum));
         let (channels, rows) = (w.len(), x.len() / w.len().max(1));
-        let (places, total) = places(&g.device(), [x.len(), 2 * rows]);
-        let all = compute(LayerNormGrad { op: self.clone(), about: places[1], total }, &[x, w, g]);
+        let second = if is_sum { x.len() } else { 0 };
+        let (places, total) = places(&g.device(), [x.len(), second, 2 * rows]);
+        let op = LayerNormGrad { op: self.clone(), second: places[1], about: places[2], total };
+        let all = compute(op, &[x, w, g]);
         // Memory of their own: what outlives this pass holds no row's gradient.
         let sums = (back.needs(1) || back.needs(2)).then(|| {
-            let about = all.section(places[1], Shape::new(&[rows, 2]));
+            let about = all.section(places[2], Shape::new(&[rows, 2]));
             compute(LayerNormSums, &[x, g, &about])
         });
         let channel = |i: usize| {
             let sums = sums.as_ref().filter(|_| back.needs(i))?;
             Some(sums.section((i - 1) * channels, back.shape(i)).into())
         };
-        vec![back.needs(0).then(|| all.section(0, x.shape()).into()), channel(1), channel(2)]
+        let of = |i: usize, place| back.needs(i).then(|| all.section(place, x.shape()).into());
+        let first = of(0, if is_sum { places[1] } else { 0 });
+        let mut grads = vec![first, channel(1), channel(2)];
+        grads.extend(is_sum.then(|| of(3, 0)));
+        grads
     }
 }
 
-/// The gradient of `x`, and at a place after it each row's mean and inverse deviation, from `x`, the weight and the result's
-/// gradient.
+/// The gradient of `x`, and at places after it that of what was dropped out, if `x` is a sum, and each row's mean and
+/// inverse deviation; from `x`, the weight and the result's gradient.
 #[derive(Clone, Debug)]
 struct LayerNormGrad {
     op: LayerNorm,
+    second: usize,
     about: usize,
     total: usize,
 }
@@ -135,8 +198,8 @@ impl Op for LayerNormGrad {
             return;
         }
         let part = |place: usize, len: usize| y.part(place, len).expect("a place it can bind");
-        let writes = [&part(0, len), &part(self.about, 2 * (len / channels))];
-        self.op.dispatch(gpu, GRAD, shapes[0], x, &writes);
+        let writes = [&part(0, self.about), &part(self.about, 2 * (len / channels))];
+        self.op.dispatch(gpu, GRAD, shapes[0], self.second, x, &writes);
     }
 
     fn host(&self, x: &[ArrayView]) -> Array {
@@ -147,7 +210,13 @@ impl Op for LayerNormGrad {
             let slope = |k: usize| g[at(k)] * w[k];
             let shift = (0..n).map(slope).sum::<f64>() / n as f64;
             let share = (0..n).map(|k| slope(k) * row[k]).sum::<f64>() / n as f64;
-            (0..n).for_each(|k| y.data[at(k)] = (slope(k) - shift - row[k] * share) * inverse);
+            for (k, v) in row.iter().enumerate() {
+                let value = (slope(k) - shift - v * share) * inverse;
+                y.data[at(k)] = value;
+                if let Some(sum) = &self.op.sum {
+                    y.data[self.second + at(k)] = sum.dropout.of(at(k), value);
+                }
+            }
             y.data[about..about + 2].copy_from_slice(&[mean, inverse]);
             about += 2;
         });
@@ -156,7 +225,8 @@ impl Op for LayerNormGrad {
 
     fn cost(&self, x: &[Shape]) -> Cost {
         let n = x[0].len() as f64;
-        Cost { flops: 10.0 * n, bytes: 12.0 * n }
+        let sum = if self.op.sum.is_some() { 1.0 } else { 0.0 };
+        Cost { flops: (10.0 + sum) * n, bytes: 4.0 * (3.0 + sum) * n }
     }
 }
 
@@ -217,7 +287,39 @@ impl Op for LayerNormSums {
 
 pub(super) fn cases() -> Vec<Case> {
     let norm: fn(&[Tensor]) -> Tensor = |x| x[0].layer_norm(&x[1], &x[2], 1e-12);
+    let of_sum: fn(&[Tensor]) -> Tensor =
+        |x| x[0].dropout_add_layer_norm(&x[1], [&x[2], &x[3]], 1e-12, 0.3, 0x1234_5678_9abc);
     vec![
+        case("layer_norm", "of a sum", &[&[3, 7, 64], &[3, 7, 64], &[64], &[64]], sums(64), of_sum).bench(),
+        case("layer_norm", "of an odd sum", &[&[9, 37], &[9, 37], &[37], &[37]], sums(64), of_sum),
+        case("layer_norm", "of a long sum", &[&[9, 768], &[9, 768], &[768], &[768]], sums(768), of_sum),
+        case(
+            "layer_norm",
+            "of a sum of many rows",
+            &[&[1200, 8], &[1200, 8], &[8], &[8]],
+            sums(1200),
+            of_sum,
+        ),
+        case("layer_norm", "of a sum with itself", &[&[9, 64], &[64], &[64]], sums(64), |x| {
+            x[0].dropout_add_layer_norm(&x[0], [&x[1], &x[2]], 1e-12, 0.3, 0x9abc)
+        }),
+        case(
+            "layer_norm",
+            "of a sum, a frozen weight",
+            &[&[9, 64], &[9, 64], &[64], &[64]],
+            sums(64),
+            of_sum,
+        )
+        .with(2, Values::Whole(5))
+        .with(3, Values::Whole(5)),
+        case(
+            "layer_norm",
+            "of a sum, a frozen residual",
+            &[&[9, 64], &[9, 64], &[64], &[64]],
+            sums(64),
+            of_sum,
+        )
+        .with(1, Values::Whole(5)),
         case("layer_norm", "long rows", &[&[9, 768], &[768], &[768]], sums(768), norm),
         case("layer_norm", "rows", &[&[3, 7, 64], &[64], &[64]], sums(64), norm).bench(),
         case("layer_norm", "odd rows", &[&[9, 37], &[37], &[37]], sums(64), norm),

@@ -6,6 +6,7 @@ mod cooperative;
 mod lanes;
 mod largest;
 mod linears;
+mod mlp;
 mod record;
 mod tile;
 
@@ -15,9 +16,10 @@ use super::map::{AT_ONCE, map};
 use crate::gpu::{Buf, Gpu, Kernel, Ways};
 use crate::host::{Array, ArrayView};
 use crate::shape::Shape;
-use crate::tensor::{Back, Cost, Expr, Grad, Keep, Op, Pullback, Tensor, apply, compute};
+use crate::tensor::{Back, Cost, Expr, Grad, Keep, Op, Program, Pullback, Tensor, apply, compute};
 pub(super) use cases::cases;
 pub use linears::Linears;
+use mlp::Hidden;
 use tile::{SizeClass, plan};
 #[cfg(test)]
 pub(super) use tile::{variants, with_each_form};
@@ -43,6 +45,8 @@ pub enum Act {
     Tanh,
     /// `max(tanh(x), 0)`.
     TanhRelu,
+    /// `x/2 (1 + erf(x / sqrt 2))`, between the maps of [`Tensor::mlp`] alone: its derivative needs `x`.
+    Gelu,
 }
 
 /// What is done to the result with a tensor of its shape before it is stored.
@@ -53,6 +57,8 @@ enum Epilogue {
     Residual,
     /// The output of a ReLU: where it is 0 so is the result, as that ReLU's derivative says.
     ReluGrad,
+    /// What a GELU was taken of: its derivative there is multiplied by.
+    GeluGrad,
 }
 
 /// An operand's layout: strides in elements.
@@ -97,10 +103,12 @@ struct MatMul {
     /// Where biases stand offset b's weights, or the sums of rows offset c, in a batch.
     offset: usize,
     epilogue: Epilogue,
-    /// Whether a is the output of a ReLU that leaves its derivative to this op's gradient.
-    input_is_relu: bool,
+    /// What a is the output of, where its derivative is left to this op's gradient.
+    hidden: Option<Hidden>,
     /// Whether the activation's derivative is left to the op that reads the result.
     act_grad_by_consumer: bool,
+    /// Where what the activation is taken of is stored besides.
+    before: Option<usize>,
     /// Whether the sum of each row of a, over k, is stored offset c.
     sums: bool,
     /// Whether it yields a gradient.
@@ -125,38 +133,6 @@ impl Tensor {
             MatMul { bias: true, epilogue: Epilogue::Residual, ..MatMul::linear(self.shape(), w.shape()) };
         assert_eq!(residual.shape(), op.shape, "linear_plus: x {} with w {}", self.shape(), w.shape());
         apply(op, &[self, w, bias, residual])
-    }
-
-    /// Two linear maps with a ReLU between: `act(max(x w1ᵀ + b1, 0) w2ᵀ + b2) + residual`, shapes as in
-    /// [`Tensor::linear_plus`]. The ReLU's derivative is taken on the way to the hidden values' gradient.
-    #[track_caller]
-    pub fn mlp(&self, first: [&Self; 2], second: [&Self; 2], act: Act, residual: Option<&Self>) -> Self {
-        let [w, b] = first;
-        let op = MatMul {
-            bias: true,
-            act: Act::Relu,
-            act_grad_by_consumer: true,
-            ..MatMul::linear(self.shape(), w.shape())
-        };
-        let hidden = apply(op, &[self, w, b]);
-        let [w, b] = second;
-        let epilogue = if residual.is_some() { Epilogue::Residual } else { Epilogue::None };
-        let op = MatMul {
-            bias: true,
-            epilogue,
-            input_is_relu: true,
-            act,
-            ..MatMul::linear(hidden.shape(), w.shape())
-        };
-        assert!(
-            residual.is_none_or(|r| r.shape() == op.shape),
-            "mlp: x {} with w2 {}",
-            self.shape(),
-            w.shape()
-        );
-        let mut x = vec![&hidden, w, b];
-        x.extend(residual);
-        apply(op, &x)
     }
 
     /// `a b` over the last two axes, each transposed first if asked; up to two leading axes are batches and
@@ -258,8 +234,9 @@ impl MatMul {
             packed: false,
             offset: 0,
             epilogue: Epilogue::None,
-            input_is_relu: false,
+            hidden: None,
             act_grad_by_consumer: false,
+            before: None,
             sums: false,
             backward: false,
             act: Act::None,
@@ -324,8 +301,12 @@ impl MatMul {
     fn grad_a(&self, back: &Back, g: &Tensor) -> Grad {
         let (m, n, k) = (self.m, self.n, self.k);
         let op = self.product([m, k, n], self.c, self.b.transposed(), self.a, back.shape(0));
-        if self.input_is_relu {
-            return compute(MatMul { epilogue: Epilogue::ReluGrad, ..op }, &[g, back.x(1), back.x(0)]).into();
+        if let Some(hidden) = &self.hidden {
+            let (epilogue, other) = match hidden {
+                Hidden::Relu => (Epilogue::ReluGrad, back.x(0)),
+                Hidden::Gelu(before) => (Epilogue::GeluGrad, before),
+            };
+            return compute(MatMul { epilogue, ..op }, &[g, back.x(1), other]).into();
         }
         // A product to which something is added is not split.
         let split = op.k * op.sum > LONG && op.shape.len() < MANY;
@@ -397,6 +378,9 @@ impl Op for MatMul {
 
     fn host(&self, x: &[ArrayView]) -> Array {
         let mut y = Array::zeros(self.shape);
+        let gelu = Expr::input(0).gelu();
+        let [gelu_grad, gelu] = [gelu.derivative(0), gelu].map(Program::new);
+        let mut scratch = Vec::new();
         for b0 in 0..self.batch[0] {
             for b1 in 0..self.batch[1] {
                 let at = |l: &Layout| b0 * l.batch[0] + b1 * l.batch[1];
@@ -423,16 +407,23 @@ impl Op for MatMul {
                                 (false, _) => 0.0,
                             };
                         let at = c + m * self.c.row + n * self.c.col;
+                        if let Some(place) = self.before {
+                            y.data[place + at] = biased;
+                        }
                         let value = match self.act {
                             Act::None => biased,
                             Act::Relu => biased.max(0.0),
                             Act::Tanh => biased.tanh(),
                             Act::TanhRelu => biased.tanh().max(0.0),
+                            Act::Gelu => gelu.value(&[biased], &mut scratch),
                         };
                         let epilogue = x[x.len() - 1].data.get(at).copied();
                         y.data[at] = match (self.epilogue, epilogue) {
                             (Epilogue::Residual, Some(epilogue)) => value + epilogue,
                             (Epilogue::ReluGrad, Some(epilogue)) if epilogue <= 0.0 => 0.0,
+                            (Epilogue::GeluGrad, Some(epilogue)) => {
+                                value * gelu_grad.value(&[epilogue], &mut scratch)
+                            }
                             _ => value,
                         };
                     }
@@ -464,6 +455,7 @@ impl Pullback for MatMul {
             Act::Relu => times(back, |y| y.greater(0.0)),
             Act::Tanh => times(back, |y| 1.0 - y * y),
             Act::TanhRelu => times(back, |y| y.greater(0.0) * (1.0 - y * y)),
+            Act::Gelu => panic!("a GELU leaves its derivative to the map that follows it"),
         };
         let (m, n, k) = (self.m, self.n, self.k);
         if self.packed {

@@ -107,6 +107,19 @@ impl Rows {
 
     /// Records `kernel` with parameters count, steps, inner and then `rest`.
     pub(super) fn dispatch(&self, gpu: &Gpu, kernel: Kernel, reads: &[&Buf], writes: &[&Buf], rest: Words) {
+        self.dispatch_with(gpu, kernel, &[], reads, writes, rest);
+    }
+
+    /// As [`Rows::dispatch`], with values of the kernel's constants.
+    pub(super) fn dispatch_with(
+        &self,
+        gpu: &Gpu,
+        kernel: Kernel,
+        constants: &[(&'static str, f64)],
+        reads: &[&Buf],
+        writes: &[&Buf],
+        rest: Words,
+    ) {
         let who = self.team(gpu);
         let team = who.size();
         let loops = LOOPS * (self.steps.div_ceil(team) + 2 * who.fold_loops());
@@ -124,7 +137,7 @@ impl Rows {
                 (self.lane as u64) << 9 | (team as u64) << 1 | u64::from(who == Team::Subgroup(team)),
                 &|| walk.source(kernel),
             )),
-            constants: &[],
+            constants,
             reads,
             writes,
             params,

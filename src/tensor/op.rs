@@ -186,6 +186,11 @@ impl Back {
         self.g.iter().map(Incoming::values)
     }
 
+    /// The gradient of output `i` of such an op, whether or not those of the others are asked for.
+    pub fn g_of(&self, i: usize) -> &Tensor {
+        self.g[i].values()
+    }
+
     /// The gradient of input `i` from what came after this op, where it is one tensor: whoever asks adds it to the gradient
     /// that he gives.
     pub fn include(&self, i: usize) -> Option<&Tensor> {

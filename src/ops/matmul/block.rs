@@ -2,10 +2,10 @@
 
 use std::fmt::Write;
 
-use super::lanes::{bindings, four_of, store_quad};
+use super::BLOCK;
+use super::lanes::{bindings, formulas, four_of, store_quad};
 use super::tile::Tile;
-use super::{Act, BLOCK};
-use crate::ops::codegen::{fill, pointwise};
+use crate::ops::codegen::fill;
 
 /// The kernel's text for a tile.
 pub(super) fn source(t: &Tile, side: usize, halves: usize) -> String {
@@ -21,10 +21,7 @@ pub(super) fn source(t: &Tile, side: usize, halves: usize) -> String {
             ("store", &store(t, side, halves)),
         ],
     );
-    match t.act {
-        Act::Tanh | Act::TanhRelu => format!("{}{text}", pointwise(true)),
-        _ => text,
-    }
+    text + &formulas(t)
 }
 
 /// An operand's layout and names in its fetching function.

@@ -78,10 +78,39 @@ pub(in crate::ops) fn cases() -> Vec<Case> {
             x[0].matmul(&x[1], false, true)
         }),
         case("matmul", "two maps", &[&[33, 20], &[12, 20], &[12], &[8, 12], &[8], &[33, 8]], sums(33), |x| {
-            x[0].mlp([&x[1], &x[2]], [&x[3], &x[4]], Act::None, Some(&x[5]))
+            x[0].mlp([&x[1], &x[2]], Act::Relu, [&x[3], &x[4]], Act::None, Some(&x[5]))
         }),
+        case(
+            "matmul",
+            "two maps and a GELU",
+            &[&[33, 20], &[12, 20], &[12], &[8, 12], &[8], &[33, 8]],
+            sums(33),
+            |x| x[0].mlp([&x[1], &x[2]], Act::Gelu, [&x[3], &x[4]], Act::None, Some(&x[5])),
+        ),
+        case(
+            "matmul",
+            "two maps and a GELU, odd",
+            &[&[33, 20], &[7, 20], &[7], &[3, 7], &[3]],
+            sums(33),
+            |x| x[0].mlp([&x[1], &x[2]], Act::Gelu, [&x[3], &x[4]], Act::TanhRelu, None),
+        ),
+        case(
+            "matmul",
+            "several tiles of two maps and a GELU",
+            &[&[150, 72], &[136, 72], &[136], &[72, 136], &[72]],
+            sums(150),
+            |x| x[0].mlp([&x[1], &x[2]], Act::Gelu, [&x[3], &x[4]], Act::None, None),
+        ),
+        case(
+            "matmul",
+            "two maps and a GELU of nothing tracked",
+            &[&[33, 20], &[12, 20], &[12], &[8, 12], &[8]],
+            sums(33),
+            |x| x[0].mlp([&x[1], &x[2]], Act::Gelu, [&x[3], &x[4]], Act::None, None),
+        )
+        .untracked(),
         case("matmul", "two maps, odd", &[&[33, 20], &[7, 20], &[7], &[3, 7], &[3]], sums(33), |x| {
-            x[0].mlp([&x[1], &x[2]], [&x[3], &x[4]], Act::TanhRelu, None)
+            x[0].mlp([&x[1], &x[2]], Act::Relu, [&x[3], &x[4]], Act::TanhRelu, None)
         }),
         case("matmul", "rows that share a side", &[&[3, 4, 9, 16], &[3, 1, 36, 16]], sums(36), |x| {
             x[0].matmul(&x[1], false, true)

@@ -2,12 +2,12 @@
 
 use std::fmt::Write;
 
-use super::lanes::{bindings, four_of, store_quad};
+use super::COOPERATIVE;
+use super::lanes::{bindings, formulas, four_of, store_quad};
 use super::largest::PARTS;
 use super::tile::Tile;
-use super::{Act, COOPERATIVE};
 use crate::gpu::QUARTERS;
-use crate::ops::codegen::{fill, pointwise};
+use crate::ops::codegen::fill;
 
 /// What becomes of an operand's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -99,10 +99,7 @@ pub(super) fn source(t: &Tile, size: Size) -> String {
             ("sums", &sums(t, size)),
         ],
     );
-    match t.act {
-        Act::Tanh | Act::TanhRelu => format!("{text}{}", pointwise(true)),
-        _ => text,
-    }
+    text + &formulas(t)
 }
 
 fn sizes(t: &Tile, size: Size) -> String {
@@ -402,8 +399,8 @@ fn sums(t: &Tile, size: Size) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Epilogue;
     use super::super::tile::Form;
+    use super::super::{Act, Epilogue};
     use super::*;
     use naga::back::spv;
     use naga::valid::{Capabilities, ValidationFlags, Validator};
@@ -423,7 +420,8 @@ mod tests {
             for loads in 0..8 {
                 let odd = flag(loads + n, 0);
                 let sums = flag(loads, 2) && halves != Halves::Rounded;
-                let epilogues = [Epilogue::Residual, Epilogue::ReluGrad, Epilogue::None];
+                let epilogues = [Epilogue::Residual, Epilogue::ReluGrad, Epilogue::None, Epilogue::GeluGrad];
+                let act = if loads < 4 { Act::Tanh } else { Act::Gelu };
                 let tile = Tile {
                     form: Form::Cooperative(size),
                     a_along_k: flag(loads, 0),
@@ -433,10 +431,11 @@ mod tests {
                     c_vector: !odd,
                     ragged: odd,
                     bias: !sums,
-                    epilogue: if sums { Epilogue::None } else { epilogues[n % 3] },
+                    epilogue: if sums { Epilogue::None } else { epilogues[(n + loads) % 4] },
                     sums,
                     long: flag(n + loads / 2, 0),
-                    act: if odd && !sums { Act::Tanh } else { Act::None },
+                    act: if odd && !sums { act } else { Act::None },
+                    before: odd && !sums && act == Act::Gelu,
                 };
                 let text = source(&tile, size);
                 let module = naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));

@@ -5,7 +5,8 @@ use std::fmt::Write;
 
 use super::tile::Tile;
 use super::{Act, Epilogue, KERNEL};
-use crate::ops::codegen::{fill, pointwise};
+use crate::ops::codegen::{fill, function, pointwise};
+use crate::tensor::Expr;
 
 const X: [&str; 4] = ["x", "y", "z", "w"];
 
@@ -42,10 +43,17 @@ pub(super) fn source(t: &Tile, size: Size) -> String {
     };
     let body = format!("{}{}{}", origin(t, size), inner_loop(t, size), store(t, size));
     let text = fill(KERNEL.text, &[("bindings", &bindings(t)), ("entry", entry), ("body", &body)]);
-    match t.act {
-        Act::Tanh | Act::TanhRelu => format!("{}{text}", pointwise(true)),
-        _ => text,
-    }
+    text + &formulas(t)
+}
+
+/// The functions that the activation and the epilogue call.
+pub(super) fn formulas(t: &Tile) -> String {
+    let gelu = Expr::input(0).gelu();
+    let slope = (t.epilogue == Epilogue::GeluGrad).then(|| function("gelu_slope", gelu.derivative(0)));
+    let gelu = (t.act == Act::Gelu).then(|| function("gelu", gelu));
+    let called = matches!(t.act, Act::Tanh | Act::TanhRelu) || gelu.is_some() || slope.is_some();
+    let all = [called.then(|| pointwise(true)), gelu, slope];
+    all.into_iter().flatten().collect()
 }
 
 /// The bindings' declarations.
@@ -68,14 +76,13 @@ pub(super) fn bindings(t: &Tile) -> String {
         let _ = writeln!(bindings, "@group(0) @binding({next}) var<storage, read> {name}: array<{of}>;");
         next += 1;
     }
-    let _ = write!(
-        bindings,
-        "@group(0) @binding({next}) var<storage, read_write> c: array<{}>;\n\
-         @group(0) @binding({}) var<uniform> p: Params;",
-        element(t.c_vector),
-        next + 1
-    );
-    bindings
+    for (_, name) in [(true, "c"), (t.before, "before")].into_iter().filter(|written| written.0) {
+        let of = element(t.c_vector);
+        let _ =
+            writeln!(bindings, "@group(0) @binding({next}) var<storage, read_write> {name}: array<{of}>;");
+        next += 1;
+    }
+    bindings + &format!("@group(0) @binding({next}) var<uniform> p: Params;")
 }
 
 /// A vector of four parts.
@@ -283,24 +290,32 @@ fn store(t: &Tile, size: Size) -> String {
 /// Stores `sum`, four columns from `n` of the row whose place is `row`, through the epilogue.
 pub(super) fn store_quad(t: &Tile, n: &str, sum: &str) -> String {
     let value = match t.act {
-        Act::None => format!("{sum} * p.scale"),
-        Act::Relu => format!("max({sum} * p.scale, vec4<f32>(0.0))"),
-        Act::Tanh => format!("safe_tanh({sum} * p.scale)"),
-        Act::TanhRelu => format!("max(safe_tanh({sum} * p.scale), vec4<f32>(0.0))"),
+        Act::None => "u",
+        Act::Relu => "max(u, vec4<f32>(0.0))",
+        Act::Tanh => "safe_tanh(u)",
+        Act::TanhRelu => "max(safe_tanh(u), vec4<f32>(0.0))",
+        Act::Gelu => "gelu(u)",
     };
     let finished = |value: &str, zero: &str, other: &str| match t.epilogue {
         Epilogue::None => value.to_string(),
         Epilogue::Residual => format!("{value} + {other}"),
         Epilogue::ReluGrad => format!("select({zero}, {value}, {other} > {zero})"),
+        Epilogue::GeluGrad if t.c_vector => format!("{value} * gelu_slope({other})"),
+        Epilogue::GeluGrad => format!("{value} * gelu_slope(T({other})).x"),
     };
-    let mut s = format!("    {{ let v = {value};\n");
+    let mut s = format!("    {{ let u = {sum} * p.scale;\n    let v = {value};\n");
+    let before =
+        |at: &str, part: &str| if t.before { format!("before[{at}] = u{part}; ") } else { String::new() };
     if t.c_vector {
         let value = finished("v", "vec4<f32>(0.0)", &format!("other[(row + {n}) >> 2u]"));
-        let _ = writeln!(s, "    if {n} < p.n {{ c[(row + {n}) >> 2u] = {value}; }}");
+        let at = format!("(row + {n}) >> 2u");
+        let _ = writeln!(s, "    if {n} < p.n {{ {}c[{at}] = {value}; }}", before(&at, ""));
     } else {
         for (l, x) in X.iter().enumerate() {
             let value = finished(&format!("v.{x}"), "0.0", &format!("other[row + {n} + {l}u]"));
-            let _ = writeln!(s, "    if {n} + {l}u < p.n {{ c[row + {n} + {l}u] = {value}; }}");
+            let at = format!("row + {n} + {l}u");
+            let before = before(&at, &format!(".{x}"));
+            let _ = writeln!(s, "    if {n} + {l}u < p.n {{ {before}c[{at}] = {value}; }}");
         }
     }
     s + "    }\n"

@@ -1,6 +1,6 @@
 //! Several linear maps of one shape in one product.
 
-use super::{Act, Epilogue, Layout, MatMul};
+use super::{Act, Epilogue, Hidden, Layout, MatMul};
 use crate::ops::pack::{pack, places};
 use crate::shape::Shape;
 use crate::tensor::{Back, Grad, Tensor, apply, compute};
@@ -46,7 +46,7 @@ impl Linears {
         let hidden =
             self.apply(x, MatMul { act: Act::Relu, act_grad_by_consumer: true, shape: to(self), ..first });
         let second = next.of(hidden.shape(), true);
-        next.apply(&hidden, MatMul { input_is_relu: true, act, shape: to(next), ..second })
+        next.apply(&hidden, MatMul { hidden: Some(Hidden::Relu), act, shape: to(next), ..second })
     }
 
     /// The maps' weights and biases, in one tensor.

@@ -33,7 +33,12 @@ impl MatMul {
         crate::ops::gates::planned("matmul", &tile);
         let out = op.shape.len();
         let partial = (splits > 1).then(|| gpu.alloc(splits * out));
-        let target = partial.as_ref().unwrap_or(y);
+        let part = |place| y.part(place, op.m * op.n).expect("a place it can bind");
+        let both = op.before.map(|place| [part(0), part(place)]);
+        let writes = match &both {
+            Some(both) => both.each_ref().to_vec(),
+            None => vec![partial.as_ref().unwrap_or(y)],
+        };
         let (kernel, count, grid) = match form {
             Form::Lanes(size) => {
                 let count = tiles * splits * size.lanes;
@@ -69,7 +74,7 @@ impl MatMul {
             body: Some((hash.finish(), &|| tile.source())),
             constants: &[],
             reads: &reads,
-            writes: &[target],
+            writes: &writes,
             params,
             grid,
             loops: op.sum * (form.loops(4 * chunk) + 1),

@@ -87,6 +87,8 @@ pub(super) struct Tile {
     /// Matrices add their sums to c's several times: their own adders truncate.
     pub(super) long: bool,
     pub(super) act: Act,
+    /// What the activation is taken of is stored besides.
+    pub(super) before: bool,
 }
 
 impl Tile {
@@ -121,6 +123,7 @@ impl Tile {
             sums: op.sums,
             long: matches!(form, Form::Cooperative(_)) && k * op.sum > cooperative::PROMOTED,
             act: op.act,
+            before: op.before.is_some(),
         }
     }
 }
@@ -357,16 +360,18 @@ pub(in crate::ops) fn variants(gpu: &Gpu) -> Vec<crate::ops::gates::Variant> {
     let forms = forms(gpu);
     let flags = |n: usize, i: usize| n >> i & 1 == 1;
     let (mut epilogues, mut all) = (Vec::new(), Vec::new());
-    for n in 0..96 {
-        let epilogue = [Epilogue::None, Epilogue::Residual, Epilogue::ReluGrad][n / 32];
-        let act = [Act::None, Act::Relu, Act::Tanh, Act::TanhRelu][n / 8 % 4];
+    let acts = [Act::None, Act::Relu, Act::Tanh, Act::TanhRelu, Act::Gelu].map(|act| (act, false));
+    let acts: Vec<(Act, bool)> = acts.into_iter().chain([(Act::Gelu, true)]).collect();
+    for n in 0..192 {
+        let all = [Epilogue::None, Epilogue::Residual, Epilogue::ReluGrad, Epilogue::GeluGrad];
+        let (epilogue, (act, before)) = (all[n / 48], acts[n / 8 % 6]);
         let (bias, sums, c_vector) = (flags(n, 0), flags(n, 1), flags(n, 2));
         if !sums || (!bias && epilogue == Epilogue::None && act == Act::None) {
-            epilogues.push((bias, epilogue, act, sums, c_vector));
+            epilogues.push((bias, epilogue, act, before, sums, c_vector));
         }
     }
     let mut add = |form: Form, loads: usize, epilogue: usize| {
-        let (bias, epilogue, act, sums, c_vector) = epilogues[epilogue % epilogues.len()];
+        let (bias, epilogue, act, before, sums, c_vector) = epilogues[epilogue % epilogues.len()];
         let [a_along_k, a_vector, b_along_n, b_vector, ragged] = [0, 1, 2, 3, 4].map(|i| flags(loads, i));
         let rows_in_fours = match form {
             Form::Lanes(size) => size.rows.is_multiple_of(4),
@@ -389,6 +394,7 @@ pub(in crate::ops) fn variants(gpu: &Gpu) -> Vec<crate::ops::gates::Variant> {
             sums,
             long,
             act,
+            before,
         };
         if possible {
             all.push(crate::ops::gates::Variant::new("matmul", &tile, tile.source()));
@@ -397,7 +403,7 @@ pub(in crate::ops) fn variants(gpu: &Gpu) -> Vec<crate::ops::gates::Variant> {
     for (i, form) in forms.iter().enumerate() {
         (0..32).for_each(|loads| add(*form, loads, 7 * loads + i));
     }
-    (0..96).for_each(|epilogue| {
+    (0..epilogues.len()).for_each(|epilogue| {
         (0..32).step_by(5).for_each(|loads| add(forms[forms.len() - 1], loads, epilogue))
     });
     all

@@ -165,8 +165,8 @@ fn cross_modal(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides) -> Tensor 
 fn feed_forward(run: &Run, first: &Scope, second: &Scope, x: &Tensor, residual: &Tensor) -> Tensor {
     match run.pass.form {
         Form::Composed => add(residual, &linear(second, &linear(first, x, Act::Relu), Act::None)),
-        _ if residual.len() == x.len() => mlp(first, second, x, Act::None, Some(residual)),
-        _ => add(residual, &mlp(first, second, x, Act::None, None)),
+        _ if residual.len() == x.len() => mlp(first, Act::Relu, second, x, Some(residual)),
+        _ => add(residual, &mlp(first, Act::Relu, second, x, None)),
     }
 }
 

@@ -65,9 +65,9 @@ pub(super) fn captions(run: &Run, x: &Tensor, lengths: &Tensor) -> Items {
         })
         .collect();
     let (mapping, windows) = (scope.sub("mapping"), concat(&windows, 2));
-    let words = linear_plus(&mapping, &windows, &embedded).l2norm(-1, EPS);
+    let words = linear_plus(&mapping, &windows, Some(&embedded)).l2norm(-1, EPS);
     let top = mask::max(&windows, mask);
-    let sentence = linear_plus(&mapping, &top, &mask::mean(&embedded, mask)).l2norm(-1, EPS);
+    let sentence = linear_plus(&mapping, &top, Some(&mask::mean(&embedded, mask))).l2norm(-1, EPS);
     run.pass.tap("wrd_emb", &words);
     run.pass.tap("stc_emb", &sentence);
     let captions =

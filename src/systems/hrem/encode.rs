@@ -36,7 +36,7 @@ fn projected(run: &Run, scope: &Scope, x: &Tensor) -> Tensor {
     let hidden = linear(&mlp.sub("layers").sub("0"), &rows, Act::None);
     let hidden = run.pass.batch_norm("img_enc.fc.mlp.bns.0", &[hidden], None).remove(0).map(Expr::relu);
     let direct = linear(&scope.sub("fc"), &rows, Act::None);
-    let y = linear_plus(&mlp.sub("layers").sub("1"), &hidden, &direct);
+    let y = linear_plus(&mlp.sub("layers").sub("1"), &hidden, Some(&direct));
     y.reshape([dims[0], dims[1], y.shape()[1]])
 }
 

@@ -100,7 +100,7 @@ fn learned(run: &Run, name: &str, [mean, top]: &[Tensor; 2]) -> Tensor {
             let hidden = dropouts.apply(&linear(&first, &x, Act::Relu), rate);
             add(&linear(&second, &hidden, Act::None).reshape(shape), mean)
         }
-        _ => mlp(&first, &second, &x, Act::None, Some(&mean.reshape([shape.len(), 1]))).reshape(shape),
+        _ => mlp(&first, Act::Relu, &second, &x, Some(&mean.reshape([shape.len(), 1]))).reshape(shape),
     }
 }
 
