@@ -200,7 +200,7 @@ impl Plan {
 pub(in crate::ops) fn variants(gpu: &Gpu) -> Vec<crate::ops::gates::Variant> {
     let of = |n: usize| {
         let over = [super::QueryNorm::None, super::QueryNorm::Max(1e-8), super::QueryNorm::Plus(1e-8)][n / 4];
-        let words = if n % 2 == 0 { WordAxis::Queries } else { WordAxis::Context };
+        let words = if n.is_multiple_of(2) { WordAxis::Queries } else { WordAxis::Context };
         let op = CrossAttention { leaky: None, over, scale: 1.0, words };
         let mut shapes =
             vec![Shape::new(&[1, 1, 9, 8]), Shape::new(&[1, 1, 7, 8]), Shape::new(&[1, 1, 7, 16])];

@@ -1,9 +1,10 @@
 //! Two linear maps with an activation between, whose derivative is taken on the way to the hidden values' gradient.
 
 use super::{Act, Epilogue, MatMul};
+use crate::gpu::Style;
 use crate::ops::pack::places;
 use crate::shape::Shape;
-use crate::tensor::{Tensor, apply, split_with};
+use crate::tensor::{Expr, Tensor, apply, split_with};
 
 /// The activation whose output an operand is, and which leaves its derivative to the gradient of that operand.
 #[derive(Clone, Debug)]
@@ -15,7 +16,8 @@ pub(super) enum Hidden {
 
 impl Tensor {
     /// Two linear maps with a ReLU or a GELU between: `act(hidden(x w1ᵀ + b1) w2ᵀ + b2) + residual`, shapes as in
-    /// [`Tensor::linear_plus`]. The derivative of `hidden` is taken on the way to the hidden values' gradient.
+    /// [`Tensor::linear_plus`]. The derivative of `hidden` is taken on the way to the hidden values' gradient, a GELU's on
+    /// GPUs alone.
     #[track_caller]
     pub fn mlp(
         &self,
@@ -48,8 +50,14 @@ impl MatMul {
     #[track_caller]
     fn hide(self, x: &[&Tensor]) -> (Tensor, Option<Hidden>) {
         let op = Self { act_grad_by_consumer: true, ..self };
+        // A software driver compiles each further product for half a second, and a pass over memory costs it little.
+        let apart = x[0].device().gpu().is_some_and(|gpu| gpu.style() != Style::Workgroup);
         match op.act {
             Act::Relu => (apply(op, x), Some(Hidden::Relu)),
+            Act::Gelu if apart => {
+                let op = Self { act: Act::None, act_grad_by_consumer: false, ..op };
+                (apply(op, x).map(Expr::gelu), None)
+            }
             Act::Gelu if x.iter().all(|x| !x.is_tracked()) => (apply(op, x), None),
             Act::Gelu => {
                 let shape = op.shape;

@@ -366,6 +366,11 @@ pub(in crate::ops) fn variants(gpu: &Gpu) -> Vec<crate::ops::gates::Variant> {
         let all = [Epilogue::None, Epilogue::Residual, Epilogue::ReluGrad, Epilogue::GeluGrad];
         let (epilogue, (act, before)) = (all[n / 48], acts[n / 8 % 6]);
         let (bias, sums, c_vector) = (flags(n, 0), flags(n, 1), flags(n, 2));
+        // Software drivers' products take no GELU (see `Tensor::mlp`).
+        let gelu = act == Act::Gelu || epilogue == Epilogue::GeluGrad;
+        if gelu && gpu.style() != Style::Workgroup {
+            continue;
+        }
         if !sums || (!bias && epilogue == Epilogue::None && act == Act::None) {
             epilogues.push((bias, epilogue, act, before, sums, c_vector));
         }
