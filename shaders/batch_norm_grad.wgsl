@@ -13,7 +13,6 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> y: array<T>; // [4, columns]: w's gradient, b's, slope, shift
 @group(0) @binding(3) var<uniform> p: Params;
 // A divisor in place of the weight of no rows.
-const TINY = 1e-30;
 
 @compute @workgroup_size(GROUP)
 fn main(
@@ -36,7 +35,8 @@ fn main(
     if !place.own {
         return;
     }
-    let n = max(about[3u * p.columns + column], T(TINY));
+    // Where no row counts there is nothing to divide.
+    let n = max(about[3u * p.columns + column], T(1.0));
     y[column] = slope;
     y[p.columns + column] = shift;
     y[2u * p.columns + column] = slope * about[p.columns + column] / n;

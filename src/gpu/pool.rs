@@ -120,7 +120,10 @@ impl Buf {
 
     /// Its values, all of its memory's, are the sum of `count` parts, which `sum` records once someone reads them.
     pub fn sum_later(&self, parts: Self, count: usize, sum: Sum) {
-        debug_assert!(self.offset == 0 && 4 * self.len as u64 == self.memory.asked);
+        assert!(
+            self.offset == 0 && 4 * self.len as u64 == self.memory.asked,
+            "a sum of a part of its memory"
+        );
         *self.memory.unsummed.borrow_mut() = Some(Unsummed { parts, count, sum });
     }
 
@@ -133,8 +136,11 @@ impl Buf {
         Some((first, *count, self.memory.asked as usize / 4))
     }
 
-    /// Records its sum, if that is yet to be.
+    /// Records its sum, if that is yet to be; not while a fault makes void what is recorded.
     pub fn settle(&self, gpu: &Gpu) {
+        if gpu.faulted() {
+            return;
+        }
         let unsummed = self.memory.unsummed.borrow_mut().take();
         if let Some(Unsummed { parts, count, sum }) = unsummed {
             let len = self.memory.asked as usize / 4;

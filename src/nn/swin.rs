@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Dropouts, Init, Layout, ParamSpec, Role, Scope, layer_norm, layout, linear, linear_plus, mlp};
 use crate::error::{Error, Result};
-use crate::ops::{Act, Window, map, materialize, recompute};
+use crate::ops::{Act, Window, gelu_is_apart, map, materialize, recompute};
 use crate::tensor::{Device, Tensor};
 
 /// Epsilon of every layer norm.
@@ -211,12 +211,13 @@ impl Config {
         self.embed_dim << stage
     }
 
-    /// The values of a picture's largest tensor: what the map to hidden values gives, or, on the way back, the gradients
-    /// of queries, keys and values with those of each window's bias, which are one tensor.
-    pub fn values(&self) -> usize {
+    /// The values of a picture's largest tensor on a device: hidden ones, perhaps with what their GELU is taken of, or, on
+    /// the way back, the gradients of queries, keys and values with those of each window's bias.
+    pub fn values(&self, device: &Device) -> usize {
+        let of_hidden = if gelu_is_apart(device) { 1 } else { 2 };
         let of_stage = |s: usize| {
             let Stage { width, heads, grid, window, .. } = self.stage(s);
-            grid * grid * self.hidden(s).max(3 * width + heads * window * window)
+            grid * grid * (of_hidden * self.hidden(s)).max(3 * width + heads * window * window)
         };
         (0..STAGES).map(of_stage).max().unwrap_or(1)
     }
@@ -237,7 +238,7 @@ impl Config {
     /// Pictures that are too large for it.
     pub fn check_on(&self, device: &Device) -> Result<()> {
         let limit = device.gpu().map_or(usize::MAX, |gpu| gpu.facts().max_binding as usize);
-        let needed = 4 * self.bias_values().max(self.values());
+        let needed = 4 * self.bias_values().max(self.values(device));
         if needed <= limit {
             return Ok(());
         }
@@ -252,7 +253,7 @@ impl Config {
     pub fn at_once(&self, device: &Device) -> usize {
         let limit = device.gpu().map_or(usize::MAX, |gpu| gpu.facts().max_binding as usize);
         // Gradients that share a tensor begin at places that can be bound.
-        (limit.saturating_sub(PLACES) / (4 * self.values())).max(1)
+        (limit.saturating_sub(PLACES) / (4 * self.values(device))).max(1)
     }
 
     fn hidden(&self, stage: usize) -> usize {

@@ -54,6 +54,7 @@ impl AdamState {
 /// The sum of the squares of all gradients, a scalar: the global norm squared.
 #[track_caller]
 pub fn sum_of_squares(grads: &[&Tensor]) -> Tensor {
+    assert!(!grads.is_empty(), "sum_of_squares: there is at least one gradient");
     compute(SumOfSquares, grads)
 }
 

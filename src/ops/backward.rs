@@ -1,9 +1,8 @@
 //! The way back along a tape.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
-use super::map::{AT_ONCE, map, maps, materialize};
+use super::map::{AT_ONCE, fits_a_pass, map, maps, materialize};
 use super::recompute;
 use crate::shape::Shape;
 use crate::tensor::{Alias, Back, Device, Expr, Grad, Incoming, Kind, Node, Tape, Tensor, Viewed};
@@ -32,8 +31,8 @@ impl Tape {
             }
             let needs = inputs.iter().map(Option::is_some).collect();
             let back = |pending: &mut Pending| {
-                let g = pending.take(ids, &outputs);
-                Back::new(x, y, shapes.clone(), needs, g, pending.so_far(&inputs))
+                let g = ids.zip(&outputs).map(|(id, shape)| pending.take(id, *shape)).collect();
+                Back::new(x, y, shapes.clone(), needs, g, compute_together, pending.so_far(&inputs))
             };
             let grads: Vec<Vec<Grad>> = match kind {
                 Kind::Alias(alias) => pending.read_as_inputs(first, &alias, &shapes),
@@ -108,50 +107,47 @@ impl Pending {
         inputs.iter().map(of).collect()
     }
 
-    /// The gradients of an op's outputs; of several, the formulas are computed in as few passes as they take.
-    fn take(&mut self, ids: Range<usize>, outputs: &[Shape]) -> Vec<Incoming> {
-        let mut grads: Vec<Option<Grad>> = ids.map(|id| self.terms.remove(&id).map(total)).collect();
-        if grads.len() > 1 {
-            compute_together(&mut grads);
-        }
-        let incoming = |(grad, shape): (Option<Grad>, &Shape)| {
-            let (device, shape) = (self.device.clone(), *shape);
-            let compute = move |grad: Option<&Grad>| grad.map_or_else(|| device.full(shape, 0.0), values);
-            Incoming::new(grad, compute)
-        };
-        grads.into_iter().zip(outputs).map(incoming).collect()
+    fn take(&mut self, id: usize, shape: Shape) -> Incoming {
+        let device = self.device.clone();
+        let compute = move |grad: Option<&Grad>| grad.map_or_else(|| device.full(shape, 0.0), values);
+        Incoming::new(self.terms.remove(&id).map(total), compute)
     }
 }
 
-/// Replaces formulas of one shape by their values, neighbours in one pass where it binds all they read.
-fn compute_together(grads: &mut [Option<Grad>]) {
-    let is_formula = |grad: &&mut Option<Grad>| grad.as_ref().is_some_and(|g| !g.formula.is_input());
-    let mut formulas: Vec<&mut Grad> = grads.iter_mut().filter(is_formula).flatten().collect();
-    let mut rest = formulas.as_mut_slice();
-    while rest.len() > 1 {
-        let shape = rest[0].inputs[0].shape();
-        let of_shape = rest.iter().take_while(|g| g.inputs[0].shape() == shape).count();
-        let mut count = 1;
-        for most in (2..=of_shape).rev() {
-            if let Some(values) = values_of(&rest[..most]) {
-                rest.iter_mut().zip(values).for_each(|(grad, values)| **grad = values.into());
-                count = most;
-                break;
-            }
+/// Formulas that one pass computes, and what they read.
+#[derive(Default)]
+struct Together<'a> {
+    of: Vec<&'a Incoming>,
+    formulas: Vec<Expr>,
+    inputs: Vec<Viewed>,
+}
+
+impl Together<'_> {
+    /// Computes them, unless there is but one.
+    fn compute(self) {
+        if self.of.len() > 1 {
+            let values = maps(self.inputs, self.formulas);
+            self.of.iter().zip(values).for_each(|(incoming, values)| incoming.set(values));
         }
-        rest = &mut rest[count..];
     }
 }
 
-/// The formulas' values from one pass, where it binds all that they read.
-fn values_of(grads: &[&mut Grad]) -> Option<Vec<Tensor>> {
-    let (mut inputs, mut formulas) = (Vec::new(), Vec::new());
-    for grad in grads {
-        let (places, joined) = places(&inputs, grad);
-        formulas.push(grad.formula.renumbered(&places));
-        inputs = joined;
+/// Computes formulas of one shape, neighbours in one pass as far as it binds what they read and give.
+fn compute_together(all: &[Incoming]) {
+    let mut pass = Together::default();
+    for incoming in all {
+        let Some(grad) = incoming.formula().filter(|grad| !grad.formula.is_input()) else { continue };
+        let (mut places, mut inputs) = places(&pass.inputs, grad);
+        let operations = pass.formulas.iter().chain([&grad.formula]).map(Expr::size).sum::<u32>();
+        if !fits_a_pass(&inputs, pass.of.len() + 1, operations as usize) {
+            std::mem::take(&mut pass).compute();
+            (places, inputs) = self::places(&[], grad);
+        }
+        pass.of.push(incoming);
+        pass.formulas.push(grad.formula.renumbered(&places));
+        pass.inputs = inputs;
     }
-    maps(inputs, &formulas)
+    pass.compute();
 }
 
 /// The terms' sum, in their order.

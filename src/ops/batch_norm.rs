@@ -1,5 +1,5 @@
 //! Batch norm (Ioffe and Szegedy 2015): channels taken to mean 0 and variance 1 over the rows of a batch, then to a weight
-//! and a bias of each channel; two kernels forward and two back, and a pointwise pass each way.
+//! and a bias of each channel. Each way a kernel for each part of the rows, one that joins what they sum, and a pointwise pass.
 
 use super::codegen::{Lane, fill};
 use super::map::map;
@@ -111,7 +111,7 @@ impl Walk {
             team => (rows.div_ceil(team.size()), LEAST_IN_TEAM),
         };
         let wanted = enough(gpu).div_ceil(columns * self.team.size()).min(MOST_CHUNKS);
-        wanted.min(own.div_ceil(least)).max((LOOPS * own).div_ceil(MAX_LOOP - FOLDS))
+        wanted.min(own.div_ceil(least)).max(own.div_ceil((MAX_LOOP - FOLDS) / LOOPS))
     }
 
     fn source(&self, kernel: Kernel) -> String {
@@ -310,7 +310,7 @@ impl Pullback for Normalised {
 
     fn grad(&self, back: &Back) -> Vec<Option<Grad>> {
         let (parts, channels) = (self.x.len(), back.shape(self.x.len()));
-        let g: Vec<&Tensor> = back.gs().collect();
+        let g: Vec<&Tensor> = (0..parts).map(|i| back.g_of(i)).collect();
         let all: Vec<&Tensor> = self.x.iter().chain(g.iter().copied()).chain([&self.statistics]).collect();
         let sums = compute(BatchNormGrad { parts }, &all);
         let part = |i: usize| {
@@ -377,7 +377,7 @@ impl Op for BatchNormGrad {
             }
         }
         for c in 0..channels {
-            let n = about(COUNT, c).max(TINY);
+            let n = about(COUNT, c).max(1.0);
             y.data[SLOPE * channels + c] = y.data[c] * about(INVERSE, c) / n;
             y.data[SHIFT * channels + c] = y.data[channels + c] / n;
         }
@@ -438,6 +438,7 @@ pub(super) fn cases() -> Vec<Case> {
         parts("parts with some rows masked", [300, 70], 12),
         parts("parts with some rows masked, odd", [7, 90], 3),
         parts("parts, one of them empty", [0, 33], 8),
+        of("more rows than a chunk's loop holds in two", 21_833, 4),
         parts("parts with all rows masked", [9, 5], 8).with(2, Values::Whole(1)).with(3, Values::Whole(1)),
         moved("running statistics", 300, 2),
         moved("running statistics of one row", 1, 2),

@@ -403,7 +403,8 @@ fn clipped(x: &[Tensor], words: WordAxis) -> Tensor {
 /// Queries that attend as [`clipped`] does and are moved; the last of four inputs as its second.
 fn moved(x: &[Tensor], over: QueryNorm, words: WordAxis) -> Tensor {
     let how = CrossAttention { leaky: Some(0.1), over, scale: 4.0, words };
-    how.modulate(&x[0], &x[1], &x[2], x.get(3).map(|n| n.map(|n| n + 1.0)).as_ref())
+    let lens = x.get(3).map(|n| n.map(|n| n + 1.0)).filter(|_| how.heeds_lens());
+    how.modulate_at_once(&[&x[0], &x[1], &x[2]].into_iter().chain(&lens).collect::<Vec<_>>())
 }
 
 pub(super) fn cases() -> Vec<Case> {

@@ -43,7 +43,12 @@ impl Tensor {
         seed: u64,
     ) -> Self {
         assert_eq!(self.shape(), residual.shape(), "dropout_add_layer_norm");
-        let (places, total) = places(&self.device(), [self.len(); 2]);
+        // The sum outlives the kernel for the gradient alone: else the norm takes its place.
+        let tracked = [self, residual, w, b].iter().any(|x| x.is_tracked());
+        let (places, total) = match tracked {
+            true => places(&self.device(), [self.len(); 2]),
+            false => (vec![0; 2], self.len()),
+        };
         let sum = Sum { dropout: Dropout::new(rate, seed), place: places[1], total };
         let parts = |all: &Self| vec![all.section(places[1], self.shape()), all.section(0, self.shape())];
         split_with(LayerNorm { eps, sum: Some(sum) }, &[self, w, b, residual], parts).swap_remove(1)

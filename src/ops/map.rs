@@ -107,25 +107,31 @@ fn map_program(x: Vec<Viewed>, program: Program) -> Tensor {
     apply(Map { program, views }, &tensors.iter().collect::<Vec<_>>())
 }
 
-/// Formulas over untracked tensors viewed as one shape, in one pass; `None` where that binds too much.
-pub(super) fn maps(x: Vec<Viewed>, formulas: &[Expr]) -> Option<Vec<Tensor>> {
+/// Formulas over untracked tensors viewed as one shape, in one pass; as many as [`fits_a_pass`] allows.
+pub(super) fn maps(x: Vec<Viewed>, formulas: Vec<Expr>) -> Vec<Tensor> {
     let (shape, x) = broadcast_all(x);
-    let programs: Vec<Program> = formulas.iter().cloned().map(Program::new).collect();
-    if let Device::Gpu(gpu) = x[0].tensor.device() {
-        let buffers: Vec<&Buf> = x.iter().filter_map(|v| v.tensor.buf()).collect();
-        let read = |v: &Viewed| {
-            2 + (0..shape.rank()).map(|k| 1 + 2 * usize::from(v.view.is_padded(k))).sum::<usize>()
-        };
-        let constants: usize = programs.iter().map(|p| p.constants().len()).sum();
-        let words = 1 + shape.rank() + x.iter().map(read).sum::<usize>() + constants;
-        let bound = distinct(&buffers).0.len() < gpu.facts().buffers && words <= PARAM_WORDS;
-        if !bound || !shape.len().is_multiple_of(alignment(&gpu)) {
-            return None;
-        }
-    }
-    let views = x.iter().map(|v| v.view.clone()).collect();
-    let all = compute(Maps { programs, views }, &x.iter().map(|v| &v.tensor).collect::<Vec<_>>());
-    Some((0..formulas.len()).map(|i| all.section(i * shape.len(), shape)).collect())
+    let count = formulas.len();
+    let programs = formulas.into_iter().map(Program::new).collect();
+    let (tensors, views): (Vec<Tensor>, Vec<View>) = x.into_iter().map(|v| (v.tensor, v.view)).unzip();
+    let all = compute(Maps { programs, views }, &tensors.iter().collect::<Vec<_>>());
+    (0..count).map(|i| all.section(i * shape.len(), shape)).collect()
+}
+
+/// Whether one pass binds these inputs, all of one shape, and so many results of so many operations together.
+pub(super) fn fits_a_pass(x: &[Viewed], results: usize, operations: usize) -> bool {
+    let shape = x[0].shape();
+    let Device::Gpu(gpu) = x[0].tensor.device() else { return x.iter().all(|v| v.shape() == shape) };
+    let buffers: Vec<&Buf> = x.iter().filter_map(|v| v.tensor.buf()).collect();
+    let axis = |v: &Viewed, k: usize| 1 + 2 * usize::from(v.view.is_padded(k));
+    let input = |v: &Viewed| 2 + (0..shape.rank()).map(|k| axis(v, k)).sum::<usize>();
+    // An operation brings a constant at most.
+    let words = 1 + shape.rank() + x.iter().map(input).sum::<usize>() + operations;
+    let facts = gpu.facts();
+    x.iter().all(|v| v.shape() == shape)
+        && distinct(&buffers).0.len() < facts.buffers
+        && words <= PARAM_WORDS
+        && (4 * results * shape.len()) as u64 <= facts.max_binding.min(facts.max_buffer)
+        && shape.len().is_multiple_of(alignment(&gpu))
 }
 
 /// The pointwise op. All views have the output's shape.
@@ -417,7 +423,7 @@ pub(super) fn cases() -> Vec<Case> {
         let views = vec![x[0].view(), x[1].view().pad(1, 4, 12), x[2].view()];
         let read = [0, 1, 2].map(Expr::input);
         let formulas = [&read[0] * &read[2] + 0.5, read[1].tanh(), &read[0] * 3.0 - &read[1] * &read[2]];
-        let y = maps(views, &formulas).expect("its places can be bound");
+        let y = maps(views, formulas.to_vec());
         y[0].map3(&y[1], &y[2], |a, b, c| a + b * c)
     };
     vec![

@@ -20,6 +20,7 @@ use crate::tensor::{Back, Cost, Expr, Grad, Keep, Op, Program, Pullback, Tensor,
 pub(super) use cases::cases;
 pub use linears::Linears;
 use mlp::Hidden;
+pub(crate) use mlp::gelu_is_apart;
 use tile::{SizeClass, plan};
 #[cfg(test)]
 pub(super) use tile::{variants, with_each_form};

@@ -39,6 +39,7 @@ pub use cosines::{cosines, mean_cosines};
 pub use cross_attention::{CrossAttention, QueryNorm, WordAxis, modulated};
 pub use gru::gru;
 pub use map::{add, concat, map, materialize};
+pub(crate) use matmul::gelu_is_apart;
 pub use matmul::{Act, Linears};
 pub(crate) use pack::places;
 pub use pack::{lay_out, pack, unpack};

@@ -161,13 +161,13 @@ pub(super) fn cases() -> Vec<Case> {
         let paths = x[4].paths(1.5);
         let y = route_means([&x[0], &x[1], &x[2], &x[3]], &paths.weights, &paths.shares);
         let mixed = map(y.iter().map(Tensor::view).collect(), |y| &y[0] + y[1].tanh() * &y[2] - &y[3] * 2.0);
-        add(&mixed, &paths.p.map(|p| p * p).sum(-1).sum(-1).reshape([3, 5, 1]))
+        add(&mixed, &paths.p.map(|p| p * p).sum(-1).sum(-1).reshape([3, 5, 1, 1]))
     };
     let last: fn(&[Tensor]) -> Tensor = |x| {
         let paths = x[4].last_paths(0.4);
         let passed = route([&x[3], &x[2], &x[1], &x[0]], &paths.weights);
         let mixed = route_shares([&x[0], &x[1], &x[2], &x[3]], &paths.shares, &passed);
-        add(&mixed, &paths.p.map(|p| p * p).sum(-1).reshape([3, 5, 1]))
+        add(&mixed, &paths.p.map(|p| p * p).sum(-1).reshape([3, 5, 1, 1]))
     };
     let pair: &[usize] = &[3, 5, 7, 8];
     let of = |outputs: usize| Shape::new(&[4, 3, 5, outputs]);

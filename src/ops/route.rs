@@ -24,7 +24,7 @@ const WORKGROUP: usize = 64;
 pub fn route(cells: [&Tensor; 4], weights: &Tensor) -> Tensor {
     assert!(!weights.is_tracked(), "route: its weights take no gradient");
     let [a, b, c, d] = cells;
-    split_with(Route::One, &[a, b, c, d, weights], |y| vec![y.select(0)]).remove(0)
+    split_with(Route::One, &[a, b, c, d, weights], |y| vec![y.reshape(mixed(cells, weights))]).remove(0)
 }
 
 /// A mixture as in [`route`] of `max(cell, 0)` and three others, added to `rest [outer, inner, ..]`, where `shares [.., 1,
@@ -34,7 +34,7 @@ pub fn route(cells: [&Tensor; 4], weights: &Tensor) -> Tensor {
 #[track_caller]
 pub fn route_shares(cells: [&Tensor; 4], shares: &Tensor, rest: &Tensor) -> Tensor {
     let [a, b, c, d] = cells;
-    split_with(Route::Rest, &[a, b, c, d, shares, rest], |y| vec![y.select(0)]).remove(0)
+    split_with(Route::Rest, &[a, b, c, d, shares, rest], |y| vec![y.reshape(mixed(cells, shares))]).remove(0)
 }
 
 /// Four mixtures as in [`route`] of `max(cell, 0)` and three others, by `weights [.., 4, 4]`, a row a mixture. Their
@@ -45,7 +45,15 @@ pub fn route_shares(cells: [&Tensor; 4], shares: &Tensor, rest: &Tensor) -> Tens
 pub fn route_means(cells: [&Tensor; 4], weights: &Tensor, shares: &Tensor) -> Vec<Tensor> {
     assert!(!weights.is_tracked(), "route: its weights take no gradient");
     let [a, b, c, d] = cells;
-    split_with(Route::Means, &[a, b, c, d, weights, shares], |y| (0..4).map(|i| y.select(i)).collect())
+    let mixtures = |y: &Tensor| (0..4).map(|i| y.select(i).reshape(mixed(cells, weights))).collect();
+    split_with(Route::Means, &[a, b, c, d, weights, shares], mixtures)
+}
+
+/// The shape of a mixture.
+fn mixed(cells: [&Tensor; 4], weights: &Tensor) -> Shape {
+    let shapes: Vec<Shape> = cells.iter().chain([&weights]).map(|x| x.shape()).collect();
+    let pairs = Pairs::of(&shapes);
+    shapes[0].with(0, pairs.outer).with(1, pairs.inner)
 }
 
 /// What is mixed, of four cells and their weights.

@@ -115,6 +115,16 @@ impl Incoming {
         Self { grad, values: OnceCell::new(), compute: Box::new(compute) }
     }
 
+    /// The formula, while its values are not computed.
+    pub(crate) fn formula(&self) -> Option<&Grad> {
+        self.grad.as_ref().filter(|_| self.values.get().is_none())
+    }
+
+    /// Takes the formula's values, computed elsewhere.
+    pub(crate) fn set(&self, values: Tensor) {
+        let _ = self.values.set(values);
+    }
+
     fn values(&self) -> &Tensor {
         self.values.get_or_init(|| (self.compute)(self.grad.as_ref()))
     }
@@ -131,6 +141,8 @@ pub struct Back {
     shapes: Vec<Shape>,
     needs: Vec<bool>,
     g: Vec<Incoming>,
+    /// Computes several of these in fewer passes.
+    together: fn(&[Incoming]),
     so_far: Vec<Option<Tensor>>,
     /// Bit `i` is set once the gradient of input `i` is to include what there was of it.
     included: Cell<u32>,
@@ -143,9 +155,10 @@ impl Back {
         shapes: Vec<Shape>,
         needs: Vec<bool>,
         g: Vec<Incoming>,
+        together: fn(&[Incoming]),
         so_far: Vec<Option<Tensor>>,
     ) -> Self {
-        Self { x, y, shapes, needs, g, so_far, included: Cell::new(0) }
+        Self { x, y, shapes, needs, g, together, so_far, included: Cell::new(0) }
     }
 
     /// A kept input.
@@ -181,8 +194,9 @@ impl Back {
         self.formula(usize::from(plain))
     }
 
-    /// The gradients of all outputs of an op applied with [`split_with`].
+    /// The gradients of all outputs of an op applied with [`split_with`], in as few passes as they take.
     pub fn gs(&self) -> impl Iterator<Item = &Tensor> {
+        (self.together)(&self.g);
         self.g.iter().map(Incoming::values)
     }
 

@@ -30,11 +30,10 @@ impl CrossAttention {
         if all.iter().any(|t| t.is_tracked()) {
             return stored();
         }
-        let op = Modulate(self.clone());
-        let Some(gpu) = x.device().gpu().cloned() else { return compute(op, &all) };
+        let Some(gpu) = x.device().gpu().cloned() else { return self.in_one_kernel(&all) };
         let shapes: Vec<Shape> = all.iter().map(|t| t.shape()).collect();
         let Some(plan) = Plan::of(self, &gpu, &shapes) else { return stored() };
-        let run = |way: usize| if way == 0 { compute(op.clone(), &all) } else { stored() };
+        let run = |way: usize| if way == 0 { self.in_one_kernel(&all) } else { stored() };
         let y = Modulate::result(&shapes);
         let sizes = [y[0] * y[1], y[2], context.shape()[2], y[3]].map(|n| 1_usize << n.max(1).ilog2());
         let mut hash = DefaultHasher::new();
@@ -46,6 +45,22 @@ impl CrossAttention {
         };
         let ways = Ways { key: hash.finish(), names: &names, planned: &[0, 1] };
         run(gpu.choose(&ways, &mut |way| drop(run(way))))
+    }
+
+    /// The same of queries, context, what it is mapped to and perhaps lengths, where the kernel fits them.
+    fn in_one_kernel(&self, x: &[&Tensor]) -> Tensor {
+        compute(Modulate(self.clone()), x)
+    }
+
+    /// The same, in the kernel wherever it fits, whatever is faster.
+    #[track_caller]
+    pub(super) fn modulate_at_once(&self, x: &[&Tensor]) -> Tensor {
+        let shapes: Vec<Shape> = x.iter().map(|t| t.shape()).collect();
+        let fits = x[0].device().gpu().is_none_or(|gpu| Plan::of(self, gpu, &shapes).is_some());
+        match fits && x.iter().all(|t| !t.is_tracked()) {
+            true => self.in_one_kernel(x),
+            false => self.modulate(x[0], x[1], x[2], x.get(3).copied()),
+        }
     }
 }
 
@@ -84,7 +99,8 @@ impl Op for Modulate {
         let (y, context) = (Self::result(x), x[1]);
         let repeats = |s: Shape| (0..2).all(|i| s[i] == 1 || s[i] == y[i]);
         let agree = context[3] == y[3] && x[2] == context.with(3, 2 * y[3]);
-        assert!(agree && repeats(x[0]) && repeats(context), "modulate: {x:?}");
+        let lens = x.get(3).is_none_or(|lens| lens.dims() == [y[1]]);
+        assert!(agree && repeats(x[0]) && repeats(context) && lens, "modulate: {x:?}");
         y
     }
 

@@ -4,7 +4,7 @@ use super::{Act, Epilogue, MatMul};
 use crate::gpu::Style;
 use crate::ops::pack::places;
 use crate::shape::Shape;
-use crate::tensor::{Expr, Tensor, apply, split_with};
+use crate::tensor::{Device, Expr, Tensor, apply, split_with};
 
 /// The activation whose output an operand is, and which leaves its derivative to the gradient of that operand.
 #[derive(Clone, Debug)]
@@ -12,6 +12,12 @@ pub(super) enum Hidden {
     Relu,
     /// Of these values.
     Gelu(Tensor),
+}
+
+/// Whether a GELU between maps is a pass of its own, not part of a product that stores it and what it is of in one tensor:
+/// a software driver compiles each further product for half a second, and a pass over memory costs it little.
+pub(crate) fn gelu_is_apart(device: &Device) -> bool {
+    device.gpu().is_some_and(|gpu| gpu.style() != Style::Workgroup)
 }
 
 impl Tensor {
@@ -50,11 +56,9 @@ impl MatMul {
     #[track_caller]
     fn hide(self, x: &[&Tensor]) -> (Tensor, Option<Hidden>) {
         let op = Self { act_grad_by_consumer: true, ..self };
-        // A software driver compiles each further product for half a second, and a pass over memory costs it little.
-        let apart = x[0].device().gpu().is_some_and(|gpu| gpu.style() != Style::Workgroup);
         match op.act {
             Act::Relu => (apply(op, x), Some(Hidden::Relu)),
-            Act::Gelu if apart => {
+            Act::Gelu if gelu_is_apart(&x[0].device()) => {
                 let op = Self { act: Act::None, act_grad_by_consumer: false, ..op };
                 (apply(op, x).map(Expr::gelu), None)
             }

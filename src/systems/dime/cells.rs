@@ -52,7 +52,7 @@ fn recomputed(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides, cell: Cell)
         Guides { global: guides.global.detach(), context: guides.context.detach(), ..guides.clone() };
     recompute(&inputs, move |x| {
         let params: Params = names.iter().cloned().zip(x[3..].iter().cloned()).collect();
-        let pass = Pass::evaluation(params.root());
+        let pass = Pass::evaluation(params.root()).computed(Form::Recomputed, usize::MAX);
         let run = Run { config: &config, pass: &pass };
         let guides = Guides { global: x[1].clone(), context: x[2].clone(), ..guides.clone() };
         cell(&run, &pass.scope, &x[0], &guides)
@@ -154,7 +154,8 @@ fn cross_modal(run: &Run, scope: &Scope, x: &Tensor, guides: &Guides) -> Tensor 
             let shift = linear(&refine.sub("fc_shift"), &attended, Act::None);
             x.map3(&scale, &shift, |x, a, b| x * a + b)
         }
-        _ if softmax => modulated(x, &weights(), &mapped()),
+        // What is recomputed takes the same kernels, tracked or not.
+        _ if softmax || run.pass.form == Form::Recomputed => modulated(x, &weights(), &mapped()),
         _ => how.modulate(x, &guides.context, &mapped(), lens),
     };
     feed_forward(run, &refine.sub("fc_1"), &refine.sub("fc_2"), &moved, x)

@@ -92,7 +92,6 @@ fn dense(run: &Run, module: &Scope, layer: usize, x: [&Tensor; 4], guides: &Guid
     let (e, routers) = cells(run, module, layer, x, guides);
     let Paths { p, shares, weights } = routers.paths(GATE);
     let outputs = route_means([&e[0], &e[1], &e[2], &e[3]], &weights, &shares);
-    let outputs: Vec<Tensor> = outputs.iter().map(|y| y.reshape(e[3].shape())).collect();
     run.pass.tap(&format!("path_l{layer}"), &p);
     for (i, y) in outputs.iter().enumerate() {
         run.pass.tap(&format!("aggr_l{layer}.{i}"), y);
@@ -106,7 +105,7 @@ fn last(run: &Run, module: &Scope, x: [&Tensor; 4], guides: &Guides) -> (Tensor,
     let (e, routers) = cells(run, module, 2, x, guides);
     let Paths { p, shares, weights } = routers.last_paths(GATE / 4.0);
     let passed = route(x, &weights);
-    let output = route_shares([&e[0], &e[1], &e[2], &e[3]], &shares, &passed).reshape(e[3].shape());
+    let output = route_shares([&e[0], &e[1], &e[2], &e[3]], &shares, &passed);
     run.pass.tap("path_l2", &p);
     run.pass.tap("aggr_l2", &output);
     (output, p)
