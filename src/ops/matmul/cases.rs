@@ -47,7 +47,7 @@ pub(in crate::ops) fn cases() -> Vec<Case> {
         ),
         case(
             "matmul",
-            "a long map around which its input goes",
+            "two maps, of long sums, around which their input goes",
             &[&[33, 20], &[600, 20], &[600], &[20, 600], &[20]],
             sums(600),
             |x| x[0].linear(&x[1], Some(&x[2]), Act::None).linear_plus(&x[3], &x[4], &x[0]),
