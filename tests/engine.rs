@@ -12,7 +12,7 @@ use crossweave::gpu::{Choices, Class, Gpu, Grid, Kernel, Launch, MAX_LOOP, Optio
 use crossweave::host::Rng;
 use crossweave::ops::registry::cases;
 use crossweave::ops::{
-    Act, AdamState, AdamStep, CrossAttention, Expr, QueryNorm, WordAxis, adam, map, materialize,
+    Act, AdamState, AdamStep, CrossAttention, Expr, QueryNorm, WordAxis, adam, lay_out, map, materialize,
     sum_of_squares, write,
 };
 use crossweave::tensor::{Device, Tape, Tensor};
@@ -176,6 +176,33 @@ fn writing_is_seen_by_clones_and_not_by_what_was_recorded_before() {
             assert_eq!(values(t), [1.0, 2.0, 7.0, 8.0, 9.0, 6.0]);
         }
         assert_eq!(values(&before), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    }
+}
+
+#[test]
+fn sums_that_wait_are_taken_once_and_outlive_a_fault() {
+    // How many cores there are decides nothing in this style.
+    for gpu in gpus(&Options { style: Some(Style::Workgroup), ..Options::default() }) {
+        let device = Device::Gpu(gpu.clone());
+        let [a, b] = [32, 32].map(|n| device.full([16_000, n], 0.5));
+        // So long a product of so few values is computed in parts.
+        let product = a.matmul(&b, true, false);
+        gpu.flush().expect("the device works");
+        gpu.refuse(Error::of(Kind::OutOfMemory, "between"));
+        assert_eq!(product.to_vec().expect_err("between").kind(), Kind::OutOfMemory);
+        assert_eq!(values(&product), [4000.0; 32 * 32]);
+
+        let other = a.matmul(&b, true, false);
+        let waiting = a.matmul(&b, true, false);
+        let before = gpu.stats().dispatches;
+        assert_eq!(values(&waiting), [4000.0; 32 * 32]);
+        assert_eq!(gpu.stats().dispatches, before + 1, "it is in parts");
+        let before = gpu.stats().dispatches;
+        let laid_out = lay_out(&device, &[(32 * 32, Some(&other)), (8, None), (32 * 32, Some(&product))]);
+        assert_eq!(gpu.stats().dispatches, before + 1);
+        let laid_out = values(&laid_out);
+        assert_eq!(laid_out.iter().filter(|v| **v == 4000.0).count(), 2 * 32 * 32);
+        assert_eq!(values(&other), [4000.0; 32 * 32]);
     }
 }
 

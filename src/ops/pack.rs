@@ -250,13 +250,13 @@ pub(super) fn cases() -> Vec<Case> {
     };
     let of_parts: fn(&[Tensor]) -> Tensor = |x| {
         let product = x[0].matmul(&x[1], true, false);
-        let y = lay_out(&product.device(), &[(96, Some(&product)), (9, Some(&x[2]))]);
-        let first = materialize(y.view().slice(0, 0, 96)).reshape([8, 12]);
+        let y = lay_out(&product.device(), &[(32 * 32, Some(&product)), (9, Some(&x[2]))]);
+        let first = materialize(y.view().slice(0, 0, 32 * 32)).reshape([32, 32]);
         // Once as laid out, once summed by itself, and what is between the two.
         first.map3(&product, &y.sum_all(), |y, x, sum| y * x + sum)
     };
     vec![
-        case("lay_out", "a product's parts", &[&[4000, 8], &[4000, 12], &[9]], sums(4000), of_parts)
+        case("lay_out", "a product's parts", &[&[16_000, 32], &[16_000, 32], &[9]], sums(16_000), of_parts)
             .untracked(),
         case("pack", "odd lengths", &[&[5, 7], &[3], &[64]], POINT, packed),
         case("lay_out", "one part missing", &[&[5, 7], &[64]], sums(100), laid_out).untracked(),
