@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::{ParamSpec, ParamValues, Params, Slab};
 use crate::error::Result;
-use crate::ops::{AdamState, AdamStep, adam, lay_out, sum_of_squares};
+use crate::ops::{AdamState, AdamStep, adam, lay_out, sum_of_squares, write_if_finite};
 use crate::tensor::Tensor;
 
 /// Takes up what a batch makes of the model's buffers (running statistics and counters), in place: one write, as they
@@ -24,8 +24,7 @@ pub fn take_buffers(params: &mut Params, buffers: &[(String, Tensor)], squares: 
         taken += count;
         // What the batch has not moved stays.
         let new = laid_out(slab, |name| Some(named(name).unwrap_or_else(|| params.named(name))));
-        let kept = slab.values.map3(&new, squares, |old, new, s| s.is_finite().select(new, old));
-        params.set_slab(i, &kept);
+        write_if_finite(&mut slab.values.clone(), &new, squares);
     }
     assert_eq!(taken, buffers.len(), "a buffer that is no parameter");
 }
@@ -89,8 +88,7 @@ impl Optimizer {
         for (i, has, g, step) in &moving {
             let slab = &params.slabs()[*i];
             let moments = self.0[*i].get_or_insert_with(|| Moments::new(slab));
-            let values = moments.step(slab, has, g, &squares, step);
-            params.set_slab(*i, &values);
+            moments.step(slab, has, g, &squares, step);
         }
         squares
     }
@@ -155,24 +153,17 @@ impl Moments {
         Self { m: zeros(), v: zeros(), steps: vec![0; slab.members.len()] }
     }
 
-    /// Steps the members that have a gradient: those as one that are contiguous and have taken as many steps. Returns
-    /// the slab's values, on a GPU in the same memory.
-    fn step(&mut self, slab: &Slab, has: &[bool], g: &Tensor, squares: &Tensor, step: &AdamStep) -> Tensor {
-        let mut values = slab.values.clone();
+    /// Steps the members that have a gradient, in place: those as one that are contiguous and have taken as many steps.
+    fn step(&mut self, slab: &Slab, has: &[bool], g: &Tensor, squares: &Tensor, step: &AdamStep) {
         for run in runs(has, &self.steps) {
-            let end = slab.members.get(run.end).map_or(values.len(), |m| m.start);
+            let end = slab.members.get(run.end).map_or(slab.values.len(), |m| m.start);
             let start = slab.members[run.start].start;
             let part = |t: &Tensor| t.section(start, [end - start].into());
-            let (w, m, v) = (part(&values), part(&self.m), part(&self.v));
+            let (w, m, v) = (part(&slab.values), part(&self.m), part(&self.v));
             let mut state = AdamState { w, m, v, steps: self.steps[run.start] };
             adam(&mut state, &part(g), squares, step);
             self.steps[run].fill(state.steps);
-            // On the host, where a slab is one parameter, nothing moves in place.
-            if end - start == values.len() {
-                (values, self.m, self.v) = (state.w, state.m, state.v);
-            }
         }
-        values
     }
 }
 

@@ -6,7 +6,6 @@ use std::rc::Rc;
 use super::slab::{ParamValues, Slab, Source};
 use crate::error::Result;
 use crate::host::Rng;
-use crate::ops::write;
 use crate::shape::Shape;
 use crate::tensor::{Device, Tape, Tensor};
 
@@ -213,18 +212,6 @@ impl Params {
     /// The slabs. Their order, and that of their members, is the same whenever a model is laid out on an adapter.
     pub fn slabs(&self) -> &[Slab] {
         &self.slabs
-    }
-
-    /// Takes up a slab's values, in place where it is on a GPU.
-    pub fn set_slab(&mut self, i: usize, values: &Tensor) {
-        let slab = &mut self.slabs[i].values;
-        if slab.buf().zip(values.buf()).is_some_and(|(a, b)| a.same(b)) {
-            return;
-        }
-        write(slab, 0, values);
-        if slab.buf().is_none() {
-            self.view(i);
-        }
     }
 
     fn view(&mut self, i: usize) {

@@ -47,7 +47,7 @@ pub struct Member {
 }
 
 /// Parameters of one group and role, contiguous but for zeros up to the device's alignment. On the host every parameter
-/// is a slab of its own, as nothing there is changed in place.
+/// is a slab of its own.
 #[derive(Clone, Debug)]
 pub struct Slab {
     /// The optimiser group.

@@ -81,7 +81,7 @@ impl Op for Stack {
 
     fn gpu(&self, gpu: &Gpu, x: &[&Buf], y: &Buf, _: &[Shape]) {
         for (i, part) in x.iter().enumerate() {
-            super::write::launch(gpu, y, i * part.len(), part);
+            super::write::launch(gpu, y, i * part.len(), part, None);
         }
     }
 

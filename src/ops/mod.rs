@@ -47,6 +47,6 @@ pub use paths::Paths;
 pub use recompute::recompute;
 pub use reduce::{scaled_sum_of, sum_of};
 pub use route::{route, route_means, route_shares};
-pub use write::write;
+pub use write::{write, write_if_finite};
 
 pub use crate::tensor::Expr;
