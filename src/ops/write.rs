@@ -23,7 +23,7 @@ pub fn write(y: &mut Tensor, place: usize, x: &Tensor) {
     }
 }
 
-/// Writes the values of `x` over all of `y`'s in place, as [`write`] does, unless `number`, of one value, is NaN or infinite.
+/// Writes the values of `x` over all of `y`'s in place, as [`write()`] does, unless `number`, of one value, is NaN or infinite.
 #[track_caller]
 pub fn write_if_finite(y: &mut Tensor, x: &Tensor, number: &Tensor) {
     assert!(x.len() == y.len() && number.len() == 1, "write_if_finite: {} into {}", x.shape(), y.shape());
