@@ -629,6 +629,24 @@ fn the_largest_tensor_that_fits_works() {
     }
 }
 
+/// What a GELU is taken of shares a tensor with it, unless that is more than the device binds.
+#[test]
+fn hidden_values_of_half_a_binding_and_more_have_gradients() {
+    for gpu in gpus(&Options { default_limits: true, style: Some(Style::Workgroup), ..Options::default() }) {
+        let (device, tape) = (Device::Gpu(gpu.clone()), Tape::new());
+        let (width, rows) = (1024, gpu.facts().max_binding as usize / 8192 + 1);
+        let [x, first, second] =
+            [(rows, 4), (width, 4), (4, width)].map(|(m, n)| tape.leaf(&device.full([m, n], 0.25)));
+        let [b1, b2] = [width, 4].map(|n| device.full([n], 0.0));
+        let y = x.mlp([&first, &b1], Act::Gelu, [&second, &b2], Act::None, None);
+        let grads = tape.backward(&y.sum_all());
+        let g = values(grads.of(&second).expect("it has a gradient"));
+        // Each weight's is the sum over the rows of gelu(4 / 16).
+        let want = 0.149_677 * rows as f32;
+        assert!(g.iter().all(|g| (g / want - 1.0).abs() < 1e-4), "{} for {want}", g[0]);
+    }
+}
+
 #[test]
 fn a_lost_device_is_an_error_at_every_flush() {
     for gpu in gpus(&Options::default()) {

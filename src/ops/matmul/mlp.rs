@@ -1,7 +1,7 @@
 //! Two linear maps with an activation between, whose derivative is taken on the way to the hidden values' gradient.
 
 use super::{Act, Epilogue, MatMul};
-use crate::gpu::Style;
+use crate::gpu::{Gpu, Style};
 use crate::ops::pack::places;
 use crate::shape::Shape;
 use crate::tensor::{Device, Expr, Tensor, apply, split_with};
@@ -56,16 +56,19 @@ impl MatMul {
     #[track_caller]
     fn hide(self, x: &[&Tensor]) -> (Tensor, Option<Hidden>) {
         let op = Self { act_grad_by_consumer: true, ..self };
+        let (device, is_tracked) = (x[0].device(), x.iter().any(|x| x.is_tracked()));
+        let (places, total) = places(&device, [op.shape.len(); 2]);
+        let binds = |gpu: &Gpu| 4 * total as u64 <= gpu.facts().max_binding;
+        let apart = gelu_is_apart(&device) || is_tracked && !device.gpu().is_none_or(binds);
         match op.act {
             Act::Relu => (apply(op, x), Some(Hidden::Relu)),
-            Act::Gelu if gelu_is_apart(&x[0].device()) => {
+            Act::Gelu if apart => {
                 let op = Self { act: Act::None, act_grad_by_consumer: false, ..op };
                 (apply(op, x).map(Expr::gelu), None)
             }
-            Act::Gelu if x.iter().all(|x| !x.is_tracked()) => (apply(op, x), None),
+            Act::Gelu if !is_tracked => (apply(op, x), None),
             Act::Gelu => {
                 let shape = op.shape;
-                let (places, total) = places(&x[0].device(), [shape.len(); 2]);
                 let op = Self { before: Some(places[1]), shape: Shape::new(&[total]), ..op };
                 let parts = |all: &Tensor| places.iter().map(|place| all.section(*place, shape)).collect();
                 let mut both = split_with(op, x, parts);
